@@ -1,0 +1,25 @@
+"""Base: one GPU; a few MFLOPs per example."""
+
+from kunlun_jax.config import RunConfig, TrainConfig
+from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.models.config import EventConfig, KunlunConfig
+from kunlun_jax.training.optimizer import OptimizerConfig
+
+CONFIG = TrainConfig(
+    loader=LoaderConfig(batch_size=1024, max_events=500, workers=2),
+    model=KunlunConfig(
+        dim=128,
+        layers=4,
+        embedding_dim=64,
+        summary_tokens=16,
+        event=EventConfig(dim=128, heads=4, tokens=16, seeds=64, layers=3, window=100, ffn_width=128, kron_rank=4),
+        experts=2,
+        fm_tokens=16,
+        linear_tokens=16,
+        fm_rank=16,
+        fm_hidden=(512,),
+        head_hidden=(256,),
+    ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.05),
+    run=RunConfig(log_every=50, checkpoint_every=1000),
+)

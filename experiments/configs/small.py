@@ -1,0 +1,26 @@
+"""Small: trains on the synthetic world in under three minutes on two CPU cores; what quickstart runs."""
+
+from kunlun_jax.config import RunConfig, TrainConfig
+from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.models.config import EventConfig, KunlunConfig
+from kunlun_jax.training.optimizer import OptimizerConfig
+
+CONFIG = TrainConfig(
+    loader=LoaderConfig(batch_size=256, max_events=200),
+    model=KunlunConfig(
+        dim=32,
+        layers=3,
+        embedding_dim=16,
+        summary_tokens=8,
+        event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
+        ffn_tau=32.0,
+        experts=2,
+        fm_tokens=4,
+        linear_tokens=4,
+        fm_rank=8,
+        fm_hidden=(128,),
+        head_hidden=(64,),
+    ),
+    optimizer=OptimizerConfig(learning_rate=3e-3, table_learning_rate=0.1),
+    run=RunConfig(log_every=20, checkpoint_every=200),
+)

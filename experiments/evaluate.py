@@ -1,0 +1,117 @@
+"""Evaluates a finished or interrupted run: ``python -m experiments.evaluate --run.dir DIR --split test``.
+
+Rebuilds data and model from the run directory, reads its newest checkpoint and prints the metrics of a split;
+``--predictions out.csv`` writes a row an example: the data set's key columns, the label and the prediction (a
+probability) of each task.
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from kunlun_jax.config import TrainConfig
+from kunlun_jax.serialization import from_json
+from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.training.evaluate import Predictions, metrics_of
+from kunlun_jax.training.loop import Run, prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArguments:
+    """Which run."""
+
+    dir: Path
+    """Run directory of experiments.train."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataArguments:
+    """Where the data is now, if not where the run found it."""
+
+    root: Path | None = None
+    """Folder of the data set; default: the one in config.json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the evaluation."""
+
+    run: RunArguments
+    """Which run."""
+    data: DataArguments = DataArguments()
+    """Where the data is."""
+    split: str = "test"
+    """Split to evaluate."""
+    predictions: Path | None = None
+    """CSV file to write a row per example to."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+def open_run(directory: Path, root: Path | None, progress: bool) -> Run:
+    """The run of a directory, on the data it was trained on.
+
+    Raises:
+      ValueError: no run there, or the data is not what it was trained on.
+    """
+    stored_path = directory / "config.json"
+    if not stored_path.exists():
+        raise ValueError(f"{stored_path}: no such file; --run.dir must name a run directory of experiments.train")
+    stored = json.loads(stored_path.read_text())
+    config = from_json(TrainConfig, stored["config"])
+    data = dataclasses.replace(config.data, root=root) if root is not None else config.data
+    run = prepare(dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, progress=progress)))
+    if run.dataset.fingerprint != stored["data"]["fingerprint"]:
+        raise ValueError(
+            f"{stored_path}: the run was trained on data {stored['data']['fingerprint']}, "
+            f"but the data there now is {run.dataset.fingerprint}"
+        )
+    return run
+
+
+def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
+    """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several)."""
+    tasks = run.dataset.schema.tasks
+    keys = run.dataset.source.keys(predictions.row)
+    probability = 1.0 / (1.0 + np.exp(-predictions.logits.astype(np.float64)))
+    suffixes = [f"_{task}" for task in tasks] if len(tasks) > 1 else [""]
+    columns = {f"key_{name}" if name in ("label", "prediction") else name: values for name, values in keys.items()}
+    for index, suffix in enumerate(suffixes):
+        columns[f"label{suffix}"] = predictions.labels[:, index]
+        columns[f"prediction{suffix}"] = probability[:, index]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, evaluates, prints and writes; returns the exit code."""
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
+    try:
+        run = open_run(args.run.dir, args.data.root, args.progress)
+        checkpoints = Checkpoints(args.run.dir / "checkpoints")
+        step = checkpoints.latest()
+        if step is None:
+            raise ValueError(f"{args.run.dir / 'checkpoints'} holds no finished checkpoint; train first")
+        state, _ = checkpoints.restore(step, run.trainer.abstract_state())
+        predictions = run.predict(state, args.split)
+    except (ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    metrics = {"split": args.split, "step": step, **metrics_of(run.dataset, predictions), **predictions.counts.flat()}
+    print(json.dumps(metrics, indent=2))
+    if args.predictions is not None:
+        write_predictions(args.predictions, run, predictions)
+        print(f"{len(predictions.row):,} predictions in {args.predictions}", file=sys.stderr)
+    checkpoints.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

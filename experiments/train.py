@@ -1,0 +1,77 @@
+"""Trains Kunlun: ``python -m experiments.train PRESET [--data.root FOLDER] [flags]``.
+
+Presets: small, base, large, kuairand (``experiments/configs``); ``python -m experiments.train small --help`` lists
+every flag with its unit and default. Without --data.root it trains on the synthetic world.
+
+    python -m experiments.train small                                    2-3 minutes on two CPU cores
+    python -m experiments.train kuairand --data.root KuaiRand-Pure       results in LOG.md
+
+The run directory (runs/PRESET-DATASET-seedSEED unless --run.dir names one) holds config.json, env.json, metrics.jsonl,
+checkpoints/, result.json and learning_curve.png. A run that was cut off goes on with the same command.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.configs import PRESETS
+from kunlun_jax.config import TrainConfig
+from kunlun_jax.data.open import open_dataset
+from kunlun_jax.flops import summary
+from kunlun_jax.training.loop import prepare, train
+
+
+def run_path(preset: str, config: TrainConfig, dataset_name: str) -> Path:
+    """The run directory: --run.dir, or a name made of preset, data set and seed."""
+    return config.run.dir or Path("runs") / f"{preset}-{dataset_name}-seed{config.run.seed}"
+
+
+def report(result: dict[str, Any], path: Path) -> str:
+    """The end of a run, for a person."""
+    lines = []
+    for split, values in result["splits"].items():
+        for task in sorted({name.rpartition("/")[0] for name in values if name.endswith("ne")}):
+            prefix = f"{task}/" if task else ""
+            floor = f" (floor of the data {values['floor']:.4f})" if "floor" in values and task in ("", "click") else ""
+            numbers = [f"NE {values[prefix + 'ne']:.4f}{floor}"]
+            for name, label in (("auc", "AUC"), ("gauc", "gAUC"), ("logloss", "LogLoss"), ("calibration", "calibration")):
+                value = values.get(prefix + name)
+                numbers.append(f"{label} {value:.4f}" if value is not None else f"{label} undefined")
+            lines.append(f"{split:>12} {task}: " + ", ".join(numbers))
+    lines += [
+        f"{result['steps']:,} steps at {result['examples_per_second']:,.0f} examples/s (median)",
+        f"{result['parameters']:,} parameters, {result['flops_per_example']:,.0f} forward FLOPs per example "
+        f"({result['training_flops_per_example']:,.0f} in training)",
+        f"run directory   {path}",
+        f"learning curve  {path / 'learning_curve.png'}",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, trains, prints the result; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("pallas_kernels").setLevel(logging.INFO)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="experiments.train", description=__doc__)
+    preset = next(argument for argument in arguments if argument in PRESETS)
+    try:
+        dataset = open_dataset(config.data)
+        path = run_path(preset, config, dataset.schema.name)
+        print(summary(prepare(config, dataset).parts), flush=True)
+        result = train(config, path, dataset=dataset)
+    except (ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if "stopped" in result:
+        print(f"{result['signal']}: saved step {result['stopped']} of {result['steps']}; the same command goes on there")
+        return 0
+    print(report(result, path))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

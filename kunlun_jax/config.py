@@ -1,0 +1,61 @@
+"""`TrainConfig`: the tree of frozen dataclasses that determines a run. Presets are files in ``experiments/configs``."""
+
+import dataclasses
+from pathlib import Path
+
+from kunlun_jax.data.open import DataConfig
+from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.models.config import KunlunConfig
+from kunlun_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Length and bookkeeping of a run."""
+
+    dir: Path | None = None
+    """Run directory; default runs/PRESET-DATASET-seedSEED. The same command continues a run that was cut off."""
+    seed: int = 0
+    """Of parameters, dropout and, if the loader shuffles, the order of rows."""
+    epochs: int = 1
+    """Passes over the training split (r: one)."""
+    max_steps: int = 0
+    """Stops after this many steps; 0 runs all epochs."""
+    log_every: int = 20
+    """Steps between training lines in metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations on the validation split; 0 evaluates at the end only."""
+    eval_splits: tuple[str, ...] = ("valid", "test")
+    """Splits to evaluate at the end; the first is also what eval_every uses."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one is also written at the end and on SIGTERM."""
+    tensorboard: bool = False
+    """Also write TensorBoard files to the run directory; needs the extra "tensorboard"."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self):
+        for name in ("epochs", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_steps", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.eval_splits:
+            raise ValueError("run.eval_splits is empty; name at least one split")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run."""
+
+    data: DataConfig = DataConfig()
+    """The data set."""
+    loader: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
+    """From rows to batches."""
+    model: KunlunConfig = dataclasses.field(default_factory=KunlunConfig)
+    """The model."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Learning rates."""
+    run: RunConfig = RunConfig()
+    """Length and bookkeeping."""

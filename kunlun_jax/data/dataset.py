@@ -1,0 +1,104 @@
+"""`Rows`, `Source` and `Dataset`: what every data set offers to the pipeline, on the host, still jagged."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from kunlun_jax.data.schema import Schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Lists of many rows in one array: row ``i`` owns ``values[splits[i]:splits[i + 1]]``."""
+
+    values: np.ndarray  # int64 [items]
+    splits: np.ndarray  # int64 [rows + 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class EventRows:
+    """Histories of many rows for one event type, oldest event first, each strictly before its row's request."""
+
+    ids: np.ndarray  # int64 [items, categorical fields], as in the data, not yet mapped to table rows
+    dense: np.ndarray  # float32 [items, dense fields]
+    time_ms: np.ndarray  # int64 [items], milliseconds since the epoch
+    splits: np.ndarray  # int64 [rows + 1]
+    available: np.ndarray  # int64 [rows], events there were before the cut to the newest `max_events`
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Examples as a source hands them out: raw ids, columns in schema order."""
+
+    row: np.ndarray  # int64 [rows], number of the example in the data set
+    categorical: np.ndarray  # int64 [rows, features]
+    multi_valued: dict[str, Ragged]
+    dense: np.ndarray  # float32 [rows, features]
+    events: dict[str, EventRows]
+    labels: np.ndarray  # float32 [rows, tasks]
+    weights: np.ndarray  # float32 [rows]
+    request_time_ms: np.ndarray  # int64 [rows]
+
+
+class Source(Protocol):
+    """Random access to the examples of a data set.
+
+    Picklable and cheap to pickle: Grain sends it to its workers, where files are opened on first use. The answer to a
+    call depends on the arguments alone, never on calls before it.
+    """
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: np.ndarray, max_events: Mapping[str, int]) -> Rows:
+        """The examples `index` (int64, any order), histories cut to the newest ``max_events[type]`` events."""
+        ...
+
+    def history_lengths(self, index: np.ndarray, event: str) -> np.ndarray:
+        """Events of type `event` before each request, uncut, int64."""
+        ...
+
+    def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The schema's key columns of the examples `index`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A source, its splits, and what metrics need to know of it.
+
+    Attributes:
+      source: the examples; a split's rows are in order of request time.
+      splits: name -> range of row numbers; always "train", mostly "valid" and "test".
+      p_train: click rate of the training split per task, which fixes the denominator of NE.
+      fingerprint: changes whenever a row could differ; a run refuses to continue on other data.
+    """
+
+    source: Source
+    splits: dict[str, range]
+    p_train: tuple[float, ...]
+    fingerprint: str
+
+    @property
+    def schema(self) -> Schema:
+        """Schema of the source."""
+        return self.source.schema
+
+    def split(self, name: str) -> range:
+        """Row numbers of a split; a KeyError names the ones there are."""
+        if name not in self.splits:
+            raise KeyError(f"no split {name!r} in data set {self.schema.name!r}; it has {sorted(self.splits)}")
+        return self.splits[name]
+
+
+def gather_ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the concatenation of ``starts[i]:stops[i]``, and its splits; both int64, no Python loop."""
+    lengths = stops - starts
+    splits = np.zeros(len(starts) + 1, np.int64)
+    np.cumsum(lengths, out=splits[1:])
+    index = np.arange(splits[-1], dtype=np.int64) + np.repeat(starts - splits[:-1], lengths)
+    return index, splits

@@ -1,0 +1,418 @@
+"""`make_loader`: batches of a split in a fixed order, packed ahead of the training step by Grain.
+
+Batch ``k`` is a function of the data, the seed and ``k`` alone. So the order does not depend on the number of
+processes or workers, and the state of a loader is the number of the next batch: small, exact whatever is prefetched,
+and valid for any number of workers.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from kunlun_jax.batch import Batch
+from kunlun_jax.data.dataset import Dataset, Source
+from kunlun_jax.data.pack import Counts, capacity_names, pack
+from kunlun_jax.data.schema import Schema
+from pallas_kernels.jagged import aligned
+
+logger = logging.getLogger(__name__)
+
+CAPACITY_MULTIPLE = 128  # rows; tiles of the kernels divide it
+EXACT_ROWS = 2_000_000  # splits up to this size are measured whole for their capacity
+SAMPLE_ROWS = 500_000  # of larger ones
+SAMPLE_MARGIN = 1.1
+_ALIGNMENT = 64  # bytes, of an array in a box
+_WORKER_GRACE_S = 60.0
+_SHARED_MEMORY = Path("/dev/shm")
+
+Shuffle = Literal["none", "global"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How examples become batches."""
+
+    batch_size: int = 512
+    """Examples of a global batch, all processes together."""
+    max_events: int = 1000
+    """Newest events kept of each history, per event type."""
+    max_events_of: tuple[tuple[str, int], ...] = ()
+    """Event types that keep another number of events, as pairs: click 200 like 50."""
+    max_rows_per_example: int = 0
+    """Bound on the packed rows per example, on average over a batch, for each event type and multi-valued feature;
+    what does not fit is cut and counted. 0 means no bound: nothing is cut."""
+    shuffle: Shuffle = "none"
+    """none: rows in order of request time; global: a new random order of the whole split every epoch."""
+    workers: int = 0
+    """Processes that pack batches; 0 packs in threads of this process. Scripts need an ``if __name__`` guard."""
+    threads: int = 1
+    """Threads that pack batches where there are no workers. They share nothing with the step but the interpreter, and
+    spare the way through shared memory: mostly the better choice for large batches."""
+    prefetch: int = 2
+    """Batches packed ahead, per worker or thread."""
+
+    def __post_init__(self):
+        for name, least in {
+            "batch_size": 1,
+            "max_events": 1,
+            "max_rows_per_example": 0,
+            "workers": 0,
+            "prefetch": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"loader field {name!r} is {getattr(self, name)}; it must be at least {least}")
+        if self.shuffle not in ("none", "global"):
+            raise ValueError(f"loader field 'shuffle' is {self.shuffle!r}; use 'none' or 'global'")
+        for event, number in self.max_events_of:
+            if number < 1:
+                raise ValueError(f"loader field 'max_events_of' gives {event!r} {number} events; give at least 1")
+
+    def max_events_by_type(self, schema: Schema) -> dict[str, int]:
+        """Events kept per event type of `schema`.
+
+        Raises:
+          ValueError: `max_events_of` names a type that the schema does not have.
+        """
+        types = [event.name for event in schema.events]
+        unknown = [name for name, _ in self.max_events_of if name not in types]
+        if unknown:
+            raise ValueError(
+                f"loader field 'max_events_of' names {unknown}; schema {schema.name!r} has event types {types}"
+            )
+        return dict.fromkeys(types, self.max_events) | dict(self.max_events_of)
+
+    def local_batch_size(self, process_count: int) -> int:
+        """Examples of a batch per process; a ValueError when they cannot be shared out evenly."""
+        if self.batch_size % process_count:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of the number of processes {process_count}"
+            )
+        return self.batch_size // process_count
+
+
+def make_loader(
+    dataset: Dataset,
+    split: str,
+    config: LoaderConfig,
+    *,
+    epochs: int = 1,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    capacity: Mapping[str, int] | Literal["auto"] = "auto",
+) -> "Loader":
+    """A loader over `epochs` passes through a split, each ending with a batch filled up by rows of weight 0.
+
+    Args:
+      dataset: see `open_dataset` and the other data modules.
+      split: its name.
+      config: batch size, cuts, order, workers.
+      epochs: passes.
+      seed: of the global shuffle; nothing else is random.
+      process_index: this process gets the slice ``process_index`` of ``process_count`` equal ones of every batch.
+      process_count: processes that share a batch.
+      capacity: packed rows per event type and multi-valued feature, from `capacities`; "auto" calls it.
+
+    Raises:
+      ValueError: a field is out of range, or the batch size is not a multiple of `process_count`.
+      KeyError: there is no such split.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; it must be at least 1")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index}; it must be from 0 to {process_count - 1}")
+    if len(dataset.split(split)) == 0:
+        raise ValueError(f"split {split!r} of data set {dataset.schema.name!r} has no rows")
+    if capacity == "auto":
+        capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, process_count=process_count)
+    plan = _Plan(
+        source=dataset.source,
+        rows=dataset.split(split),
+        batch_size=config.batch_size,
+        shuffle=config.shuffle,
+        seed=seed,
+        epochs=epochs,
+        slice_index=process_index,
+        slice_size=config.local_batch_size(process_count),
+        max_events=config.max_events_by_type(dataset.schema),
+        capacity=dict(capacity),
+    )
+    identity = {
+        "fingerprint": dataset.fingerprint,
+        "split": split,
+        "batch_size": config.batch_size,
+        "shuffle": config.shuffle,
+        "seed": seed,
+    }
+    return Loader(plan, identity, config.workers, config.threads, config.prefetch)
+
+
+def capacities(
+    dataset: Dataset,
+    splits: Sequence[str],
+    config: LoaderConfig,
+    *,
+    epochs: int = 1,
+    seed: int = 0,
+    process_count: int = 1,
+) -> dict[str, int]:
+    """Packed rows that the fullest batch needs, per event type and multi-valued feature, as a multiple of 128.
+
+    Every batch of every split is measured, in time order and in the `epochs` orders of a global shuffle with `seed`,
+    so with these nothing is cut (unless `config.max_rows_per_example` bounds it). A split of more than 2 million rows
+    is measured on an evenly spaced sample of its batches, plus a tenth, and a log line says so. The answer is the
+    same on all processes.
+    """
+    names = capacity_names(dataset.schema)
+    size = config.local_batch_size(process_count)
+    needed = dict.fromkeys(names, 0)
+    max_events = config.max_events_by_type(dataset.schema)
+    for split in splits:
+        rows = dataset.split(split)
+        passes = range(epochs) if config.shuffle == "global" else ()
+        orders = [None, *(functools.partial(_permutation, len(rows), seed, epoch) for epoch in passes)]
+        if len(rows) <= EXACT_ROWS:
+            lengths = _packed_rows(dataset.source, np.arange(rows.start, rows.stop), max_events)
+            for order in orders:
+                index = slice(None) if order is None else order()
+                for name in names:
+                    needed[name] = max(needed[name], _fullest(lengths[name][index], size))
+        else:
+            starts = np.linspace(0, len(rows) - size, max(2, SAMPLE_ROWS // size), dtype=np.int64)
+            sample = (starts[:, None] + np.arange(size)).reshape(-1)
+            for order in orders[:2]:
+                index = sample if order is None else order()[sample]
+                lengths = _packed_rows(dataset.source, rows.start + index, max_events)
+                for name in names:
+                    needed[name] = max(needed[name], math.ceil(_fullest(lengths[name], size) * SAMPLE_MARGIN))
+            logger.info(
+                "split %r has %d rows: capacities are estimated from %d batches with a margin of %.0f%%; "
+                "what should not fit is cut and counted",
+                *(split, len(rows), len(starts), 100 * (SAMPLE_MARGIN - 1)),
+            )
+    if config.max_rows_per_example:
+        needed = {name: min(rows, config.max_rows_per_example * size) for name, rows in needed.items()}
+    return {name: max(1, -(-rows // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE for name, rows in needed.items()}
+
+
+class Loader(Iterator[tuple[Batch, Counts]]):
+    """Iterator over ``(Batch, Counts)``; its state is a small dict that JSON can hold.
+
+    Attributes:
+      capacity: packed rows per event type and multi-valued feature.
+      batches_per_epoch: the last, filled one included.
+      position: number of the next batch, counted over all epochs.
+    """
+
+    def __init__(self, plan: "_Plan", identity: dict[str, Any], workers: int, threads: int, prefetch: int):
+        self._plan, self._identity = plan, identity
+        self._workers, self._threads, self._prefetch = workers, threads, prefetch
+        self._batches: Any = None  # Grain's iterator, while it runs
+        self.capacity = plan.capacity
+        self.batches_per_epoch = plan.batches_per_epoch
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Batches of all epochs."""
+        return self._plan.epochs * self.batches_per_epoch
+
+    def __next__(self) -> tuple[Batch, Counts]:
+        if self.position >= len(self):
+            self.close()
+            raise StopIteration
+        if self._batches is None:
+            self._batches = self._start(self.position)
+        element = next(self._batches)
+        batch, counts = _unboxed(element) if self._workers else element
+        self.position += 1
+        return batch, counts
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the loader stands and in what order of what data; batches only prefetched do not count."""
+        return self._identity | {"next_batch": self.position}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind the batch after which `state` was taken.
+
+        Raises:
+          ValueError: the state belongs to other data or another order, or lies behind the last batch.
+        """
+        known = self._identity.keys() | {"next_batch"}
+        if state.keys() != known:
+            raise ValueError(f"loader state has the fields {sorted(state)}; it must have {sorted(known)}")
+        for name, here in self._identity.items():
+            if state[name] != here:
+                raise ValueError(
+                    f"loader state has {name} {state[name]!r}, this loader {here!r}; they must be the same"
+                )
+        if not 0 <= state["next_batch"] <= len(self):
+            raise ValueError(f"loader state has next_batch {state['next_batch']}; it must be from 0 to {len(self)}")
+        self.close()
+        self.position = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stops worker processes and threads; the loader may go on later, and starts them again then."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _check_shared_memory(self) -> None:
+        # Without this a worker would die of SIGBUS in a container with little shared memory, and not say why.
+        if not _SHARED_MEMORY.is_dir():
+            return
+        batches = self._workers * (self._prefetch + 1) + 1
+        needed, free = batches * self._plan.batch_bytes, shutil.disk_usage(_SHARED_MEMORY).free
+        if needed > free:
+            raise RuntimeError(
+                f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free, but {batches} batches of {self._workers} workers "
+                f"need {needed / 2**20:.0f}; allow more (docker run --shm-size), or lower 'workers' or 'prefetch'"
+            )
+
+    def _start(self, position: int) -> Any:
+        batches = grain.MapDataset.range(position, len(self)).map(self._plan)
+        if not self._workers:
+            options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch * self._threads)
+            return iter(batches.to_iter_dataset(options))
+        self._check_shared_memory()
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own, whose defaults are right
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
+        in_worker = batches.map(_boxed).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        return iter(in_worker.mp_prefetch(options, worker_init_fn=_init_worker))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Makes batch ``k``; goes to the workers."""
+
+    source: Source
+    rows: range
+    batch_size: int
+    shuffle: Shuffle
+    seed: int
+    epochs: int
+    slice_index: int
+    slice_size: int
+    max_events: dict[str, int]
+    capacity: dict[str, int]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Size of a batch; all arrays have 4-byte elements."""
+        schema = self.source.schema
+        per_example = len(schema.categorical) + len(schema.dense) + len(schema.tasks) + 3
+        elements = self.slice_size * (per_example + 2 * len(self.capacity))
+        for event in schema.events:
+            elements += self.capacity[event.name] * (len(event.categorical) + len(event.dense) + 1)
+        elements += sum(self.capacity[feature.name] for feature in schema.multi_valued)
+        return 4 * elements
+
+    def __call__(self, number: int) -> tuple[Batch, Counts]:
+        epoch, batch = divmod(int(number), self.batches_per_epoch)
+        start = batch * self.batch_size + self.slice_index * self.slice_size
+        index = np.arange(start, min(start + self.slice_size, len(self.rows)), dtype=np.int64)
+        if self.shuffle == "global":
+            index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
+        rows = self.source.rows(self.rows.start + index, self.max_events)
+        return pack(self.source.schema, rows, self.slice_size, self.capacity)
+
+
+@functools.lru_cache(maxsize=1)
+def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of an epoch, int32; 4 bytes a row in every process that packs."""
+    order = np.arange(rows, dtype=np.int32)
+    np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).shuffle(order)
+    order.flags.writeable = False
+    return order
+
+
+def _packed_rows(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:
+    """Packed rows that each example occupies, per event type and multi-valued feature."""
+    packed = {}
+    for event in source.schema.events:
+        lengths = source.history_lengths(index, event.name)
+        packed[event.name] = aligned(np.minimum(lengths, max_events[event.name]))
+    if source.schema.multi_valued:
+        no_events = dict.fromkeys(max_events, 0)
+        pieces = np.array_split(index, -(-len(index) // 65536))
+        rows = [source.rows(piece, no_events).multi_valued for piece in pieces]
+        for feature in source.schema.multi_valued:
+            lengths = [np.diff(piece[feature.name].splits) for piece in rows]
+            packed[feature.name] = aligned(np.concatenate(lengths))
+    return packed
+
+
+def _fullest(packed_rows: np.ndarray, size: int) -> int:
+    """The largest sum over consecutive slices of `size`."""
+    return int(np.add.reduceat(packed_rows, np.arange(0, len(packed_rows), size)).max())
+
+
+def _boxed(element: tuple[Batch, Counts]) -> tuple[np.ndarray, Any, Counts]:
+    """A batch as one run of bytes, because Grain moves every array through a shared memory file of its own."""
+    batch, counts = element
+    leaves, structure = jax.tree.flatten(batch)
+    places = [(leaf.dtype, leaf.shape, leaf.nbytes) for leaf in leaves]
+    box = np.empty(sum(_room(size) for _, _, size in places), np.uint8)
+    start = 0
+    for leaf in leaves:
+        box[start : start + leaf.nbytes] = leaf.reshape(-1).view(np.uint8)
+        start += _room(leaf.nbytes)
+    return box, (structure.unflatten(range(len(leaves))), places), counts
+
+
+def _unboxed(element: tuple[np.ndarray, Any, Counts]) -> tuple[Batch, Counts]:
+    """The batch of `_boxed`, in memory of this process: Grain's holds a file descriptor, and dies with its array."""
+    shared, (numbered, places), counts = element
+    box = np.array(shared)
+    leaves, start = [], 0
+    for dtype, shape, size in places:
+        leaves.append(box[start : start + size].view(dtype).reshape(shape))
+        start += _room(size)
+    return jax.tree.map(lambda number: leaves[number], numbered), counts
+
+
+def _room(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _init_worker(worker_index: int, worker_count: int) -> None:
+    """A worker outlives signals to the whole process group, so that the run can save, but never its parent."""
+
+    def leave_later(*_):
+        timer = threading.Timer(_WORKER_GRACE_S, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+    def leave_with_parent():
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave_later)
+    threading.Thread(target=leave_with_parent, daemon=True).start()

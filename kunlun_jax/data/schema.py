@@ -1,0 +1,177 @@
+"""`Schema`: the one description of a data set, from which tables, batch shapes and validation follow."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+Overflow = Literal["oov", "hash"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """An embedding table: `rows` rows, the out-of-vocabulary row included."""
+
+    name: str
+    rows: int
+    size: int
+    overflow: Overflow
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical:
+    """A feature whose values are ids ``0 .. size - 1``.
+
+    Attributes:
+      name: column name.
+      size: ids the table holds; an id beyond it is counted, and goes where `overflow` says.
+      overflow: "oov" sends such ids to one extra row, "hash" spreads them over the table.
+      table: table name; features with one table name share its embeddings. Empty means a table of its own.
+    """
+
+    name: str
+    size: int
+    overflow: Overflow = "oov"
+    table: str = ""
+
+    @property
+    def table_name(self) -> str:
+        """The table this feature reads."""
+        return self.table or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class EventType:
+    """One kind of event: its id fields and dense fields. Every event has a time as well."""
+
+    name: str
+    categorical: tuple[Categorical, ...]
+    dense: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Description of a data set.
+
+    Attributes:
+      name: of the data set.
+      categorical: single-valued context features.
+      multi_valued: context features with any number of ids per example.
+      dense: names of dense context features, finite float32.
+      events: event types, each with its fields.
+      tasks: names of the labels, each in [0, 1].
+      keys: columns that identify a row for a person; they go into the prediction file.
+      group: the key column whose values group rows for gAUC (the user), or empty.
+    """
+
+    name: str
+    categorical: tuple[Categorical, ...]
+    multi_valued: tuple[Categorical, ...] = ()
+    dense: tuple[str, ...] = ()
+    events: tuple[EventType, ...] = ()
+    tasks: tuple[str, ...] = ("label",)
+    keys: tuple[str, ...] = ()
+    group: str = ""
+
+    def __post_init__(self):
+        columns = [f.name for f in self.categorical + self.multi_valued] + list(self.dense) + list(self.tasks)
+        _refuse_duplicates("column", columns)
+        _refuse_duplicates("event type", [e.name for e in self.events])
+        for event in self.events:
+            _refuse_duplicates(
+                f"field of event type {event.name!r}", [f.name for f in event.categorical] + list(event.dense)
+            )
+        if not self.tasks:
+            raise ValueError("schema field 'tasks' is empty; name at least one label column")
+        if self.group and self.group not in self.keys:
+            raise ValueError(f"schema field 'group' is {self.group!r}; it must be one of 'keys' {list(self.keys)}")
+        _ = self.tables
+
+    @property
+    def tables(self) -> dict[str, Table]:
+        """Embedding tables by name, in order of first use.
+
+        Raises:
+          ValueError: two features share a table but differ in size or overflow, or a size is not positive.
+        """
+        tables: dict[str, Table] = {}
+        features = self.categorical + self.multi_valued + tuple(f for e in self.events for f in e.categorical)
+        for feature in features:
+            if feature.size < 1:
+                raise ValueError(f"feature {feature.name!r} has size {feature.size}; it must be at least 1")
+            if feature.overflow not in ("oov", "hash"):
+                raise ValueError(f"feature {feature.name!r} has overflow {feature.overflow!r}; use 'oov' or 'hash'")
+            rows = feature.size + (feature.overflow == "oov")
+            table = Table(feature.table_name, rows, feature.size, feature.overflow)
+            if tables.setdefault(table.name, table) != table:
+                raise ValueError(
+                    f"feature {feature.name!r} wants {table}, but an earlier one wants {tables[table.name]}"
+                )
+        return tables
+
+    def event(self, name: str) -> EventType:
+        """The event type of that name; a KeyError names the ones there are."""
+        for event in self.events:
+            if event.name == name:
+                return event
+        raise KeyError(f"no event type {name!r} in schema {self.name!r}; it has {[e.name for e in self.events]}")
+
+    def to_json(self) -> str:
+        """The schema as the text of a ``schema.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @staticmethod
+    def read(path: Path) -> "Schema":
+        """Reads a ``schema.json``.
+
+        Raises:
+          ValueError: names the file, the field, its value and what would be right.
+        """
+        try:
+            return _from_json(Schema, json.loads(Path(path).read_text()), "schema")
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file; a data set needs a schema.json in its root folder") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _refuse_duplicates(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what} names must be unique; {twice} stand there more than once")
+
+
+_NESTED: dict[str, Any] = {"categorical": Categorical, "multi_valued": Categorical, "events": EventType}
+
+
+def _from_json(cls: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}; it must be an object with the fields of {cls.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise ValueError(f"{where} has unknown fields {unknown}; known are {sorted(fields)}")
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value]
+    if missing:
+        raise ValueError(f"{where} lacks the fields {missing}")
+    arguments = {}
+    for name, item in value.items():
+        path = f"{where}.{name}"
+        if name in _NESTED:
+            _expect(path, item, list)
+            arguments[name] = tuple(_from_json(_NESTED[name], v, f"{path}[{i}]") for i, v in enumerate(item))
+        elif fields[name].type == tuple[str, ...]:
+            _expect(path, item, list)
+            for i, entry in enumerate(item):
+                _expect(f"{path}[{i}]", entry, str)
+            arguments[name] = tuple(item)
+        else:
+            _expect(path, item, int if fields[name].type is int else str)
+            arguments[name] = item
+    return cls(**arguments)
+
+
+def _expect(path: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = {list: "a list", str: "a string", int: "a whole number"}
+        raise ValueError(f"{path} is {value!r}; it must be {names[kind]}")

@@ -1,0 +1,136 @@
+"""Checks a prepared data set and says what is in it: ``python -m kunlun_jax.data.validate PATH``.
+
+Prints the first problem of each kind per file and column, with how often it is there, and exits 1; or prints a summary
+and exits 0. It is the pass that `open_dataset` makes, so a data set that is valid here is converted already when
+training opens it with the same cache.
+"""
+
+import datetime
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from kunlun_jax.data.checks import Problem, Report
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.parquet import ParquetSource, convert
+from kunlun_jax.data.schema import Categorical
+
+_CHUNK = 1 << 20  # rows looked at in one go
+_QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
+
+
+def validate(root: Path, cache: Path | None = None) -> tuple[list[Problem], Dataset | None]:
+    """All problems of the data set in `root`, or the data set when there are none.
+
+    Args:
+      root: folder with ``schema.json``, ``examples/`` and ``events/``.
+      cache: as for `open_dataset`.
+    """
+    report = Report(strict=False)
+    dataset = convert(root, cache, report)
+    return report.problems, dataset
+
+
+def summary(dataset: Dataset) -> str:
+    """Tables for a person: splits, event types with the lengths of their histories, and ids beyond vocabularies."""
+    source, schema = dataset.source, dataset.schema
+    if not isinstance(source, ParquetSource):
+        raise TypeError(f"a summary is made of Parquet data, not of a {type(source).__name__}")
+    heading = f"data set {schema.name!r}: {len(source)} rows, fingerprint {dataset.fingerprint[:16]}"
+
+    splits = [
+        ["split", "rows", "first request (UTC)", "last request (UTC)", *(f"mean {task}" for task in schema.tasks)]
+    ]
+    for name, rows in dataset.splits.items():
+        times = source.column("request_time_ms")[rows.start : rows.stop]
+        splits.append([name, str(len(rows)), _time(times[0]), _time(times[-1])])
+        splits[-1] += [f"{mean:.4f}" for mean in _weighted_means(source, rows)]
+
+    events = [["events", "count", "first (UTC)", "last (UTC)", "empty histories", *(f"length {q}" for q in _QUANTILES)]]
+    for i, event in enumerate(schema.events):
+        times = source.column(f"events.{i}.time_ms")
+        bounds = [(int(part.min()), int(part.max())) for part in _chunks(times)]
+        lengths = source.column(f"history.{i}.stop") - source.column(f"history.{i}.start")
+        span = [_time(min(low for low, _ in bounds)), _time(max(high for _, high in bounds))]
+        quantiles = np.quantile(lengths, list(_QUANTILES.values()))
+        events.append([event.name, str(len(times)), *span, f"{np.mean(lengths == 0):.2%}"])
+        events[-1] += [f"{quantile:.0f}" for quantile in quantiles]
+
+    features = [["feature", "vocabulary", "overflow", "ids", "beyond vocabulary", "share"]]
+    for i, feature in enumerate(schema.categorical):
+        features.append(_vocabulary(feature.name, feature, source.column("categorical")[:, i]))
+    for i, feature in enumerate(schema.multi_valued):
+        features.append(_vocabulary(feature.name, feature, source.column(f"multi_valued.{i}.values")))
+    for i, event in enumerate(schema.events):
+        for j, field in enumerate(event.categorical):
+            features.append(_vocabulary(f"{event.name}.{field.name}", field, source.column(f"events.{i}.ids")[:, j]))
+    tables = [_table(rows) for rows in (splits, events, features) if len(rows) > 1]
+    return "\n\n".join([heading, *tables])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+
+    def check(
+        path: Annotated[Path, tyro.conf.Positional],
+        cache: Path | None = None,
+    ) -> int:
+        """Checks a prepared data set; prints its problems and exits 1, or a summary and exits 0.
+
+        Args:
+          path: Folder with schema.json, examples/<split>/*.parquet and events/<type>/*.parquet.
+          cache: Folder for the converted columns; default is KUNLUN_CACHE, else ~/.cache/kunlun_jax.
+        """
+        problems, dataset = validate(path, cache)
+        if dataset is None:
+            for problem in problems:
+                print(problem)
+            print(f"{path}: {len(problems)} problem{'s' * (len(problems) != 1)}; docs/own_data.md says what is right")
+            return 1
+        print(summary(dataset))
+        return 0
+
+    return tyro.cli(check, args=args, prog="python -m kunlun_jax.data.validate")
+
+
+def _weighted_means(source: ParquetSource, rows: range) -> np.ndarray:
+    sums, weight = np.zeros(len(source.schema.tasks)), 0.0
+    for start in range(rows.start, rows.stop, _CHUNK):
+        part = slice(start, min(start + _CHUNK, rows.stop))
+        weights = source.column("weights")[part].astype(np.float64)
+        sums += weights @ source.column("labels")[part].astype(np.float64)
+        weight += weights.sum()
+    return sums / weight if weight else np.full_like(sums, np.nan)
+
+
+def _chunks(column: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(column), _CHUNK):
+        yield column[start : start + _CHUNK]
+
+
+def _vocabulary(name: str, feature: Categorical, ids: np.ndarray) -> list[str]:
+    beyond = sum(int(np.count_nonzero(part >= feature.size)) for part in _chunks(ids))
+    share = f"{beyond / len(ids):.2%}" if len(ids) else "-"
+    return [name, str(feature.size), feature.overflow, str(len(ids)), str(beyond), share]
+
+
+def _time(time_ms: int) -> str:
+    time = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=int(time_ms))
+    return time.isoformat(" ", "seconds")
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

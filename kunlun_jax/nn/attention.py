@@ -1,0 +1,70 @@
+"""WindowAttention: each event looks at its neighbours in the same history.
+
+    S' = S + W_o softmax(R q_t . R k_{t-w..t+w} / sqrt(d_h)) v,   q, k, v = W Norm(S),   R = ROTE
+
+|i - j| <= w inclusive, both directions, never across two examples. Source: Kunlun (R); pre-norm, residual (O).
+"""
+
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.mlp import linear_flops
+from kunlun_jax.nn.rotary import RoteConfig, event_times, rotate
+from pallas_kernels.window_attention import shapes
+from pallas_kernels.window_attention.api import window_attention
+
+
+class WindowAttention(nnx.Module):
+    """Sliding-window self-attention over the events of one type.
+
+    Args:
+      dim: d_e, divisible by `heads`; the head width must be even for ROTE.
+      window: half window w, in events.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        window: int,
+        rote: RoteConfig,
+        implementation: str | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.heads, self.dim, self.window, self.rote = heads, dim, window, rote
+        self.implementation = implementation
+
+    def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
+        """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
+        q, k, v = rearrange(
+            self.qkv(self.norm(events.values)), "rows (three heads dim) -> three rows heads dim", three=3, heads=self.heads
+        )
+        positions = events.positions()
+        tau = event_times(age, positions, self.rote)
+        return rotate(q, positions, tau, self.rote), rotate(k, positions, tau, self.rote), v
+
+    def __call__(self, events: Jagged, age: Float[Array, " rows"]) -> Float[Array, "rows dim"]:
+        q, k, v = self.queries_keys_values(events, age)
+        o = window_attention(
+            q,
+            k,
+            v,
+            events.row_splits,
+            events.lengths,
+            window=(self.window, self.window),
+            implementation=self.implementation,
+        )
+        return events.values + self.out(rearrange(o, "rows heads dim -> rows (heads dim)"))
+
+    def flops(self, lengths) -> int:
+        """Forward FLOPs of a batch with these history lengths."""
+        projections = int(sum(lengths)) * (linear_flops(self.qkv) + linear_flops(self.out))
+        window = (self.window, self.window)
+        return projections + shapes.forward_flops(lengths, window, self.heads, self.dim // self.heads)

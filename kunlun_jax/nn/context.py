@@ -1,0 +1,96 @@
+"""Context tokens X^1, and WeightGeneration, which condenses them to the summary that personalizes the FFN.
+
+    X^1   = [W x_dense | one embedding token a categorical feature | a mean token a multi-valued feature]
+    X_sum = MLP(W X),  W in R^{n_sum x n};   with the gate: sigma(Z * MLP(Z)) on top of it
+
+Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.batch import Batch
+from kunlun_jax.data.schema import Schema
+from kunlun_jax.nn.embedding import Embedded
+from kunlun_jax.nn.mlp import MLP, linear_flops
+from pallas_kernels.jagged import zero_padding
+
+
+class ContextTokens(nnx.Module):
+    """The non-sequence features of a batch as tokens ``[batch, tokens, dim]``.
+
+    Args:
+      schema: says which features there are.
+      embedding_dim: width of the tables; unless it is `dim`, each feature has a linear map of its own to `dim`.
+      dense_tokens: tokens that the dense features make together (InterFormer: one).
+    """
+
+    def __init__(
+        self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, dtype, rngs: nnx.Rngs
+    ):
+        dense = len(schema.dense)
+        self.embedded = len(schema.categorical) + len(schema.multi_valued)
+        self.dense_tokens = dense_tokens if dense else 0
+        self.tokens = self.embedded + self.dense_tokens
+        if not self.tokens:
+            raise ValueError(f"schema {schema.name!r} has no context feature; it needs at least one")
+        self.multi_valued = tuple(f.name for f in schema.multi_valued)
+        self.dense = nnx.Linear(dense, dense_tokens * dim, dtype=dtype, rngs=rngs) if dense else None
+        init = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+        maps = (self.embedded, embedding_dim, dim)
+        project = embedding_dim != dim and self.embedded
+        self.project = nnx.Param(init(rngs.params(), maps, jnp.float32)) if project else None
+        self.dtype = dtype
+
+    def __call__(self, batch: Batch, embedded: Embedded) -> Float[Array, "batch tokens dim"]:
+        pooled = [mean_by_example(batch.multi_valued[name], embedded.multi_valued[name]) for name in self.multi_valued]
+        x = jnp.concatenate([embedded.categorical, *(p[:, None, :] for p in pooled)], axis=1).astype(self.dtype)
+        if self.project is not None:
+            x = jnp.einsum("bne,ned->bnd", x, self.project[...].astype(self.dtype))
+        if self.dense is None:
+            return x
+        dense = self.dense(batch.dense.astype(self.dtype))
+        dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
+        return jnp.concatenate([dense, x], axis=1) if self.embedded else dense
+
+    def flops(self) -> int:
+        """Forward FLOPs per example; a mean over a multi-valued feature is not counted."""
+        project = 2 * self.project[...].size if self.project is not None else 0
+        return project + (linear_flops(self.dense) if self.dense is not None else 0)
+
+
+def mean_by_example(feature, values: Float[Array, "rows dim"]) -> Float[Array, "batch dim"]:
+    """Mean of each example's rows; zeros where it has none."""
+    batch = feature.lengths.shape[0]
+    sums = jax.ops.segment_sum(zero_padding(values, feature.mask()), feature.example_ids(), num_segments=batch)
+    return sums / jnp.maximum(feature.lengths, 1).astype(values.dtype)[:, None]
+
+
+class WeightGeneration(nnx.Module):
+    """X_sum: `tokens_out` summary tokens of all context tokens.
+
+    Args:
+      tokens_in, tokens_out: n and n_sum.
+      gate: whether InterFormer's gate sigma(Z * MLP(Z)) follows.
+    """
+
+    def __init__(
+        self, tokens_in: int, tokens_out: int, dim: int, *, gate: bool, activation: str, dtype, rngs: nnx.Rngs
+    ):
+        self.compress = nnx.Linear(tokens_in, tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
+        self.mlp = MLP((dim, dim, dim), activation=activation, dtype=dtype, rngs=rngs)
+        self.gate = MLP((dim, dim), dtype=dtype, rngs=rngs) if gate else None
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch summary dim"]:
+        z = self.compress(rearrange(x, "batch tokens dim -> batch dim tokens"))
+        z = self.mlp(rearrange(z, "batch dim summary -> batch summary dim"))
+        return z if self.gate is None else jax.nn.sigmoid(z * self.gate(z))
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        dim, tokens = self.mlp.layers[0].in_features, self.compress.out_features
+        per_token = self.mlp.flops() + (self.gate.flops() if self.gate is not None else 0)
+        return dim * linear_flops(self.compress) + tokens * per_token

@@ -1,0 +1,129 @@
+"""Embedding tables that a step touches by rows.
+
+A table may hold 5e7 rows, a batch reads some thousands of them. So the gradient is taken with respect to the rows that
+were read, never to the table: `touch` finds them, `gather_rows` reads them, `embed` spreads them over the features, and
+the optimizer (`kunlun_jax.training.optimizer`) writes them back. Nothing on that way is as large as the table.
+
+Source: InterFormer (P) for embedding tokens; updating touched rows is our own (O).
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kunlun_jax.batch import Batch, pytree_dataclass
+from kunlun_jax.data.schema import Schema
+
+
+@pytree_dataclass
+class Touched:
+    """The rows of one table that a batch reads.
+
+    Attributes:
+      rows: ``[touched]`` int32, ascending and unique; filled with the table's row count, which no update reaches.
+      slots: feature -> int32, shaped as the feature's ids: where in `rows` each id stands.
+    """
+
+    rows: Int[Array, " touched"]
+    slots: dict[str, Int[Array, "..."]]
+
+
+@pytree_dataclass
+class Embedded:
+    """Embeddings of a batch, float32.
+
+    Attributes:
+      categorical: ``[batch, features, dim]``.
+      multi_valued: name -> ``[rows, dim]``, packed like the feature.
+      events: event type -> ``[rows, fields, dim]``, packed like the events.
+    """
+
+    categorical: Float[Array, "batch features dim"]
+    multi_valued: dict[str, Float[Array, "rows dim"]]
+    events: dict[str, Float[Array, "rows fields dim"]]
+
+
+def _features(schema: Schema, batch: Batch) -> Iterator[tuple[str, str, jax.Array]]:
+    """Every id feature of a batch: its table, its own name, its ids."""
+    for column, feature in enumerate(schema.categorical):
+        yield feature.table_name, f"context/{feature.name}", batch.categorical[:, column]
+    for feature in schema.multi_valued:
+        yield feature.table_name, f"multi_valued/{feature.name}", batch.multi_valued[feature.name].values
+    for event in schema.events:
+        if event.name not in batch.events:
+            continue
+        for column, field in enumerate(event.categorical):
+            yield field.table_name, f"{event.name}/{field.name}", batch.events[event.name].values["ids"][:, column]
+
+
+def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
+    """The rows of every table that `batch` reads, and where each id finds its own.
+
+    A table with fewer rows than the batch has ids is taken whole; else the ids are sorted and made unique. Either way
+    the cost follows the smaller of the two.
+    """
+    by_table: dict[str, dict[str, jax.Array]] = {}
+    for table, name, ids in _features(schema, batch):
+        by_table.setdefault(table, {})[name] = ids
+    touched = {}
+    for table, features in by_table.items():
+        total = schema.tables[table].rows
+        count = sum(ids.size for ids in features.values())
+        if total <= count:
+            touched[table] = Touched(jnp.arange(total, dtype=jnp.int32), features)
+            continue
+        rows, slots = jnp.unique(
+            jnp.concatenate(list(features.values())), size=count, fill_value=total, return_inverse=True
+        )
+        parts, start = {}, 0
+        for name, ids in features.items():
+            parts[name] = slots[start : start + ids.size].astype(jnp.int32)
+            start += ids.size
+        touched[table] = Touched(rows, parts)
+    return touched
+
+
+def embed(schema: Schema, batch: Batch, touched: dict[str, Touched], rows: dict[str, jax.Array]) -> Embedded:
+    """Spreads the rows that were read over the features of the batch; its gradient sums over repeated ids."""
+    by_feature = {
+        name: rows[table].at[slots].get(mode="clip")
+        for table, part in touched.items()
+        for name, slots in part.slots.items()
+    }
+    dim = next(iter(rows.values())).shape[-1] if rows else 0
+    context = [by_feature[f"context/{feature.name}"] for feature in schema.categorical]
+    return Embedded(
+        categorical=jnp.stack(context, axis=1) if context else jnp.zeros((batch.size, 0, dim)),
+        multi_valued={f.name: by_feature[f"multi_valued/{f.name}"] for f in schema.multi_valued},
+        events={
+            event.name: jnp.stack([by_feature[f"{event.name}/{f.name}"] for f in event.categorical], axis=1)
+            if event.categorical
+            else jnp.zeros((batch.events[event.name].rows, 0, dim))
+            for event in schema.events
+            if event.name in batch.events
+        },
+    )
+
+
+def init_tables(schema: Schema, dim: int, *, scale: float, key: jax.Array) -> dict[str, Float[Array, "_ dim"]]:
+    """New tables of a schema, float32, normal with standard deviation `scale`; table name -> ``[rows, dim]``."""
+    keys = jax.random.split(key, max(len(schema.tables), 1))
+    return {
+        name: scale * jax.random.normal(k, (table.rows, dim), jnp.float32)
+        for k, (name, table) in zip(keys, schema.tables.items(), strict=False)
+    }
+
+
+def gather_rows(
+    tables: dict[str, Float[Array, "_ dim"]], touched: dict[str, Touched]
+) -> dict[str, Float[Array, "_ dim"]]:
+    """The touched rows of each table, ``[touched, dim]``; fill behind the end repeats the last row."""
+    return {name: tables[name].at[part.rows].get(mode="clip", indices_are_sorted=True) for name, part in touched.items()}
+
+
+def lookup(schema: Schema, batch: Batch, tables: dict[str, Float[Array, "_ dim"]]) -> Embedded:
+    """Embeddings of a batch, straight from the tables: what evaluation needs."""
+    touched = touch(schema, batch)
+    return embed(schema, batch, touched, gather_rows(tables, touched))

@@ -1,0 +1,108 @@
+"""PersonalizedFFN: a two-layer MLP on events whose weights the context makes, written as GDPA.
+
+    K = w1(X_sum), V = w2(X_sum)                      token-axis map n_sum -> F, then a channel map (O)
+    q' = LayerNorm(q);  o = Act(pre_scale q' K^T) V * post_scale + q';  out = RMSNorm(o) + q
+
+Norms run over all heads * head_dim channels, without affine parameters, eps 1e-5. Source: Kunlun (R), the block and
+its norms from Meta's published kernels (M).
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels.gdpa import shapes
+from pallas_kernels.gdpa.api import gdpa
+
+
+class TokenToWeights(nnx.Module):
+    """w(X_sum): a map over the token axis, n_sum -> F, then one over channels, d -> heads * head_dim."""
+
+    def __init__(self, tokens: int, width: int, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
+        self.token_map = nnx.Linear(tokens, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.channel_map = nnx.Linear(dim_in, dim_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch width out"]:
+        mixed = self.token_map(rearrange(x, "batch tokens dim -> batch dim tokens"))
+        return self.channel_map(rearrange(mixed, "batch dim width -> batch width dim"))
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        dim, width = self.channel_map.in_features, self.token_map.out_features
+        return dim * linear_flops(self.token_map) + width * linear_flops(self.channel_map)
+
+
+class PersonalizedFFN(nnx.Module):
+    """The GDPA block of one event type.
+
+    Args:
+      tokens, context_dim: shape of X_sum.
+      dim: d_e, divisible by `heads`.
+      width: F, the personalized hidden width.
+      pre_scale, post_scale: the 1 / tau before or after the activation.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        context_dim: int,
+        dim: int,
+        *,
+        heads: int,
+        width: int,
+        activation: str,
+        pre_scale: float,
+        post_scale: float,
+        implementation: str | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.keys = TokenToWeights(tokens, width, context_dim, dim, dtype=dtype, rngs=rngs)
+        self.values = TokenToWeights(tokens, width, context_dim, dim, dtype=dtype, rngs=rngs)
+        self.heads, self.dim, self.width = heads, dim, width
+        self.activation, self.pre_scale, self.post_scale = activation, pre_scale, post_scale
+        self.implementation = implementation
+
+    def __call__(
+        self, events: Jagged, x_sum: Float[Array, "batch tokens context"]
+    ) -> Float[Array, "rows dim"]:
+        q = events.values
+        normed = layer_norm(q)
+        k, v = (
+            rearrange(w(x_sum), "batch width (heads dim) -> batch width heads dim", heads=self.heads)
+            for w in (self.keys, self.values)
+        )
+        o = gdpa(
+            rearrange(normed, "rows (heads dim) -> rows heads dim", heads=self.heads),
+            k,
+            v,
+            events.row_splits,
+            events.lengths,
+            activation=self.activation,
+            pre_scale=self.pre_scale,
+            post_scale=self.post_scale,
+            implementation=self.implementation,
+        )
+        return rms_norm(rearrange(o, "rows heads dim -> rows (heads dim)") + normed) + q
+
+    def flops(self, lengths) -> int:
+        """Forward FLOPs of a batch with these history lengths."""
+        generate = self.keys.flops() + self.values.flops()
+        return len(lengths) * generate + shapes.forward_flops(lengths, self.width, self.heads, self.dim // self.heads)
+
+
+def layer_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
+    """Zero mean and unit variance over channels, computed in float32, no affine parameters."""
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
+    """Unit root mean square over channels, computed in float32, no affine parameters."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)

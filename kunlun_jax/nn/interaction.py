@@ -1,0 +1,96 @@
+"""GlobalInteraction: a mixture of Wukong experts over context and history tokens.
+
+    expert:  X' = LN([FMB(X) | LCB(X)] + W_r X)                                      Wukong (P)
+             FM(X) = X (X^T Y),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+    mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
+
+The parts are of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the context and every
+event type (O).
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.nn.mlp import MLP, linear_flops
+
+
+class WukongExpert(nnx.Module):
+    """One Wukong layer, ``tokens_in -> fm_tokens + linear_tokens`` tokens of width `dim`.
+
+    Args:
+      rank: k, columns of Y.
+      hidden: widths of the hidden layers of the deep net behind FM.
+    """
+
+    def __init__(
+        self,
+        tokens_in: int,
+        dim: int,
+        *,
+        fm_tokens: int,
+        linear_tokens: int,
+        rank: int,
+        hidden: tuple[int, ...],
+        activation: str,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.normal(tokens_in**-0.5)
+        self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
+        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
+        self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
+        self.residual = nnx.Linear(tokens_in, fm_tokens + linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
+        # X (X^T Y) rather than (X X^T) Y: linear in the number of tokens.
+        low_rank = jnp.einsum("bnd,nk->bdk", x, self.fm_map[...].astype(self.dtype))
+        products = jnp.einsum("bnd,bdk->bnk", x, low_rank)
+        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
+        by_channel = rearrange(x, "batch tokens dim -> batch dim tokens")
+        out = jnp.concatenate(
+            [
+                rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens),
+                rearrange(self.linear(by_channel), "batch dim tokens -> batch tokens dim"),
+            ],
+            axis=1,
+        )
+        return self.norm(out + rearrange(self.residual(by_channel), "batch dim tokens -> batch tokens dim"))
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        tokens, rank = self.fm_map[...].shape
+        maps = linear_flops(self.linear) + linear_flops(self.residual)
+        return 4 * tokens * rank * self.dim + self.deep.flops() + self.dim * maps
+
+
+class GlobalInteraction(nnx.Module):
+    """M Wukong experts, expert ``m`` on tokens ``m, m + M, m + 2 M, ...``.
+
+    Args:
+      tokens_in: tokens of [X_sum | H_1 | H_2 ...].
+      experts: M; each adds ``fm_tokens + linear_tokens`` tokens.
+    """
+
+    def __init__(self, tokens_in: int, dim: int, *, experts: int, fm_tokens: int, linear_tokens: int, **expert):
+        if not 1 <= experts <= tokens_in:
+            raise ValueError(f"experts is {experts}; it must lie between 1 and the {tokens_in} tokens they share")
+        self.experts = nnx.List(
+            WukongExpert(
+                len(range(m, tokens_in, experts)), dim, fm_tokens=fm_tokens, linear_tokens=linear_tokens, **expert
+            )
+            for m in range(experts)
+        )
+        self.tokens_out = experts * (fm_tokens + linear_tokens)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
+        parts = [expert(x[:, m :: len(self.experts)]) for m, expert in enumerate(self.experts)]
+        return jnp.concatenate(parts, axis=1)
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        return sum(expert.flops() for expert in self.experts)

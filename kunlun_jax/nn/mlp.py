@@ -1,0 +1,52 @@
+"""Multi-layer perceptron, and the two numbers every layer can tell of itself: parameters and FLOPs."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation of that name; a ValueError lists the names there are."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown; use one of {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def linear_flops(layer: nnx.Linear) -> int:
+    """Forward FLOPs of a linear layer per row: two per weight; the bias is not counted."""
+    return 2 * layer.in_features * layer.out_features
+
+
+class MLP(nnx.Module):
+    """Linear layers with an activation between them and none behind the last.
+
+    Args:
+      sizes: widths from input to output, at least two.
+      activation: name in `ACTIVATIONS`.
+      dtype: of the computation; parameters are float32.
+    """
+
+    def __init__(self, sizes: Sequence[int], *, activation: str = "gelu", dtype, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs)
+            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        act = activation(self.activation)
+        for layer in self.layers[:-1]:
+            x = act(layer(x))
+        return self.layers[-1](x)
+
+    def flops(self) -> int:
+        """Forward FLOPs per row."""
+        return sum(linear_flops(layer) for layer in self.layers)

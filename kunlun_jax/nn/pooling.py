@@ -1,0 +1,138 @@
+"""Pooling a history of any length into a fixed number of tokens: HSP, and PMA, which it replaces.
+
+    PMA:  H = MHA(Q_learned, S, S)                                                   InterFormer (P)
+    HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave   Kunlun (R, sizes r)
+          H = sum_{i=1..k} Z_i^T H_seed W_i                                          SumKronLinear (R)
+
+A user with no events yields zeros from the attention, hence a defined H.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels.seed_attention import shapes
+from pallas_kernels.seed_attention.api import seed_attention
+
+
+class SeedAttention(nnx.Module):
+    """MHA(seeds, S, S) with learned seeds that all examples share.
+
+    Args:
+      seeds: number of learned queries.
+      dim: d_e, divisible by `heads`.
+      norm_seeds: whether the seeds pass a LayerNorm first (HSP does, PMA does not).
+    """
+
+    def __init__(
+        self,
+        seeds: int,
+        dim: int,
+        *,
+        heads: int,
+        norm_seeds: bool,
+        implementation: str | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.seeds = nnx.Param(jax.random.normal(rngs.params(), (seeds, dim), jnp.float32))
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs) if norm_seeds else None
+        self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.heads, self.dim, self.dtype = heads, dim, dtype
+        self.implementation = implementation
+
+    def queries_keys_values(self, events: Jagged):
+        """Queries ``[seeds, heads, head_dim]``, keys and values ``[rows, heads, head_dim]``."""
+        seeds = self.seeds[...].astype(self.dtype)
+        if self.norm is not None:
+            seeds = self.norm(seeds)
+        q = rearrange(self.query(seeds), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
+        k, v = rearrange(
+            self.key_value(events.values), "rows (two heads dim) -> two rows heads dim", two=2, heads=self.heads
+        )
+        return q, k, v
+
+    def __call__(self, events: Jagged) -> Float[Array, "batch seeds dim"]:
+        q, k, v = self.queries_keys_values(events)
+        o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
+        return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
+
+    def flops(self, lengths) -> int:
+        """Forward FLOPs of a batch with these history lengths; the queries are made once a batch."""
+        seeds = self.seeds[...].shape[0]
+        rows = int(sum(lengths)) * linear_flops(self.key_value)
+        per_example = seeds * linear_flops(self.out)
+        attention = shapes.forward_flops(lengths, seeds, self.heads, self.dim // self.heads)
+        return seeds * linear_flops(self.query) + rows + len(lengths) * per_example + attention
+
+
+class SumKronLinear(nnx.Module):
+    """Y = sum_i Z_i^T H W_i: a map over seeds and channels as a sum of `rank` Kronecker products.
+
+    Args:
+      seeds, tokens: rows before and after.
+      dim: channels, kept.
+      rank: k, the number of products.
+    """
+
+    def __init__(self, seeds: int, tokens: int, dim: int, *, rank: int, dtype, rngs: nnx.Rngs):
+        token_init = nnx.initializers.normal((1.0 / (seeds * rank)) ** 0.5)
+        channel_init = nnx.initializers.normal((1.0 / dim) ** 0.5)
+        self.token_maps = nnx.Param(token_init(rngs.params(), (rank, seeds, tokens), jnp.float32))
+        self.channel_maps = nnx.Param(channel_init(rngs.params(), (rank, dim, dim), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "batch seeds dim"]) -> Float[Array, "batch tokens dim"]:
+        z, w = self.token_maps[...].astype(self.dtype), self.channel_maps[...].astype(self.dtype)
+        # Tokens first: there are fewer of them than seeds, so the channel maps, the dear half, run on fewer rows.
+        mixed = jnp.einsum("bsd,kst->btkd", x, z)
+        return jnp.einsum("btkd,kde->bte", mixed, w)
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        rank, seeds, tokens = self.token_maps[...].shape
+        dim = self.channel_maps[...].shape[-1]
+        return 2 * rank * tokens * dim * (seeds + dim)
+
+
+class HSP(nnx.Module):
+    """Hierarchical seed pooling: seeds attend to the events, SumKronLinear condenses them to `tokens`."""
+
+    def __init__(
+        self,
+        seeds: int,
+        tokens: int,
+        dim: int,
+        *,
+        heads: int,
+        rank: int,
+        implementation: str | None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.attention = SeedAttention(
+            seeds, dim, heads=heads, norm_seeds=True, implementation=implementation, dtype=dtype, rngs=rngs
+        )
+        self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, dtype=dtype, rngs=rngs)
+
+    def __call__(self, events: Jagged) -> Float[Array, "batch tokens dim"]:
+        return self.condense(self.attention(events))
+
+    def flops(self, lengths) -> int:
+        """Forward FLOPs of a batch with these history lengths."""
+        return self.attention.flops(lengths) + len(lengths) * self.condense.flops()
+
+
+def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:
+    """"hsp", or "pma" as its ablation: `tokens` learned queries that attend to the events, nothing behind them."""
+    if kind == "hsp":
+        return HSP(seeds, tokens, dim, heads=heads, rank=rank, **rest)
+    if kind == "pma":
+        return SeedAttention(tokens, dim, heads=heads, norm_seeds=False, **rest)
+    raise ValueError(f"pooling is {kind!r}; use 'hsp' or 'pma'")

@@ -1,0 +1,63 @@
+"""ROTE, rotary temporal embedding.
+
+    angle of channel pair i at row t  =  t * theta_i + tau_t * phi_i,      tau_t = log(1 + dt_t / t_scale)
+
+theta_i = base^(-i / pairs) as in RoPE, phi_i = max_time_angle * time_base^(-i / pairs). dt is the age of the event at
+request time (O, default) or the gap to the previous event (the other reading). Attention then depends on differences:
+of positions, and of logarithms of time. Source: Kunlun (R for the logarithm, r for the mix, O for phi and t_scale).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class RoteConfig:
+    """How events' positions and times turn the queries and keys of self-attention."""
+
+    position: bool = True
+    """Whether the position in the history turns the channels."""
+    time: bool = True
+    """Whether the time of the event does."""
+    reading: Literal["age", "gap"] = "age"
+    """dt: the event's age at request time (O), or the gap to the previous event (the alternative reading)."""
+    t_scale: float = 60.0
+    """Seconds that count as one in log(1 + dt / t_scale) (O)."""
+    base: float = 10_000.0
+    """theta_i = base^(-i / pairs)."""
+    time_base: float = 100.0
+    """phi_i = time_base^(-i / pairs) (O)."""
+
+
+def event_times(
+    age: Float[Array, " rows"], positions: Int[Array, " rows"], config: RoteConfig
+) -> Float[Array, " rows"]:
+    """tau of each row: log(1 + dt / t_scale), dt in seconds read as `config.reading` says; a first event has gap 0."""
+    if config.reading == "age":
+        dt = age
+    else:
+        dt = jnp.where(positions == 0, 0.0, jnp.roll(age, 1) - age)
+    # Alignment gaps may hold anything; a negative dt there must not make a NaN that masking cannot undo.
+    return jnp.log1p(jnp.maximum(dt, 0.0) / config.t_scale)
+
+
+def rotate(
+    x: Float[Array, "rows heads dim"],
+    positions: Int[Array, " rows"],
+    tau: Float[Array, " rows"],
+    config: RoteConfig,
+) -> Float[Array, "rows heads dim"]:
+    """Turns channel pairs ``(i, i + dim / 2)`` of `x`; norms stay. `dim` must be even."""
+    pairs = x.shape[-1] // 2
+    exponent = jnp.arange(pairs, dtype=jnp.float32) / pairs
+    angle = jnp.zeros((x.shape[0], pairs), jnp.float32)
+    if config.position:
+        angle += positions.astype(jnp.float32)[:, None] * (config.base**-exponent)[None, :]
+    if config.time:
+        angle += tau[:, None] * (config.time_base**-exponent)[None, :]
+    cos, sin = (f(angle)[:, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    first, second = x[..., :pairs], x[..., pairs:]
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

@@ -1,0 +1,68 @@
+"""Evaluation: logits of every example of a split, and metrics over all of them at once."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from kunlun_jax.batch import Batch
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.pack import Counts
+from kunlun_jax.training.metrics import evaluate_predictions
+from kunlun_jax.training.step import Trainer, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of a split, in the order of its rows, filling rows left out.
+
+    Attributes:
+      row: int64 ``[rows]``, numbers in the data set.
+      logits: float32 ``[rows, tasks]``.
+      labels: float32 ``[rows, tasks]``.
+      weights: float32 ``[rows]``.
+      counts: what was cut or unknown on the way.
+    """
+
+    row: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    counts: Counts
+
+
+def predict(
+    trainer: Trainer, state: TrainState, loader: Iterable[tuple[Batch, Counts]], *, total: int, progress: bool, name: str
+) -> Predictions:
+    """Runs the model over `loader`; `total` batches, for the progress bar alone."""
+    logits, batches, counts = [], [], Counts()
+    for batch, new in tqdm(loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False):
+        logits.append(trainer.predict(state, jax.device_put(batch)))
+        batches.append((batch.row, batch.labels, batch.weights))
+        counts += new
+    # Filling rows have number -1; a real row may have weight 0 and still wants its prediction.
+    row, labels, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
+    real = row >= 0
+    values = np.concatenate(jax.device_get(logits))
+    return Predictions(row[real].astype(np.int64), values[real], labels[real], weights[real], counts)
+
+
+def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
+    """Metrics of each task, named ``task/metric`` where there are several; plain JSON values."""
+    schema = dataset.schema
+    groups = dataset.source.keys(predictions.row)[schema.group] if schema.group else None
+    result = {}
+    for index, task in enumerate(schema.tasks):
+        values = evaluate_predictions(
+            labels=predictions.labels[:, index],
+            logits=predictions.logits[:, index],
+            weights=predictions.weights,
+            groups=groups,
+            p_train=dataset.p_train[index],
+        )
+        prefix = f"{task}/" if len(schema.tasks) > 1 else ""
+        result |= {f"{prefix}{name}": value for name, value in values.items()}
+    return result

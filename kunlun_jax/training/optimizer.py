@@ -1,0 +1,125 @@
+"""Optimizers: Adam with warm-up for the dense parameters, row-wise Adagrad for the tables.
+
+Row-wise Adagrad keeps one number a row, the running sum of the row's mean squared gradient, and is written as an
+optax transformation whose state leaves all have a leading row axis. `update_rows` runs any such transformation on
+the rows that a batch touched and writes rows and state back in place, so a step costs the same for any table size.
+
+Source: Wukong (P) for the pair of optimizers; rates O.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from kunlun_jax.nn.embedding import Touched
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Learning rates and schedules."""
+
+    learning_rate: float = 1e-3
+    """Peak rate of Adam on the dense parameters."""
+    warmup: float = 0.1
+    """Part of all steps in which Adam's rate rises linearly from 0 (Wukong: 0.1)."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How Adam's rate falls from its peak to 0 after the warm-up."""
+    b1: float = 0.9
+    """Adam's decay of the first moment."""
+    b2: float = 0.999
+    """Adam's decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on dense parameters, per step and unit of rate."""
+    clip_norm: float = 0.0
+    """Largest global norm of the dense gradient; 0 does not clip."""
+    table_learning_rate: float = 0.05
+    """Rate of row-wise Adagrad on the tables (Wukong: 0.1)."""
+    table_initial: float = 0.0
+    """Initial accumulator of row-wise Adagrad."""
+    table_epsilon: float = 1e-8
+    """Added to the root of the accumulator."""
+
+    def __post_init__(self):
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"optimizer.warmup is {self.warmup}; it is a part of all steps, between 0 and 1")
+
+
+def dense_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Adam's rate by step number, counted from 0, over a run of `steps`."""
+    warmup = round(config.warmup * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "none": optax.constant_schedule(config.learning_rate),
+        "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+    }[config.decay]
+    if not warmup:
+        return after
+    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def dense_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Adam (AdamW with `weight_decay`) for a run of `steps`."""
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    schedule = dense_schedule(config, steps)
+    return optax.chain(*clip, optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay))
+
+
+class RowWiseAdagradState(NamedTuple):
+    """Sum of mean squared gradients of each row."""
+
+    accumulator: Any
+
+
+def row_wise_adagrad(learning_rate: float, initial: float = 0.0, epsilon: float = 1e-8) -> optax.GradientTransformation:
+    """Adagrad with one accumulator per row of a ``[rows, dim]`` parameter.
+
+    ``accumulator += mean(g^2);  row -= learning_rate * g / (sqrt(accumulator) + epsilon)``. A row whose gradient is
+    zero keeps its value and its accumulator.
+    """
+
+    def init(params):
+        return RowWiseAdagradState(jax.tree.map(lambda p: jnp.full(p.shape[:1], initial, jnp.float32), params))
+
+    def update(updates, state, params=None):
+        del params
+        accumulator = jax.tree.map(lambda g, s: s + jnp.square(g).mean(-1), updates, state.accumulator)
+        updates = jax.tree.map(
+            lambda g, s: -learning_rate * g / (jnp.sqrt(s) + epsilon)[:, None], updates, accumulator
+        )
+        return updates, RowWiseAdagradState(accumulator)
+
+    return optax.GradientTransformation(init, update)
+
+
+def table_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Row-wise Adagrad as the config says."""
+    return row_wise_adagrad(config.table_learning_rate, config.table_initial, config.table_epsilon)
+
+
+def update_rows(
+    optimizer: optax.GradientTransformation,
+    table: Float[Array, "rows dim"],
+    state: Any,
+    touched: Touched,
+    old: Float[Array, "touched dim"],
+    gradient: Float[Array, "touched dim"],
+) -> tuple[Float[Array, "rows dim"], Any]:
+    """Runs `optimizer` on the touched rows of `table` and of every leaf of `state`.
+
+    Args:
+      old: ``table[touched.rows]``, which the forward pass read already.
+      gradient: with respect to `old`.
+    """
+    # Fill rows lie behind the table: "clip" reads something harmless for them, "drop" writes nothing.
+    unique = {"indices_are_sorted": True, "unique_indices": True}
+    part = jax.tree.map(lambda leaf: leaf.at[touched.rows].get(mode="clip", indices_are_sorted=True), state)
+    updates, part = optimizer.update(gradient, part)
+    table = table.at[touched.rows].set(old + updates, mode="drop", **unique)
+    state = jax.tree.map(lambda leaf, new: leaf.at[touched.rows].set(new, mode="drop", **unique), state, part)
+    return table, state

@@ -1,0 +1,108 @@
+"""How an operator's `implementation=` becomes a function, and the checks that every operator makes of its operands."""
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _log_choice(operator: str, implementation: str, platform: str) -> None:
+    """Logs once per process and choice: the cache is what makes it once."""
+    logger.info("%s: implementation %r chosen for platform %r", operator, implementation, platform)
+
+
+def choose(operator: str, implementation: str | None, available: Mapping[str, Callable]) -> Callable:
+    """The function that `implementation` names among those `available`.
+
+    Args:
+      operator: the operator's name, for messages.
+      implementation: a key of `available`, or None to pick by the platform of the default device, which is logged
+        once. Today that is ``"xla"`` on every platform.
+      available: name -> function.
+
+    Raises:
+      ValueError: the name is not among those available; the message lists them.
+    """
+    if implementation is None:
+        implementation = "xla"
+        _log_choice(operator, implementation, jax.default_backend())
+    if implementation not in available:
+        raise ValueError(
+            f"{operator}: implementation={implementation!r} does not exist; there are "
+            f"{', '.join(repr(name) for name in available)}, or None to pick by platform"
+        )
+    return available[implementation]
+
+
+def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: jax.Array, lengths: jax.Array) -> None:
+    """Checks what all three operators ask of their operands.
+
+    Args:
+      operator: the operator's name, for messages.
+      arrays: name -> array whose last two axes are heads and dim.
+      row_splits: ``[batch + 1]``.
+      lengths: ``[batch]``.
+
+    Raises:
+      TypeError: operands that are no floats or not all of one dtype; row_splits or lengths that are not int32.
+      ValueError: heads or dim differ between operands, or row_splits and lengths do not fit each other.
+    """
+    for name, array in (("row_splits", row_splits), ("lengths", lengths)):
+        if array.dtype != jnp.int32:
+            raise TypeError(f"{operator}: {name} has dtype {array.dtype}; it must be int32")
+        if array.ndim != 1:
+            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must have one axis")
+    if row_splits.shape[0] != lengths.shape[0] + 1:
+        raise ValueError(
+            f"{operator}: row_splits has {row_splits.shape[0]} entries and lengths {lengths.shape[0]}; "
+            "row_splits must have one more than lengths"
+        )
+    if lengths.shape[0] == 0:
+        raise ValueError(f"{operator}: lengths is empty; a batch has at least one example")
+    first_name, first = next(iter(arrays.items()))
+    if not jnp.issubdtype(first.dtype, jnp.floating):
+        raise TypeError(f"{operator}: {first_name} has dtype {first.dtype}; it must be floating")
+    for name, array in arrays.items():
+        if array.dtype != first.dtype:
+            raise TypeError(f"{operator}: {name} has dtype {array.dtype} and {first_name} {first.dtype}; use one dtype")
+        if array.shape[-2:] != first.shape[-2:]:
+            raise ValueError(
+                f"{operator}: {name} has (heads, dim) {array.shape[-2:]} and {first_name} {first.shape[-2:]}; "
+                "they must be equal"
+            )
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of scores and sums for operands of `dtype`: float64 for float64, float32 for all others."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def vary_like(like: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, each marked as varying over every mesh axis that `like` varies over inside `jax.shard_map`.
+
+    A loop carry that starts from constants has to be marked like what the loop adds to it. A marked operand that the
+    devices share gets as its gradient the sum over the devices. Outside `jax.shard_map` nothing changes.
+    """
+    axes = _varying(like)
+
+    def mark(array):
+        missing = tuple(sorted(axes - _varying(array)))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return tuple(mark(array) for array in arrays)
+
+
+def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, each marked as varying over every mesh axis that any of them varies over."""
+    for like in arrays:
+        arrays = vary_like(like, *arrays)
+    return arrays
+
+
+def _varying(array: jax.Array) -> frozenset[str]:
+    return frozenset(jax.typeof(array).manual_axis_type.varying)

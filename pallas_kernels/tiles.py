@@ -1,0 +1,128 @@
+"""The tile schedule that the operators share: rows cut into tiles that never cross an example.
+
+A row block is `ROW_ALIGNMENT` consecutive rows; examples start on one, so ``[rows, ...] -> [blocks, 8, ...]`` is a
+reshape and a tile is a run of whole blocks. An operator loops over the tiles in use, a chunk of them at a time, gathers
+their blocks, writes its result into a buffer of tiles, and `untile` brings the buffer back to rows by one gather: rows
+of tiles never overlap, so nothing is scattered.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.jagged import ROW_ALIGNMENT
+
+# Scores that a chunk of tiles holds at once. On a CPU they should stay in the second-level cache of a core; elsewhere
+# a chunk should fill the device, and 64 MB of float32 scores do.
+_CHUNK_SCORES_CPU = 2**18
+_CHUNK_SCORES = 2**24
+
+
+class Schedule(NamedTuple):
+    """Tiles of one packed batch, in the order of their rows; those behind `used` are empty.
+
+    Attributes:
+      example: example that the tile belongs to, int32; 0 for an empty tile.
+      block: first row block of the tile, int32.
+      count: rows of the tile that hold an event, 1 to tile rows; 0 for an empty tile.
+      used: scalar int32, tiles with rows.
+      slot: for each row block of the batch, its block in a buffer of tiles; out of range where no tile holds it.
+    """
+
+    example: Int[Array, " tiles"]
+    block: Int[Array, " tiles"]
+    count: Int[Array, " tiles"]
+    used: Int[Array, ""]
+    slot: Int[Array, " blocks"]
+
+
+def capacity(rows: int, batch: int, tile_rows: int) -> int:
+    """Most tiles that `rows` rows of `batch` examples can need; linear in both."""
+    blocks, per_tile = rows // ROW_ALIGNMENT, tile_rows // ROW_ALIGNMENT
+    return (blocks + batch * (per_tile - 1)) // per_tile
+
+
+def chunk_tiles(scores_per_tile: int) -> int:
+    """Tiles to work on at once, by the number of scores in one."""
+    budget = _CHUNK_SCORES_CPU if jax.default_backend() == "cpu" else _CHUNK_SCORES
+    return max(1, budget // scores_per_tile)
+
+
+def schedule(
+    row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], *, rows: int, tile_rows: int, chunk: int
+) -> Schedule:
+    """Cuts every example into tiles of `tile_rows` rows, the last of them possibly shorter.
+
+    Args:
+      row_splits: first row of each example and the end, multiples of `ROW_ALIGNMENT`.
+      lengths: rows of each example.
+      rows: capacity of the packed arrays, a multiple of `ROW_ALIGNMENT`.
+      tile_rows: rows of a tile, a multiple of `ROW_ALIGNMENT`.
+      chunk: the number of tiles in the schedule is a multiple of this.
+    """
+    batch, per_tile = lengths.shape[0], tile_rows // ROW_ALIGNMENT
+    tiles = -(-capacity(rows, batch, tile_rows) // chunk) * chunk
+    ends = jnp.cumsum((lengths + tile_rows - 1) // tile_rows, dtype=jnp.int32)
+    begins = jnp.append(0, ends[:-1]).astype(jnp.int32)
+    used = ends[-1]
+
+    tile = jnp.arange(tiles, dtype=jnp.int32)
+    owner = jnp.searchsorted(ends, tile, side="right", method="scan_unrolled").astype(jnp.int32)
+    example = jnp.where(tile < used, owner, 0)
+    first = (tile - begins[example]) * tile_rows
+    count = jnp.where(tile < used, jnp.clip(lengths[example] - first, 0, tile_rows), 0)
+    block = jnp.where(tile < used, (row_splits[example] + first) // ROW_ALIGNMENT, 0)
+
+    row_block = jnp.arange(rows // ROW_ALIGNMENT, dtype=jnp.int32)
+    holder = jnp.searchsorted(row_splits[1:], row_block * ROW_ALIGNMENT, side="right", method="scan_unrolled")
+    holder = jnp.minimum(holder.astype(jnp.int32), batch - 1)
+    inside = row_block - row_splits[holder] // ROW_ALIGNMENT
+    held = inside * ROW_ALIGNMENT < lengths[holder]
+    slot = jnp.where(held, begins[holder] * per_tile + inside, tiles * per_tile)
+    return Schedule(example, block, count, used, slot)
+
+
+def to_blocks(values: Float[Array, "rows heads dim"]) -> Float[Array, "blocks width"]:
+    """Rows as flat row blocks; a capacity that is no multiple of the block is filled up with zeros."""
+    rows = values.shape[0]
+    missing = -rows % ROW_ALIGNMENT
+    padded = jnp.pad(values, ((0, missing), (0, 0), (0, 0))) if missing else values
+    return padded.reshape((rows + missing) // ROW_ALIGNMENT, -1)
+
+
+def gather(
+    blocks: Float[Array, "blocks width"],
+    first: Int[Array, " chunk"],
+    count: Int[Array, " chunk"],
+    *,
+    tile_rows: int,
+    heads: int,
+) -> Float[Array, "chunk heads tile dim"]:
+    """Tiles that start at the blocks `first`, heads in front; rows from `count` on are zero whatever they held."""
+    index = first[:, None] + jnp.arange(tile_rows // ROW_ALIGNMENT, dtype=jnp.int32)[None, :]
+    tile = blocks.at[index].get(mode="clip").reshape(first.shape[0], tile_rows, heads, -1)
+    valid = jnp.arange(tile_rows, dtype=jnp.int32)[None, :] < count[:, None]
+    return jnp.where(valid[:, :, None, None], tile, jnp.zeros((), tile.dtype)).swapaxes(1, 2)
+
+
+def store(
+    buffer: Float[Array, "tiles tile heads dim"],
+    tile: Float[Array, "chunk heads tile dim"],
+    first: Int[Array, ""],
+    count: Int[Array, " chunk"],
+) -> Float[Array, "tiles tile heads dim"]:
+    """`buffer` with tiles ``first, first + 1, ...`` replaced, rows from `count` on by zero."""
+    valid = jnp.arange(buffer.shape[1], dtype=jnp.int32)[None, :] < count[:, None]
+    rows = jnp.where(valid[:, :, None, None], tile.swapaxes(1, 2), jnp.zeros((), tile.dtype)).astype(buffer.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(buffer, rows, first, 0)
+
+
+def untile(
+    buffer: Float[Array, "tiles tile heads dim"], slot: Int[Array, " blocks"], rows: int
+) -> Float[Array, "rows heads dim"]:
+    """The rows that a buffer of tiles holds; rows that no tile holds are zero."""
+    _, _, heads, dim = buffer.shape
+    blocks = buffer.reshape(-1, ROW_ALIGNMENT * heads * dim)
+    return blocks.at[slot].get(mode="fill", fill_value=0).reshape(-1, heads, dim)[:rows]

@@ -1,0 +1,158 @@
+"""window_attention by plain XLA: a loop over the pairs of tiles that the window joins, and over no others.
+
+Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key inside
+the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them. Time
+follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running softmax a
+row, and one chunk of scores. The list of pairs is never stored: a step finds its own by bisection.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import softmax, tiles
+from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+
+TILE_ROWS = 32
+
+
+def window_attention(
+    q: Float[Array, "rows heads dim"],
+    k: Float[Array, "rows heads dim"],
+    v: Float[Array, "rows heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    *,
+    window: tuple[int, int],
+    scale: float,
+) -> Float[Array, "rows heads dim"]:
+    """See `pallas_kernels.window_attention.api.window_attention`."""
+    return _window_attention(window, scale, *vary_alike(q, k, v, row_splits, lengths))
+
+
+class _Pairs(NamedTuple):
+    """The pairs of one call, sorted by query tile; tile numbers are those of the schedule.
+
+    Attributes:
+      plan: the tiles.
+      first_key: first key tile of each query tile.
+      ends: pairs of the tiles up to and including each.
+      offset: rows of the example before each tile.
+    """
+
+    plan: tiles.Schedule
+    first_key: Int[Array, " tiles"]
+    ends: Int[Array, " tiles"]
+    offset: Int[Array, " tiles"]
+
+
+def _plan(window, q, row_splits, lengths) -> tuple[int, _Pairs]:
+    rows, heads, _ = q.shape
+    left, right = (min(side, rows) for side in window)
+    rows = -(-rows // 8) * 8
+    chunk = tiles.chunk_tiles(heads * TILE_ROWS * TILE_ROWS)
+    plan = tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=1)
+    tile = jnp.arange(plan.block.shape[0], dtype=jnp.int32)
+    offset = plan.block * tiles.ROW_ALIGNMENT - row_splits[plan.example]
+    low = jnp.maximum(offset - left, 0)
+    high = jnp.minimum(offset + plan.count + right, lengths[plan.example])  # exclusive
+    zeroth = tile - offset // TILE_ROWS
+    number = jnp.where(plan.count > 0, (high - 1) // TILE_ROWS - low // TILE_ROWS + 1, 0)
+    return chunk, _Pairs(plan, zeroth + low // TILE_ROWS, jnp.cumsum(number, dtype=jnp.int32), offset)
+
+
+def _chunk_of(pairs: _Pairs, step: Int[Array, ""], chunk: int) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
+    """Query and key tile of each pair of a step; behind the last pair the last tile, and a key tile out of range."""
+    number = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
+    tile = jnp.searchsorted(pairs.ends, number, side="right", method="scan_unrolled").astype(jnp.int32)
+    used = number < pairs.ends[-1]
+    tile = jnp.where(used, tile, pairs.plan.used - 1)
+    begin = jnp.where(tile > 0, pairs.ends[tile - 1], 0)
+    return tile, jnp.where(used, pairs.first_key[tile] + number - begin, pairs.ends.shape[0])
+
+
+def _mask(window, pairs: _Pairs, tile, key_tile) -> Bool[Array, "chunk queries keys"]:
+    """True where a query of a pair may read a key."""
+    left, right = (min(side, pairs.plan.slot.shape[0] * tiles.ROW_ALIGNMENT) for side in window)
+    row = jnp.arange(TILE_ROWS, dtype=jnp.int32)
+    count = pairs.plan.count.at[key_tile].get(mode="fill", fill_value=0)
+    ahead = pairs.offset.at[key_tile].get(mode="clip") - pairs.offset[tile]
+    distance = ahead[:, None, None] + (row[None, None, :] - row[None, :, None])
+    return (distance >= -left) & (distance <= right) & (row[None, None, :] < count[:, None, None])
+
+
+def _tiled(values, plan, heads):
+    return tiles.gather(tiles.to_blocks(values), plan.block, plan.count, tile_rows=TILE_ROWS, heads=heads)
+
+
+def _rows(values, plan, dtype, rows):
+    """Tiles with heads in front, back in rows."""
+    buffer = jnp.zeros((values.shape[0], TILE_ROWS, values.shape[1], values.shape[3]), dtype)
+    return tiles.untile(tiles.store(buffer, values, jnp.int32(0), plan.count), plan.slot, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _window_attention(window, scale, q, k, v, row_splits, lengths):
+    return _forward(window, scale, q, k, v, row_splits, lengths)[0]
+
+
+def _forward(window, scale, q, k, v, row_splits, lengths):
+    rows, heads, dim = q.shape
+    acc = accumulator(q.dtype)
+    chunk, pairs = _plan(window, q, row_splits, lengths)
+    q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v))
+
+    def body(step, running):
+        tile, key_tile = _chunk_of(pairs, step, chunk)
+        mask = _mask(window, pairs, tile, key_tile)
+        s = scale * jnp.einsum(
+            "chqd,chkd->chqk", q_tiles[tile], k_tiles.at[key_tile].get(mode="clip"), preferred_element_type=acc
+        )
+        s = jnp.where(mask[:, None], s, -jnp.inf)
+        return softmax.merge(running, s, v_tiles.at[key_tile].get(mode="clip"), tile - tile[0], tile[0])
+
+    slots = q_tiles.shape[0]
+    running = softmax.start(q, slots + chunk, heads, TILE_ROWS, dim, acc)
+    running = jax.lax.fori_loop(0, -(-pairs.ends[-1] // chunk), body, running)
+    out, log_sum = softmax.finish(softmax.Running(*(x[:slots] for x in running)))
+    out = _rows(out, pairs.plan, q.dtype, rows)
+    return out, (q, k, v, row_splits, lengths, out, log_sum)
+
+
+def _backward(window, scale, saved, d_out):
+    q, k, v, row_splits, lengths, out, log_sum = saved
+    rows, heads, _ = q.shape
+    acc = accumulator(q.dtype)
+    chunk, pairs = _plan(window, q, row_splits, lengths)
+    q_tiles, k_tiles, v_tiles, d_tiles, o_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v, d_out, out))
+    delta = (d_tiles.astype(acc) * o_tiles.astype(acc)).sum(axis=-1)
+
+    def body(step, carry):
+        dq, dk, dv = carry
+        tile, key_tile = _chunk_of(pairs, step, chunk)
+        mask = _mask(window, pairs, tile, key_tile).swapaxes(1, 2)
+        q_tile, d_tile = q_tiles[tile], d_tiles[tile]
+        k_tile, v_tile = (x.at[key_tile].get(mode="clip") for x in (k_tiles, v_tiles))
+        s = scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
+        p = jnp.exp(jnp.where(mask[:, None], s, -jnp.inf) - log_sum[tile][:, :, None, :])
+        dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
+        ds = (p * (dp - delta[tile][:, :, None, :]) * scale).astype(q.dtype)
+        dv_tile = jnp.einsum("chkq,chqd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
+        dk_tile = jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc)
+        dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)
+        return (
+            dq.at[tile].add(dq_tile),
+            dk.at[key_tile].add(dk_tile, mode="drop"),
+            dv.at[key_tile].add(dv_tile, mode="drop"),
+        )
+
+    carry = vary_like(q, *(jnp.zeros(q_tiles.shape, acc) for _ in range(3)))
+    gradients = jax.lax.fori_loop(0, -(-pairs.ends[-1] // chunk), body, carry)
+    dq, dk, dv = (_rows(x, pairs.plan, q.dtype, rows) for x in gradients)
+    return dq, dk, dv, None, None
+
+
+_window_attention.defvjp(_forward, _backward)

@@ -1,0 +1,63 @@
+"""What every test runs under: four CPU devices, strict promotion of dtypes and ranks, no display."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import optax
+import pytest
+from optax.schedules import _schedule as optax_schedule
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _promoting(function: Callable) -> Callable:
+    """`function` under JAX's standard promotion of dtypes."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+# Two places of optax 0.2.8 raise under strict promotion, both by mixing a step count (int32) with a Python float: the
+# bias correction of Adam, and the cosine schedule. They alone are let off, so our own code stays strict.
+optax.tree.bias_correction = _promoting(optax.tree.bias_correction)
+_cosine_decay_schedule = optax_schedule.cosine_decay_schedule
+
+
+@functools.wraps(_cosine_decay_schedule)
+def _cosine_schedule(*args, **kwargs):
+    return _promoting(_cosine_decay_schedule(*args, **kwargs))
+
+
+optax_schedule.cosine_decay_schedule = _cosine_schedule
+optax.cosine_decay_schedule = _cosine_schedule
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the public data sets: the environment variable KUNLUN_DATA, else ../shared/data beside the clone."""
+    named = os.environ.get("KUNLUN_DATA")
+    if named is not None:
+        path = Path(named)
+        if not path.is_dir():
+            raise FileNotFoundError(
+                f"KUNLUN_DATA is {named!r}, which is no folder; unset it to skip tests on real data"
+            )
+        return path
+    path = REPOSITORY.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no public data: KUNLUN_DATA is not set and {path} is no folder")
+    return path
