@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
@@ -62,15 +63,15 @@ class Jagged:
 
     def example_ids(self) -> Int[Array, " rows"]:
         """Example of each row, int32."""
-        return jagged.example_ids(self.row_splits, self.rows)
+        return jagged.example_ids(jnp.asarray(self.row_splits), self.rows)
 
     def positions(self) -> Int[Array, " rows"]:
         """Index of each row in its example, int32, 0 for the oldest."""
-        return jagged.positions(self.row_splits, self.rows)
+        return jagged.positions(jnp.asarray(self.row_splits), self.rows)
 
     def mask(self) -> Bool[Array, " rows"]:
         """True where a row holds an event."""
-        return jagged.row_mask(self.row_splits, self.lengths, self.rows)
+        return jagged.row_mask(jnp.asarray(self.row_splits), jnp.asarray(self.lengths), self.rows)
 
 
 @pytree_dataclass

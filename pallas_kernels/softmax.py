@@ -1,8 +1,8 @@
 """The running softmax of XLA implementations: partial results of tiles, merged slot by slot.
 
-A slot is whatever a row of softmaxes belongs to: an example in seed_attention, a query tile in window_attention. A chunk
-of partial results touches consecutive slots, so only these are sliced out, updated and put back, and a step's cost does
-not depend on the number of slots.
+A slot is what a group of softmaxes belongs to: an example in seed_attention, a query tile in window_attention. A chunk
+of partial results touches consecutive slots, so only these are sliced out, updated and put back, and the cost of a step
+does not depend on the number of slots.
 """
 
 from typing import NamedTuple

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
 
@@ -69,19 +69,23 @@ def schedule(
     used = ends[-1]
 
     tile = jnp.arange(tiles, dtype=jnp.int32)
-    owner = jnp.searchsorted(ends, tile, side="right", method="scan_unrolled").astype(jnp.int32)
+    owner = _segment(ends, tiles)
     example = jnp.where(tile < used, owner, 0)
     first = (tile - begins[example]) * tile_rows
     count = jnp.where(tile < used, jnp.clip(lengths[example] - first, 0, tile_rows), 0)
     block = jnp.where(tile < used, (row_splits[example] + first) // ROW_ALIGNMENT, 0)
 
     row_block = jnp.arange(rows // ROW_ALIGNMENT, dtype=jnp.int32)
-    holder = jnp.searchsorted(row_splits[1:], row_block * ROW_ALIGNMENT, side="right", method="scan_unrolled")
-    holder = jnp.minimum(holder.astype(jnp.int32), batch - 1)
+    holder = jnp.minimum(_segment(row_splits[1:] // ROW_ALIGNMENT, row_block.shape[0]), batch - 1)
     inside = row_block - row_splits[holder] // ROW_ALIGNMENT
     held = inside * ROW_ALIGNMENT < lengths[holder]
     slot = jnp.where(held, begins[holder] * per_tile + inside, tiles * per_tile)
     return Schedule(example, block, count, used, slot)
+
+
+def _segment(ends: Int[Array, " segments"], size: int) -> Int[Array, " size"]:
+    """For each of ``0 .. size - 1`` the number of ends at or below it: the segment that holds it."""
+    return jnp.cumsum(jnp.zeros(size, jnp.int32).at[ends].add(1, mode="drop"), dtype=jnp.int32)
 
 
 def to_blocks(values: Float[Array, "rows heads dim"]) -> Float[Array, "blocks width"]:
@@ -90,6 +94,11 @@ def to_blocks(values: Float[Array, "rows heads dim"]) -> Float[Array, "blocks wi
     missing = -rows % ROW_ALIGNMENT
     padded = jnp.pad(values, ((0, missing), (0, 0), (0, 0))) if missing else values
     return padded.reshape((rows + missing) // ROW_ALIGNMENT, -1)
+
+
+def valid(count: Int[Array, " chunk"], tile_rows: int) -> Bool[Array, "chunk tile"]:
+    """True for the first `count` rows of each tile."""
+    return jnp.arange(tile_rows, dtype=jnp.int32)[None, :] < count[:, None]
 
 
 def gather(
@@ -103,8 +112,7 @@ def gather(
     """Tiles that start at the blocks `first`, heads in front; rows from `count` on are zero whatever they held."""
     index = first[:, None] + jnp.arange(tile_rows // ROW_ALIGNMENT, dtype=jnp.int32)[None, :]
     tile = blocks.at[index].get(mode="clip").reshape(first.shape[0], tile_rows, heads, -1)
-    valid = jnp.arange(tile_rows, dtype=jnp.int32)[None, :] < count[:, None]
-    return jnp.where(valid[:, :, None, None], tile, jnp.zeros((), tile.dtype)).swapaxes(1, 2)
+    return jnp.where(valid(count, tile_rows)[:, :, None, None], tile, jnp.zeros((), tile.dtype)).swapaxes(1, 2)
 
 
 def store(
@@ -114,8 +122,8 @@ def store(
     count: Int[Array, " chunk"],
 ) -> Float[Array, "tiles tile heads dim"]:
     """`buffer` with tiles ``first, first + 1, ...`` replaced, rows from `count` on by zero."""
-    valid = jnp.arange(buffer.shape[1], dtype=jnp.int32)[None, :] < count[:, None]
-    rows = jnp.where(valid[:, :, None, None], tile.swapaxes(1, 2), jnp.zeros((), tile.dtype)).astype(buffer.dtype)
+    mask = valid(count, buffer.shape[1])[:, :, None, None]
+    rows = jnp.where(mask, tile.swapaxes(1, 2), jnp.zeros((), tile.dtype)).astype(buffer.dtype)
     return jax.lax.dynamic_update_slice_in_dim(buffer, rows, first, 0)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Rows:
     request_time_ms: np.ndarray  # int64 [rows]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the examples of a data set.
 
@@ -50,7 +51,9 @@ class Source(Protocol):
     """
 
     @property
-    def schema(self) -> Schema: ...
+    def schema(self) -> Schema:
+        """Describes every column of every row."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -61,9 +61,7 @@ def capacity_names(schema: Schema) -> tuple[str, ...]:
     names = tuple(event.name for event in schema.events) + tuple(feature.name for feature in schema.multi_valued)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(
-            f"schema {schema.name!r} names both an event type and a multi-valued feature {twice}; rename one"
-        )
+        raise ValueError(f"schema {schema.name!r}: {twice} name both event types and multi-valued features; rename one")
     return names
 
 

@@ -7,6 +7,7 @@ and valid for any number of workers.
 
 import dataclasses
 import functools
+import gc
 import logging
 import math
 import multiprocessing
@@ -99,7 +100,7 @@ class LoaderConfig:
         """Examples of a batch per process; a ValueError when they cannot be shared out evenly."""
         if self.batch_size % process_count:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of the number of processes {process_count}"
+                f"batch_size {self.batch_size} must be a multiple of the number of processes {process_count}"
             )
         return self.batch_size // process_count
 
@@ -269,6 +270,10 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         if self._batches is not None:
             self._batches.close()
             self._batches = None
+            if self._workers:
+                # Grain's queues hang in reference cycles. Collected later, in the middle of a call to multiprocessing's
+                # resource tracker, they would call it again, which it warns of.
+                gc.collect()
 
     def __enter__(self) -> "Loader":
         return self

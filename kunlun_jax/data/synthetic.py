@@ -93,7 +93,7 @@ class SyntheticConfig:
     """Vocabulary of item tags, at least 4."""
     history_limit: int = 1024
     """Newest events of each type that the shop keeps, and that a click may depend on."""
-    impressions_per_day: float = 0.12
+    impressions_per_day: float = 0.085
     """Impressions per day of the least active person; the mean is about six times that."""
     drift_days: float = 30.0
     """Days in which an interest gives way to the next one."""

@@ -154,7 +154,7 @@ class ClickLaw:
         """Log odds of a click, float64 ``[rows]``; `rows` must hold the histories uncut."""
         device = rows.categorical[:, CONTEXT.index("device")]
         events = self.device_gain[device] * self.affinity(rows) + self.long_term(rows) + self.fatigue(rows)
-        return -2.3 + self.context(rows) + events
+        return -2.1 + self.context(rows) + events
 
     def conversion_logit(self, rows: Rows) -> np.ndarray:
         """Log odds of a purchase by somebody who clicked, float64 ``[rows]``."""

@@ -172,8 +172,8 @@ class World:
         rate = {"impression": self.impressions_per_day * activity}
         rate["click"] = rate["impression"] * (0.15 + 0.45 * field(traits, 32, 16) / 65536)
         rate["purchase"] = rate["click"] * (0.1 + 0.35 * field(traits, 48, 16) / 65536)
-        # Most people joined during the 240 days before the first request, one in nine during the 30 days after it.
-        days = -240 + 270 * field(more, 0, 24) / (1 << 24)
+        # Most people joined during the 240 days before the first request, one in 25 during the 10 days after it.
+        days = -240 + 250 * field(more, 0, 24) / (1 << 24)
         return Users(
             key=key,
             interests=2 + field(traits, 0, 2),

@@ -64,7 +64,7 @@ class KunlunConfig:
     """From event fields to tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
     age_feature: bool = True
     """Whether log(1 + age) of an event is one of its inputs (O)."""
-    rote: RoteConfig = RoteConfig()
+    rote: RoteConfig = dataclasses.field(default_factory=RoteConfig)
     """Rotary temporal embedding."""
     pattern: tuple[str, ...] = ("pool+ffn", "attention")
     """CompSkip (R): what layer l runs on histories, pattern[l % len]; ("pool+ffn+attention",) runs all in each."""

@@ -10,7 +10,7 @@ Source: Kunlun (r for the order of blocks; marks of the parts in `kunlun_jax.nn`
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -130,9 +130,7 @@ class Kunlun(nnx.Module):
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in types))
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale
-        self.context = ContextTokens(
-            schema, config.embedding_dim, config.dim, dense_tokens=config.dense_tokens, **rest
-        )
+        self.context = ContextTokens(schema, config.embedding_dim, config.dim, dense_tokens=config.dense_tokens, **rest)
         self.event_input = nnx.Dict()
         for event in self.schema.events:
             self.event_input[event.name] = EventInput(
@@ -156,14 +154,25 @@ class Kunlun(nnx.Module):
         sizes = (tokens * config.dim, *config.head_hidden, len(schema.tasks))
         self.head = MLP(sizes, activation=config.activation, **rest)
         rate = np.asarray(base_rate, np.float64)
-        if rate.shape != (len(schema.tasks),) or not np.all((0 < rate) & (rate < 1)):
-            raise ValueError(f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {schema.tasks}")
+        if rate.shape != (len(schema.tasks),) or not np.all((rate > 0) & (rate < 1)):
+            raise ValueError(
+                f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {schema.tasks}"
+            )
         self.head.layers[-1].bias[...] = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
 
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32. `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given."""
+        *_, (x, _, _) = self.states(batch, embedded)
+        x = rearrange(x, "batch tokens dim -> batch (tokens dim)")
+        x = self.dropout(x, deterministic=dropout is None, rngs=dropout)
+        return self.head(x).astype(jnp.float32)
+
+    def states(
+        self, batch: Batch, embedded: Embedded
+    ) -> Iterator[tuple[Float[Array, "batch tokens dim"], dict[str, Jagged], dict[str, Float[Array, "batch _ dim"]]]]:
+        """(X^l, S^l by event type, H by event type) for l = 0 .. layers: what goes into layer l, and what ends."""
         x = self.context(batch, embedded)
         age = {name: batch.events[name].values["age"] for name in self.event_input}
         events = {
@@ -173,17 +182,19 @@ class Kunlun(nnx.Module):
             for name, to_token in self.event_input.items()
         }
         history: dict[str, Float[Array, "batch _ dim"]] = {}
+        yield x, events, history
         for layer in self.layers:
             x, events, history = layer(x, events, history, age)
-        x = rearrange(x, "batch tokens dim -> batch (tokens dim)")
-        x = self.dropout(x, deterministic=dropout is None, rngs=dropout)
-        return self.head(x).astype(jnp.float32)
+            yield x, events, history
 
     def parts(self, lengths: Mapping[str, np.ndarray]) -> list[Part]:
         """Parameters and forward FLOPs per example by block, for examples with these history lengths by type."""
         batch = len(next(iter(lengths.values()))) if lengths else 1
         rows = sum(table.rows for table in self.schema.tables.values())
-        parts = [Part("tables", rows * self.embedding_dim, 0), part("context tokens", self.context, self.context.flops())]
+        parts = [
+            Part("tables", rows * self.embedding_dim, 0),
+            part("context tokens", self.context, self.context.flops()),
+        ]
         for name, to_token in self.event_input.items():
             parts.append(part(f"event input {name}", to_token, to_token.flops() * lengths[name].sum() / batch))
         for index, layer in enumerate(self.layers):

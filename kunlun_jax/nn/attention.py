@@ -44,13 +44,17 @@ class WindowAttention(nnx.Module):
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
         q, k, v = rearrange(
-            self.qkv(self.norm(events.values)), "rows (three heads dim) -> three rows heads dim", three=3, heads=self.heads
+            self.qkv(self.norm(events.values)),
+            "rows (three heads dim) -> three rows heads dim",
+            three=3,
+            heads=self.heads,
         )
         positions = events.positions()
         tau = event_times(age, positions, self.rote)
         return rotate(q, positions, tau, self.rote), rotate(k, positions, tau, self.rote), v
 
     def __call__(self, events: Jagged, age: Float[Array, " rows"]) -> Float[Array, "rows dim"]:
+        """S' of the events, whose ages are in seconds; rows that hold no event get something finite."""
         q, k, v = self.queries_keys_values(events, age)
         o = window_attention(
             q,

@@ -28,9 +28,7 @@ class ContextTokens(nnx.Module):
       dense_tokens: tokens that the dense features make together (InterFormer: one).
     """
 
-    def __init__(
-        self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, dtype, rngs: nnx.Rngs):
         dense = len(schema.dense)
         self.embedded = len(schema.categorical) + len(schema.multi_valued)
         self.dense_tokens = dense_tokens if dense else 0
@@ -46,6 +44,7 @@ class ContextTokens(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, batch: Batch, embedded: Embedded) -> Float[Array, "batch tokens dim"]:
+        """X^1 in the dtype of the computation: dense tokens, then categorical, then multi-valued features."""
         pooled = [mean_by_example(batch.multi_valued[name], embedded.multi_valued[name]) for name in self.multi_valued]
         x = jnp.concatenate([embedded.categorical, *(p[:, None, :] for p in pooled)], axis=1).astype(self.dtype)
         if self.project is not None:
@@ -85,6 +84,7 @@ class WeightGeneration(nnx.Module):
         self.gate = MLP((dim, dim), dtype=dtype, rngs=rngs) if gate else None
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch summary dim"]:
+        """X_sum of the context tokens."""
         z = self.compress(rearrange(x, "batch tokens dim -> batch dim tokens"))
         z = self.mlp(rearrange(z, "batch dim summary -> batch summary dim"))
         return z if self.gate is None else jax.nn.sigmoid(z * self.gate(z))

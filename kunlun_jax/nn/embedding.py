@@ -120,7 +120,9 @@ def gather_rows(
     tables: dict[str, Float[Array, "_ dim"]], touched: dict[str, Touched]
 ) -> dict[str, Float[Array, "_ dim"]]:
     """The touched rows of each table, ``[touched, dim]``; fill behind the end repeats the last row."""
-    return {name: tables[name].at[part.rows].get(mode="clip", indices_are_sorted=True) for name, part in touched.items()}
+    return {
+        name: tables[name].at[part.rows].get(mode="clip", indices_are_sorted=True) for name, part in touched.items()
+    }
 
 
 def lookup(schema: Schema, batch: Batch, tables: dict[str, Float[Array, "_ dim"]]) -> Embedded:

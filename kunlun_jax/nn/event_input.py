@@ -4,7 +4,7 @@
     MLP(S)                                       Source: Kunlun (r)
 
 S are the embeddings of an event's fields side by side, its dense fields, and the logarithm of its age, so that pooling,
-which knows no order, can tell old from new (O; ``age`` in the config).
+which knows no order, can tell old from new (O; `age_feature` in the config).
 """
 
 import jax.numpy as jnp
@@ -52,7 +52,9 @@ class EventInput(nnx.Module):
         inputs = fields * embedding_dim + dense + age
         self.age = age
         self.dtype = dtype
-        self.mask = MLP((inputs, dim, inputs), activation=activation, dtype=dtype, rngs=rngs) if kind == "masknet" else None
+        self.mask = (
+            MLP((inputs, dim, inputs), activation=activation, dtype=dtype, rngs=rngs) if kind == "masknet" else None
+        )
         self.mlp = MLP((inputs, dim, dim), activation=activation, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -61,6 +63,7 @@ class EventInput(nnx.Module):
         dense: Float[Array, "rows dense"],
         age: Float[Array, " rows"],
     ) -> Float[Array, "rows dim"]:
+        """Tokens of events: embeddings of their id fields, their dense fields, their ages in seconds."""
         parts = [rearrange(fields, "rows fields embedding -> rows (fields embedding)"), dense]
         if self.age:
             parts.append(log_age(age)[:, None])

@@ -27,6 +27,7 @@ class TokenToWeights(nnx.Module):
         self.channel_map = nnx.Linear(dim_in, dim_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch width out"]:
+        """The weights of each example."""
         mixed = self.token_map(rearrange(x, "batch tokens dim -> batch dim tokens"))
         return self.channel_map(rearrange(mixed, "batch dim width -> batch width dim"))
 
@@ -67,9 +68,8 @@ class PersonalizedFFN(nnx.Module):
         self.activation, self.pre_scale, self.post_scale = activation, pre_scale, post_scale
         self.implementation = implementation
 
-    def __call__(
-        self, events: Jagged, x_sum: Float[Array, "batch tokens context"]
-    ) -> Float[Array, "rows dim"]:
+    def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens context"]) -> Float[Array, "rows dim"]:
+        """The events after the block, each example's by weights of its own X_sum."""
         q = events.values
         normed = layer_norm(q)
         k, v = (

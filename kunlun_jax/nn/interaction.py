@@ -47,6 +47,7 @@ class WukongExpert(nnx.Module):
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
+        """``fm_tokens`` tokens of products, then ``linear_tokens`` of linear maps."""
         # X (X^T Y) rather than (X X^T) Y: linear in the number of tokens.
         low_rank = jnp.einsum("bnd,nk->bdk", x, self.fm_map[...].astype(self.dtype))
         products = jnp.einsum("bnd,bdk->bnk", x, low_rank)
@@ -88,6 +89,7 @@ class GlobalInteraction(nnx.Module):
         self.tokens_out = experts * (fm_tokens + linear_tokens)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
+        """The tokens of expert 0, then those of expert 1, ..."""
         parts = [expert(x[:, m :: len(self.experts)]) for m, expert in enumerate(self.experts)]
         return jnp.concatenate(parts, axis=1)
 

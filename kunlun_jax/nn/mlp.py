@@ -1,5 +1,6 @@
 """Multi-layer perceptron, and the two numbers every layer can tell of itself: parameters and FLOPs."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -36,12 +37,12 @@ class MLP(nnx.Module):
 
     def __init__(self, sizes: Sequence[int], *, activation: str = "gelu", dtype, rngs: nnx.Rngs):
         self.layers = nnx.List(
-            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs)
-            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
         )
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        """The last layer's output, in `dtype`."""
         act = activation(self.activation)
         for layer in self.layers[:-1]:
             x = act(layer(x))

@@ -59,6 +59,7 @@ class SeedAttention(nnx.Module):
         return q, k, v
 
     def __call__(self, events: Jagged) -> Float[Array, "batch seeds dim"]:
+        """H_seed, or H of PMA; without events it is the bias of the last map."""
         q, k, v = self.queries_keys_values(events)
         o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
         return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
@@ -89,6 +90,7 @@ class SumKronLinear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "batch seeds dim"]) -> Float[Array, "batch tokens dim"]:
+        """Y of each example."""
         z, w = self.token_maps[...].astype(self.dtype), self.channel_maps[...].astype(self.dtype)
         # Tokens first: there are fewer of them than seeds, so the channel maps, the dear half, run on fewer rows.
         mixed = jnp.einsum("bsd,kst->btkd", x, z)
@@ -122,6 +124,7 @@ class HSP(nnx.Module):
         self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, dtype=dtype, rngs=rngs)
 
     def __call__(self, events: Jagged) -> Float[Array, "batch tokens dim"]:
+        """H of each history."""
         return self.condense(self.attention(events))
 
     def flops(self, lengths) -> int:
@@ -130,7 +133,7 @@ class HSP(nnx.Module):
 
 
 def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:
-    """"hsp", or "pma" as its ablation: `tokens` learned queries that attend to the events, nothing behind them."""
+    """The pooling called "hsp", or "pma", its ablation: `tokens` learned queries that attend to the events, nothing behind them."""
     if kind == "hsp":
         return HSP(seeds, tokens, dim, heads=heads, rank=rank, **rest)
     if kind == "pma":

@@ -2,7 +2,7 @@
 
     angle of channel pair i at row t  =  t * theta_i + tau_t * phi_i,      tau_t = log(1 + dt_t / t_scale)
 
-theta_i = base^(-i / pairs) as in RoPE, phi_i = max_time_angle * time_base^(-i / pairs). dt is the age of the event at
+theta_i = base^(-i / pairs) as in RoPE, phi_i = time_base^(-i / pairs). dt is the age of the event at
 request time (O, default) or the gap to the previous event (the other reading). Attention then depends on differences:
 of positions, and of logarithms of time. Source: Kunlun (R for the logarithm, r for the mix, O for phi and t_scale).
 """
@@ -35,7 +35,7 @@ class RoteConfig:
 def event_times(
     age: Float[Array, " rows"], positions: Int[Array, " rows"], config: RoteConfig
 ) -> Float[Array, " rows"]:
-    """tau of each row: log(1 + dt / t_scale), dt in seconds read as `config.reading` says; a first event has gap 0."""
+    """Tau of each row: log(1 + dt / t_scale), dt in seconds read as `config.reading` says; a first event has gap 0."""
     if config.reading == "age":
         dt = age
     else:

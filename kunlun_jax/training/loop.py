@@ -81,7 +81,9 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     dataset = open_dataset(config.data) if dataset is None else dataset
     for split in ("train", *config.run.eval_splits):
         dataset.split(split)
-    capacity = capacities(dataset, tuple(dataset.splits), config.loader)
+    capacity = capacities(
+        dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed
+    )
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = Kunlun(

@@ -14,7 +14,7 @@ from kunlun_jax.training.run_directory import read_metrics
 
 COLORS = ("#2f6fb0", "#c8553d", "#4a8c5c", "#8661a8", "#a7792b")
 MARKERS = {"valid": "o", "test": "D"}
-SMOOTHING = 1 / 20
+SMOOTHING = 1 / 40
 """Part of the training lines that the smooth curve averages over."""
 
 

@@ -81,9 +81,7 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
     def body(step, carry):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        q_tile, d_tile = (
-            tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (q_blocks, d_blocks)
-        )
+        q_tile, d_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (q_blocks, d_blocks))
         k_tile, v_tile = k[example], v[example]
         s = pre_scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)

@@ -1,8 +1,7 @@
 """seed_attention by plain XLA: a loop over chunks of tiles with a running maximum, saving the log-sum-exp.
 
-The tiles of a chunk belong to consecutive non-empty examples, so the running maximum, sum and output of just those
-examples are sliced out, updated and put back: a step's cost does not depend on the batch. The sums therefore stand by
-rank among the non-empty examples until the end.
+The tiles of a chunk belong to consecutive non-empty examples, so the slots of the running softmax are the ranks of the
+examples among the non-empty ones. Memory is that of the output, and of the gradients in tiles, and one chunk of scores.
 """
 
 import functools
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import tiles
+from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
 TILE_ROWS = 32
@@ -38,6 +37,12 @@ def _plan(q, k, row_splits, lengths):
     return chunk, tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=chunk)
 
 
+def _queries(q, chunk):
+    """The seeds once for each tile of a chunk, heads in front."""
+    seeds, heads, dim = q.shape
+    return jnp.broadcast_to(rearrange(q, "seeds heads dim -> heads seeds dim"), (chunk, heads, seeds, dim))
+
+
 def _ranks(lengths):
     """For each example, how many before it are not empty."""
     filled = (lengths > 0).astype(jnp.int32)
@@ -51,51 +56,29 @@ def _seed_attention(scale, q, k, v, row_splits, lengths):
 
 def _forward(scale, q, k, v, row_splits, lengths):
     seeds, heads, dim = q.shape
-    batch, acc = lengths.shape[0], accumulator(q.dtype)
+    acc = accumulator(q.dtype)
     chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
-    queries = jnp.broadcast_to(rearrange(q, "seeds heads dim -> heads seeds dim"), (chunk, heads, seeds, dim))
+    queries = _queries(q, chunk)
     rank = _ranks(lengths)
-    # Finite, so that a difference of two of them is 0 and not NaN; masked scores are -inf and fall below it.
-    lowest = jnp.finfo(acc).min
 
-    def body(step, carry):
+    def body(step, running):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        first = rank[example[0]]
-        local = jnp.where(count > 0, rank[example] - first, chunk)  # `chunk` is out of range: dropped
-        k_tile, v_tile = (
-            tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks)
-        )
-        valid = jnp.arange(TILE_ROWS, dtype=jnp.int32)[None, :] < count[:, None]
+        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
         s = scale * jnp.einsum("chsd,chkd->chsk", queries, k_tile, preferred_element_type=acc)
-        s = jnp.where(valid[:, None, None, :], s, -jnp.inf)
-        tile_max = jnp.maximum(s.max(axis=-1), lowest)
-        p = jnp.exp(s - tile_max[..., None])
-        tile_out = jnp.einsum("chsk,chkd->chsd", p.astype(q.dtype), v_tile, preferred_element_type=acc)
+        s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, None, :], s, -jnp.inf)
+        first = rank[example[0]]
+        # An empty tile counts to example 0; all of its scores are masked, so it may go to any slot.
+        return softmax.merge(running, s, v_tile, jnp.maximum(rank[example] - first, 0), first)
 
-        old_max, old_sum, old_out = (jax.lax.dynamic_slice_in_dim(x, first, chunk) for x in carry)
-        new_max = old_max.at[local].max(tile_max, mode="drop")
-        keep = jnp.exp(old_max - new_max)
-        share = jnp.exp(tile_max - new_max.at[local].get(mode="clip"))
-        new_sum = (old_sum * keep).at[local].add(p.sum(axis=-1) * share, mode="drop")
-        new_out = (old_out * keep[..., None]).at[local].add(tile_out * share[..., None], mode="drop")
-        return tuple(
-            jax.lax.dynamic_update_slice_in_dim(x, new, first, 0)
-            for x, new in zip(carry, (new_max, new_sum, new_out), strict=True)
-        )
-
-    slots = batch + chunk  # a chunk that starts at the last example still slices in range
-    carry = vary_like(
-        k,
-        jnp.full((slots, heads, seeds), lowest, acc),
-        jnp.zeros((slots, heads, seeds), acc),
-        jnp.zeros((slots, heads, seeds, dim), acc),
-    )
-    maximum, total, out = jax.lax.fori_loop(0, -(-plan.used // chunk), body, carry)
+    # A chunk that starts at the last example still has its slots in range.
+    running = softmax.start(k, lengths.shape[0] + chunk, heads, seeds, dim, acc)
+    running = jax.lax.fori_loop(0, -(-plan.used // chunk), body, running)
     filled = (lengths > 0)[:, None, None]
-    total = jnp.where(filled, total[rank], jnp.ones((), acc))
-    log_sum = jnp.where(filled, maximum[rank], jnp.zeros((), acc)) + jnp.log(total)
-    out = jnp.where(filled[..., None], out[rank] / total[..., None], jnp.zeros((), acc))
+    out, log_sum = softmax.finish(
+        softmax.Running(running.maximum[rank], jnp.where(filled, running.total[rank], 0), running.out[rank])
+    )
+    out = jnp.where(filled[..., None], out, 0)
     out = rearrange(out, "batch heads seeds dim -> batch seeds heads dim").astype(q.dtype)
     return out, (q, k, v, row_splits, lengths, out, log_sum)
 
@@ -106,20 +89,17 @@ def _backward(scale, saved, d_out):
     acc = accumulator(q.dtype)
     chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
-    queries = jnp.broadcast_to(rearrange(q, "seeds heads dim -> heads seeds dim"), (chunk, heads, seeds, dim))
+    queries = _queries(q, chunk)
     delta = jnp.einsum("bshd,bshd->bhs", d_out.astype(acc), out.astype(acc))
     d_out = rearrange(d_out, "batch seeds heads dim -> batch heads seeds dim")
 
     def body(step, carry):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        k_tile, v_tile = (
-            tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks)
-        )
+        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
         d_tile = d_out[example]
-        valid = jnp.arange(TILE_ROWS, dtype=jnp.int32)[None, :] < count[:, None]
         s = scale * jnp.einsum("chkd,chsd->chks", k_tile, queries, preferred_element_type=acc)
-        s = jnp.where(valid[:, None, :, None], s, -jnp.inf)
+        s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, :, None], s, -jnp.inf)
         p = jnp.exp(s - log_sum[example][:, :, None, :])
         dp = jnp.einsum("chkd,chsd->chks", v_tile, d_tile, preferred_element_type=acc)
         ds = (p * (dp - delta[example][:, :, None, :]) * scale).astype(q.dtype)

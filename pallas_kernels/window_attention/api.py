@@ -21,7 +21,7 @@ def window_attention(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """``out[i] = softmax_j(scale * q_i k_j^T) v_j`` over the rows ``j`` of i's example with ``-left <= j - i <= right``.
+    """``out[i] = softmax_j(scale q_i k_j^T) v_j`` over the rows ``j`` of i's example with ``-left <= j - i <= right``.
 
     Both bounds are inclusive: ``window=(2, 1)`` reads two older rows, the row itself and one newer row. A window at
     least as long as the longest sequence is full attention. Scores and sums are float32 (float64 for float64

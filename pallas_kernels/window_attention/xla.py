@@ -1,9 +1,9 @@
 """window_attention by plain XLA: a loop over the pairs of tiles that the window joins, and over no others.
 
-Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key inside
-the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them. Time
-follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running softmax a
-row, and one chunk of scores. The list of pairs is never stored: a step finds its own by bisection.
+Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key
+inside the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them.
+Time follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running
+softmax for each row, and one chunk of scores. The list of pairs is never stored: a step finds its own by bisection.
 """
 
 import functools
@@ -67,7 +67,7 @@ def _plan(window, q, row_splits, lengths) -> tuple[int, _Pairs]:
 def _chunk_of(pairs: _Pairs, step: Int[Array, ""], chunk: int) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
     """Query and key tile of each pair of a step; behind the last pair the last tile, and a key tile out of range."""
     number = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
-    tile = jnp.searchsorted(pairs.ends, number, side="right", method="scan_unrolled").astype(jnp.int32)
+    tile = jnp.searchsorted(pairs.ends, number, side="right", method="scan").astype(jnp.int32)
     used = number < pairs.ends[-1]
     tile = jnp.where(used, tile, pairs.plan.used - 1)
     begin = jnp.where(tile > 0, pairs.ends[tile - 1], 0)
@@ -127,8 +127,9 @@ def _backward(window, scale, saved, d_out):
     rows, heads, _ = q.shape
     acc = accumulator(q.dtype)
     chunk, pairs = _plan(window, q, row_splits, lengths)
-    q_tiles, k_tiles, v_tiles, d_tiles, o_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v, d_out, out))
-    delta = (d_tiles.astype(acc) * o_tiles.astype(acc)).sum(axis=-1)
+    # A cotangent on a padding row may be NaN; the product is masked like every operand when it is cut into tiles.
+    delta = (d_out.astype(acc) * out.astype(acc)).sum(axis=-1, keepdims=True)
+    q_tiles, k_tiles, v_tiles, d_tiles, delta = (_tiled(x, pairs.plan, heads) for x in (q, k, v, d_out, delta))
 
     def body(step, carry):
         dq, dk, dv = carry
@@ -139,7 +140,7 @@ def _backward(window, scale, saved, d_out):
         s = scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
         p = jnp.exp(jnp.where(mask[:, None], s, -jnp.inf) - log_sum[tile][:, :, None, :])
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
-        ds = (p * (dp - delta[tile][:, :, None, :]) * scale).astype(q.dtype)
+        ds = (p * (dp - delta[tile].swapaxes(2, 3)) * scale).astype(q.dtype)
         dv_tile = jnp.einsum("chkq,chqd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
         dk_tile = jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc)
         dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)

@@ -81,7 +81,7 @@ def random_tables(rows: int = 60, events: int = 300, users: int = 6, seed: int =
         # The last user has no events, and there are events of a user without examples.
         key = rng.integers(0, users + 1, events)
         key = np.where(key == users - 1, users + 3, key)
-        time = rng.integers(-200, 2200, events) + 10**12
+        time = rng.integers(-800, 2200, events) + 10**12
         order = np.lexsort((time, key))
         types[name] = {"history_key": key[order], "time_ms": time[order], "item": rng.integers(0, 12, events)}
     types["click"] |= {"place": rng.integers(0, 4, events), "seconds": rng.normal(size=events).astype(np.float32)}

@@ -347,7 +347,7 @@ def slow_probabilities(rows: Rows, i: int, law: ClickLaw, config: SyntheticConfi
 
     tags = rows.multi_valued["tags"]
     daypart = c["hour"] // 6
-    logit = -2.3 + law.device_gain[c["device"]] * affinity + old - tired
+    logit = -2.1 + law.device_gain[c["device"]] * affinity + old - tired
     logit += law.item[c["item_id"]] + law.topic[c["topic"]] + law.brand[c["brand"]] + law.device[c["device"]]
     logit += law.user(np.array([c["user_id"]]))[0]
     logit -= 0.15 * c["position"]

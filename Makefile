@@ -1,0 +1,147 @@
+# Everything here sets itself up: `make quickstart` and `make test` need a Python >= 3.12 and nothing else.
+# PYTHON=/path/to/python chooses the interpreter; VENV=dir another place for the environment.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+VENV_NEWEST ?= .venv-newest
+VENV_LOCK ?= .venv-lock
+PY := $(VENV)/bin/python
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# Arguments for pytest, e.g. make test PYTEST="tests/training -x"
+PYTEST ?=
+# worksteal gives each worker neighbouring files, so what a file compiled is used again, and evens out the end.
+WORKERS ?= 2
+RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal
+NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments
+
+.PHONY: help quickstart test test-slow test-newest-jax lint format notebooks lock clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+# --- environments ---
+
+# A shell function: `find_python` prints the first interpreter that really is Python 3.12 or newer. Each is run, not only looked up,
+# for a pyenv shim may stand on PATH with nothing behind it.
+define FIND_PYTHON
+is_new_enough() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; }; \
+find_python() { \
+  if [ -n "$(PYTHON)" ]; then \
+    if is_new_enough "$(PYTHON)"; then echo "$(PYTHON)"; return; fi; \
+    echo "error: PYTHON=$(PYTHON) does not run or is older than Python 3.12" >&2; return 1; \
+  fi; \
+  for candidate in python3.12 python3 python3.13 python3.14 python; do \
+    if is_new_enough "$$candidate"; then echo "$$candidate"; return; fi; \
+  done; \
+  { echo "error: no Python 3.12 or newer found: tried python3.12, python3, python3.13, python3.14 and python on PATH."; \
+    echo "Install one, for example by 'pyenv install 3.12', 'uv python install 3.12' or, on Debian and Ubuntu,"; \
+    echo "'apt install python3.12 python3.12-venv', or name one: make PYTHON=/path/to/python3.12 ..."; } >&2; \
+  return 1; \
+}
+endef
+
+# make_venv DIR: an environment there that works is kept, anything else there is replaced.
+define MAKE_VENV
+$(FIND_PYTHON); \
+make_venv() { \
+  if is_new_enough "$$1/bin/python" && "$$1/bin/python" -m pip --version >/dev/null 2>&1; then return; fi; \
+  python="$$(find_python)"; \
+  echo "making $$1 with $$python ($$("$$python" --version))"; \
+  "$$python" -m venv --clear "$$1" || { \
+    echo "error: '$$python -m venv' failed; on Debian and Ubuntu install the package python3-venv (or python3.12-venv)" >&2; \
+    return 1; }; \
+}
+endef
+
+$(PY):
+	@$(MAKE_VENV); make_venv $(VENV)
+
+# install_lock FILE: the locked packages, each checked against its hashes; wheels only, nothing is built.
+define INSTALL_LOCK
+install_lock() { \
+  echo "installing $$(grep -c '^[a-z].*==' "$$2") locked packages of $$2 into $$1 ..."; \
+  started=$$SECONDS; \
+  "$$1/bin/python" $(PIP_INSTALL) --only-binary :all: --require-hashes -r "$$2"; \
+  echo "installed in $$((SECONDS - started)) s; $$1 takes $$(du -sm "$$1" | cut -f1) MB"; \
+}
+endef
+
+# The build backend is in the lock, so the package itself is installed without looking anywhere.
+INSTALL_PACKAGE = $(PIP_INSTALL) --no-deps --no-build-isolation --no-index --editable .
+
+$(VENV)/.core: requirements/core.txt | $(PY)
+	@$(INSTALL_LOCK); install_lock $(VENV) $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt | $(PY)
+	@$(INSTALL_LOCK); install_lock $(VENV) $<
+	@touch $(VENV)/.core $@
+
+$(VENV)/.package: pyproject.toml | $(PY)
+	@$(PY) $(INSTALL_PACKAGE)
+	@touch $@
+
+# --- what people run ---
+
+quickstart: $(VENV)/.core  ## install the core and train the small preset on synthetic data
+	@$(MAKE) --no-print-directory $(VENV)/.package
+	$(PY) -m experiments.train small
+
+.PHONY: dev
+dev: $(VENV)/.dev  ## install the core, the notebooks and the tools of development
+	@$(MAKE) --no-print-directory $(VENV)/.package
+
+test: dev  ## everything that a CPU can check, but for the slow tests
+	$(PY) $(RUN_PYTEST) $(PYTEST)
+
+test-slow: dev  ## the slow tests
+	$(PY) $(RUN_PYTEST) -m slow $(PYTEST)
+
+test-newest-jax: $(VENV_NEWEST)/.newest  ## the core on the newest jax, in an environment of its own
+	@$(VENV_NEWEST)/bin/python $(INSTALL_PACKAGE)
+	$(VENV_NEWEST)/bin/python -c 'import jax; print("jax", jax.__version__)'
+	$(VENV_NEWEST)/bin/python $(RUN_PYTEST) $(NEWEST_TESTS) $(PYTEST)
+
+$(VENV_NEWEST)/.newest: requirements/newest.txt
+	@$(MAKE_VENV); make_venv $(VENV_NEWEST)
+	@$(INSTALL_LOCK); install_lock $(VENV_NEWEST) $<
+	@touch $@
+
+lint: dev  ## style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: dev  ## mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+notebooks: dev  ## run the notebooks and store them with their outputs
+	@for notebook in notebooks/*.ipynb; do \
+	  echo "$$notebook"; \
+	  $(PY) -m jupyter nbconvert --to notebook --execute --inplace "$$notebook"; \
+	done
+
+# --- locks: names, versions and hashes, no index and no host ---
+
+UV_COMPILE = pip compile --quiet --universal --python-version 3.12 --upgrade --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+$(VENV_LOCK)/bin/uv:
+	@$(MAKE_VENV); make_venv $(VENV_LOCK)
+	@$(VENV_LOCK)/bin/python $(PIP_INSTALL) uv
+
+lock: $(VENV_LOCK)/bin/uv  ## work out requirements/*.txt anew from pyproject.toml
+	$< $(UV_COMPILE) -c requirements/pins.txt pyproject.toml requirements/build.in -o requirements/core.txt
+	$< $(UV_COMPILE) -c requirements/pins.txt --extra dev --extra notebooks --extra tensorboard \
+	  pyproject.toml requirements/build.in -o requirements/dev.txt
+	$< $(UV_COMPILE) pyproject.toml requirements/build.in requirements/newest.in -o requirements/newest.txt
+
+clean:  ## remove environments, caches and builds; runs/ stays
+	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_LOCK) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""A run so small that it compiles in seconds: as flags for a subprocess, and as the config that they make."""
+
+from pathlib import Path
+
+import tyro
+
+from experiments.configs import PRESETS
+from kunlun_jax.config import TrainConfig
+
+FLAGS = (
+    "small",
+    *("--data.synthetic.train-rows", "608", "--data.synthetic.valid-rows", "70", "--data.synthetic.test-rows", "70"),
+    *("--data.synthetic.users", "60", "--data.synthetic.items-per-brand", "2", "--data.synthetic.brands-per-topic", "2"),
+    *("--data.synthetic.impressions-per-day", "0.03", "--loader.batch-size", "32", "--loader.max-events", "16"),
+    *("--model.dim", "8", "--model.layers", "1", "--model.embedding-dim", "4", "--model.summary-tokens", "2"),
+    *("--model.skip-events", "impression", "purchase", "--model.event-input", "mlp", "--model.dropout", "0.2"),
+    *("--model.event.dim", "8", "--model.event.heads", "1", "--model.event.tokens", "2", "--model.event.seeds", "4"),
+    *("--model.event.kron-rank", "1", "--model.experts", "1", "--model.fm-tokens", "2", "--model.linear-tokens", "2"),
+    *("--model.fm-rank", "2", "--model.fm-hidden", "8", "--model.head-hidden", "8"),
+    *("--run.log-every", "3", "--run.checkpoint-every", "4", "--run.no-progress"),
+)
+"""Flags of experiments.train: 19 steps, logged every 3 and saved every 4; dropout needs the random state."""
+
+
+def tiny_config(*flags: str, directory: Path | None = None) -> TrainConfig:
+    """The config of `FLAGS`, of more flags behind them, and of a run directory."""
+    where = () if directory is None else ("--run.dir", str(directory))
+    return tyro.extras.overridable_config_cli(PRESETS, args=[*FLAGS, *flags, *where], prog="experiments.train")
