@@ -30,7 +30,7 @@ def from_json(kind: Any, value: Any, name: str = "config") -> Any:
             return None
         (kind,) = (argument for argument in arguments if argument is not type(None))
         return from_json(kind, value, name)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = [field.name for field in dataclasses.fields(kind)]
         if set(fields) != set(value):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import tiles
 from pallas_kernels.dispatch import vary_like
 
 
@@ -59,11 +60,11 @@ def merge(
         "chqk,chkd->chqd", weights.astype(values.dtype), values, preferred_element_type=scores.dtype
     )
     old = Running(*(jax.lax.dynamic_slice_in_dim(x, first, chunk) for x in running))
-    maximum = old.maximum.at[slot].max(partial_max)
+    maximum = old.maximum.at[slot].max(partial_max, mode="promise_in_bounds", wrap_negative_indices=False)
     keep = jnp.exp(old.maximum - maximum)
-    share = jnp.exp(partial_max - maximum[slot])
-    total = (old.total * keep).at[slot].add(weights.sum(axis=-1) * share)
-    out = (old.out * keep[..., None]).at[slot].add(partial_out * share[..., None])
+    share = jnp.exp(partial_max - tiles.take(maximum, slot))
+    total = tiles.add(old.total * keep, slot, weights.sum(axis=-1) * share)
+    out = tiles.add(old.out * keep[..., None], slot, partial_out * share[..., None])
     new = Running(maximum, total, out)
     return Running(*(jax.lax.dynamic_update_slice_in_dim(x, y, first, 0) for x, y in zip(running, new, strict=True)))
 

@@ -38,6 +38,21 @@ class Schedule(NamedTuple):
     slot: Int[Array, " blocks"]
 
 
+def take(values: jax.Array, index: jax.Array) -> jax.Array:
+    """``values[index]`` for indices known to be in range: no test for negative ones, which would stand in every loop."""
+    return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def add(values: jax.Array, index: jax.Array, update: jax.Array) -> jax.Array:
+    """``values.at[index].add(update)`` for indices known to be in range."""
+    return values.at[index].add(update, mode="promise_in_bounds", wrap_negative_indices=False)
+
+
+def quotient(value: jax.Array, divisor: int) -> jax.Array:
+    """``value // divisor`` of an int32 that is not negative, without the correction for signs."""
+    return jax.lax.div(value, jnp.int32(divisor))
+
+
 def capacity(rows: int, batch: int, tile_rows: int) -> int:
     """Most tiles that `rows` rows of `batch` examples can need; linear in both."""
     blocks, per_tile = rows // ROW_ALIGNMENT, tile_rows // ROW_ALIGNMENT
@@ -64,22 +79,24 @@ def schedule(
     """
     batch, per_tile = lengths.shape[0], tile_rows // ROW_ALIGNMENT
     tiles = -(-capacity(rows, batch, tile_rows) // chunk) * chunk
-    ends = jnp.cumsum((lengths + tile_rows - 1) // tile_rows, dtype=jnp.int32)
-    begins = jnp.append(0, ends[:-1]).astype(jnp.int32)
+    tiles_each = quotient(lengths + (tile_rows - 1), tile_rows)
+    ends = jnp.cumsum(tiles_each, dtype=jnp.int32)
+    begins = ends - tiles_each
     used = ends[-1]
 
     tile = jnp.arange(tiles, dtype=jnp.int32)
     owner = _segment(ends, tiles)
     example = jnp.where(tile < used, owner, 0)
-    first = (tile - begins[example]) * tile_rows
-    count = jnp.where(tile < used, jnp.clip(lengths[example] - first, 0, tile_rows), 0)
-    block = jnp.where(tile < used, (row_splits[example] + first) // ROW_ALIGNMENT, 0)
+    first = (tile - take(begins, example)) * tile_rows
+    count = jnp.where(tile < used, jnp.clip(take(lengths, example) - first, 0, tile_rows), 0)
+    block = jnp.where(tile < used, quotient(take(row_splits, example) + first, ROW_ALIGNMENT), 0)
 
     row_block = jnp.arange(rows // ROW_ALIGNMENT, dtype=jnp.int32)
-    holder = jnp.minimum(_segment(row_splits[1:] // ROW_ALIGNMENT, row_block.shape[0]), batch - 1)
-    inside = row_block - row_splits[holder] // ROW_ALIGNMENT
-    held = inside * ROW_ALIGNMENT < lengths[holder]
-    slot = jnp.where(held, begins[holder] * per_tile + inside, tiles * per_tile)
+    first_block = quotient(row_splits, ROW_ALIGNMENT)
+    holder = jnp.minimum(_segment(first_block[1:], row_block.shape[0]), batch - 1)
+    inside = row_block - take(first_block, holder)
+    held = inside * ROW_ALIGNMENT < take(lengths, holder)
+    slot = jnp.where(held, take(begins, holder) * per_tile + inside, tiles * per_tile)
     return Schedule(example, block, count, used, slot)
 
 
@@ -111,7 +128,7 @@ def gather(
 ) -> Float[Array, "chunk heads tile dim"]:
     """Tiles that start at the blocks `first`, heads in front; rows from `count` on are zero whatever they held."""
     index = first[:, None] + jnp.arange(tile_rows // ROW_ALIGNMENT, dtype=jnp.int32)[None, :]
-    tile = blocks.at[index].get(mode="clip").reshape(first.shape[0], tile_rows, heads, -1)
+    tile = blocks.at[index].get(mode="clip", wrap_negative_indices=False).reshape(first.shape[0], tile_rows, heads, -1)
     return jnp.where(valid(count, tile_rows)[:, :, None, None], tile, jnp.zeros((), tile.dtype)).swapaxes(1, 2)
 
 
@@ -133,4 +150,4 @@ def untile(
     """The rows that a buffer of tiles holds; rows that no tile holds are zero."""
     _, _, heads, dim = buffer.shape
     blocks = buffer.reshape(-1, ROW_ALIGNMENT * heads * dim)
-    return blocks.at[slot].get(mode="fill", fill_value=0).reshape(-1, heads, dim)[:rows]
+    return blocks.at[slot].get(mode="fill", fill_value=0, wrap_negative_indices=False).reshape(-1, heads, dim)[:rows]

@@ -30,6 +30,7 @@ from kunlun_jax.nn.ffn import PersonalizedFFN
 from kunlun_jax.nn.interaction import GlobalInteraction
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from kunlun_jax.nn.pooling import make_pooling
+from pallas_kernels.jagged import zero_padding
 
 
 class KunlunLayer(nnx.Module):
@@ -104,9 +105,9 @@ class KunlunLayer(nnx.Module):
         parts = [part(f"{prefix} weight generation", self.weight_generation, self.weight_generation.flops())]
         for name, pool in self.pool.items():
             parts.append(part(f"{prefix} pooling {name}", pool, pool.flops(lengths[name]) / batch))
-            tokens = pool.condense.token_maps[...].shape[-1] if hasattr(pool, "condense") else pool.seeds[...].shape[0]
             to_context = self.to_context[name]
-            parts.append(part(f"{prefix} to context {name}", to_context, tokens * linear_flops(to_context)))
+            flops = pool.tokens_out * linear_flops(to_context)
+            parts.append(part(f"{prefix} to context {name}", to_context, flops))
         parts.append(part(f"{prefix} global interaction", self.interaction, self.interaction.flops()))
         for kind, blocks in (("personalized FFN", self.ffn), ("window attention", self.attention)):
             for name, block in blocks.items():
@@ -158,7 +159,7 @@ class Kunlun(nnx.Module):
             raise ValueError(
                 f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {schema.tasks}"
             )
-        self.head.layers[-1].bias[...] = jnp.asarray(np.log(rate / (1 - rate)), jnp.float32)
+        self.head.layers[-1].bias = nnx.Param(jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
 
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
@@ -174,13 +175,13 @@ class Kunlun(nnx.Module):
     ) -> Iterator[tuple[Float[Array, "batch tokens dim"], dict[str, Jagged], dict[str, Float[Array, "batch _ dim"]]]]:
         """(X^l, S^l by event type, H by event type) for l = 0 .. layers: what goes into layer l, and what ends."""
         x = self.context(batch, embedded)
-        age = {name: batch.events[name].values["age"] for name in self.event_input}
-        events = {
-            name: batch.events[name].replace(
-                to_token(embedded.events[name], batch.events[name].values["dense"], age[name])
-            )
-            for name, to_token in self.event_input.items()
-        }
+        age, events = {}, {}
+        for name, to_token in self.event_input.items():
+            packed = batch.events[name]
+            # Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that
+            # then comes back as their gradient would be a NaN in the gradient of every map before them.
+            dense, age[name] = (zero_padding(packed.values[key], packed.mask()) for key in ("dense", "age"))
+            events[name] = packed.replace(to_token(embedded.events[name], dense, age[name]))
         history: dict[str, Float[Array, "batch _ dim"]] = {}
         yield x, events, history
         for layer in self.layers:

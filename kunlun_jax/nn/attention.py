@@ -5,9 +5,10 @@
 |i - j| <= w inclusive, both directions, never across two examples. Source: Kunlun (R); pre-norm, residual (O).
 """
 
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
@@ -22,6 +23,9 @@ class WindowAttention(nnx.Module):
     Args:
       dim: d_e, divisible by `heads`; the head width must be even for ROTE.
       window: half window w, in events.
+
+    Raises:
+      ValueError: `dim` does not split into heads of even width.
     """
 
     def __init__(
@@ -35,6 +39,10 @@ class WindowAttention(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
+        if dim % (2 * heads):
+            raise ValueError(
+                f"dim is {dim} and heads {heads}; ROTE turns pairs of channels, so a head needs an even whole width"
+            )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
@@ -67,8 +75,9 @@ class WindowAttention(nnx.Module):
         )
         return events.values + self.out(rearrange(o, "rows heads dim -> rows (heads dim)"))
 
-    def flops(self, lengths) -> int:
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
-        projections = int(sum(lengths)) * (linear_flops(self.qkv) + linear_flops(self.out))
+        projections = int(lengths.sum()) * (linear_flops(self.qkv) + linear_flops(self.out))
         window = (self.window, self.window)
-        return projections + shapes.forward_flops(lengths, window, self.heads, self.dim // self.heads)
+        attention = shapes.cost(lengths, window=window, heads=self.heads, dim=self.dim // self.heads)
+        return projections + attention.forward_flops

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.data.schema import Schema
 
+INIT_BLOCK = 1 << 20  # rows of a new table that are made at a time
+
 
 @pytree_dataclass
 class Touched:
@@ -55,7 +57,11 @@ def _features(schema: Schema, batch: Batch) -> Iterator[tuple[str, str, jax.Arra
         if event.name not in batch.events:
             continue
         for column, field in enumerate(event.categorical):
-            yield field.table_name, f"{event.name}/{field.name}", batch.events[event.name].values["ids"][:, column]
+            yield (
+                field.table_name,
+                f"events/{event.name}/{field.name}",
+                batch.events[event.name].values["ids"][:, column],
+            )
 
 
 def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
@@ -98,7 +104,7 @@ def embed(schema: Schema, batch: Batch, touched: dict[str, Touched], rows: dict[
         categorical=jnp.stack(context, axis=1) if context else jnp.zeros((batch.size, 0, dim)),
         multi_valued={f.name: by_feature[f"multi_valued/{f.name}"] for f in schema.multi_valued},
         events={
-            event.name: jnp.stack([by_feature[f"{event.name}/{f.name}"] for f in event.categorical], axis=1)
+            event.name: jnp.stack([by_feature[f"events/{event.name}/{f.name}"] for f in event.categorical], axis=1)
             if event.categorical
             else jnp.zeros((batch.events[event.name].rows, 0, dim))
             for event in schema.events
@@ -111,9 +117,26 @@ def init_tables(schema: Schema, dim: int, *, scale: float, key: jax.Array) -> di
     """New tables of a schema, float32, normal with standard deviation `scale`; table name -> ``[rows, dim]``."""
     keys = jax.random.split(key, max(len(schema.tables), 1))
     return {
-        name: scale * jax.random.normal(k, (table.rows, dim), jnp.float32)
-        for k, (name, table) in zip(keys, schema.tables.items(), strict=False)
+        name: _normal(k, table.rows, dim, scale) for k, (name, table) in zip(keys, schema.tables.items(), strict=False)
     }
+
+
+def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "rows dim"]:
+    """Normal numbers of standard deviation `scale`; a large table is made block by block.
+
+    Made at once, random numbers need three times their own memory beside it, and a table may fill half the machine.
+    """
+    if rows <= INIT_BLOCK:
+        return scale * jax.random.normal(key, (rows, dim), jnp.float32)
+
+    def write(block: jax.Array, table: jax.Array) -> jax.Array:
+        new = scale * jax.random.normal(jax.random.fold_in(key, block), (INIT_BLOCK, dim), jnp.float32)
+        # The last block ends with the table, over a part of the one before.
+        start = jnp.minimum(block * INIT_BLOCK, rows - INIT_BLOCK)
+        return jax.lax.dynamic_update_slice_in_dim(table, new, start, axis=0)
+
+    blocks = -(-rows // INIT_BLOCK)
+    return jax.jit(lambda: jax.lax.fori_loop(0, blocks, write, jnp.zeros((rows, dim), jnp.float32)))()
 
 
 def gather_rows(

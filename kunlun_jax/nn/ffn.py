@@ -9,9 +9,10 @@ its norms from Meta's published kernels (M).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
@@ -89,10 +90,11 @@ class PersonalizedFFN(nnx.Module):
         )
         return rms_norm(rearrange(o, "rows heads dim -> rows (heads dim)") + normed) + q
 
-    def flops(self, lengths) -> int:
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
         generate = self.keys.flops() + self.values.flops()
-        return len(lengths) * generate + shapes.forward_flops(lengths, self.width, self.heads, self.dim // self.heads)
+        attention = shapes.cost(lengths, keys=self.width, heads=self.heads, dim=self.dim // self.heads)
+        return len(lengths) * generate + attention.forward_flops
 
 
 def layer_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:

@@ -9,9 +9,10 @@ A user with no events yields zeros from the attention, hence a defined H.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
@@ -45,6 +46,7 @@ class SeedAttention(nnx.Module):
         self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.heads, self.dim, self.dtype = heads, dim, dtype
+        self.tokens_out = seeds
         self.implementation = implementation
 
     def queries_keys_values(self, events: Jagged):
@@ -64,13 +66,13 @@ class SeedAttention(nnx.Module):
         o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
         return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
 
-    def flops(self, lengths) -> int:
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths; the queries are made once a batch."""
         seeds = self.seeds[...].shape[0]
-        rows = int(sum(lengths)) * linear_flops(self.key_value)
+        rows = int(lengths.sum()) * linear_flops(self.key_value)
         per_example = seeds * linear_flops(self.out)
-        attention = shapes.forward_flops(lengths, seeds, self.heads, self.dim // self.heads)
-        return seeds * linear_flops(self.query) + rows + len(lengths) * per_example + attention
+        attention = shapes.cost(lengths, seeds=seeds, heads=self.heads, dim=self.dim // self.heads)
+        return seeds * linear_flops(self.query) + rows + len(lengths) * per_example + attention.forward_flops
 
 
 class SumKronLinear(nnx.Module):
@@ -121,19 +123,24 @@ class HSP(nnx.Module):
         self.attention = SeedAttention(
             seeds, dim, heads=heads, norm_seeds=True, implementation=implementation, dtype=dtype, rngs=rngs
         )
+        self.tokens_out = tokens
         self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, dtype=dtype, rngs=rngs)
 
     def __call__(self, events: Jagged) -> Float[Array, "batch tokens dim"]:
         """H of each history."""
         return self.condense(self.attention(events))
 
-    def flops(self, lengths) -> int:
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
         return self.attention.flops(lengths) + len(lengths) * self.condense.flops()
 
 
 def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:
-    """The pooling called "hsp", or "pma", its ablation: `tokens` learned queries that attend to the events, nothing behind them."""
+    """HSP, or as its ablation PMA: `tokens` learned queries that attend to the events, and nothing behind them.
+
+    Raises:
+      ValueError: `kind` is neither "hsp" nor "pma".
+    """
     if kind == "hsp":
         return HSP(seeds, tokens, dim, heads=heads, rank=rank, **rest)
     if kind == "pma":

@@ -54,13 +54,13 @@ def _gdpa(activation, pre_scale, post_scale, q, k, v, row_splits, lengths):
     def body(step, out):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
         q_tile = tiles.gather(blocks, block, count, tile_rows=TILE_ROWS, heads=heads)
-        s = jnp.einsum("chqd,chkd->chqk", q_tile, k[example], preferred_element_type=acc)
+        s = jnp.einsum("chqd,chkd->chqk", q_tile, tiles.take(k, example), preferred_element_type=acc)
         p = act.value(pre_scale * s).astype(q.dtype)
-        o = post_scale * jnp.einsum("chqk,chkd->chqd", p, v[example], preferred_element_type=acc)
+        o = post_scale * jnp.einsum("chqk,chkd->chqd", p, tiles.take(v, example), preferred_element_type=acc)
         return tiles.store(out, o, step * chunk, count)
 
     (out,) = vary_like(q, jnp.zeros((plan.block.shape[0], TILE_ROWS, heads, dim), q.dtype))
-    out = jax.lax.fori_loop(0, -(-plan.used // chunk), body, out)
+    out = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, out)
     return tiles.untile(out, plan.slot, q.shape[0])
 
 
@@ -82,14 +82,14 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
         q_tile, d_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (q_blocks, d_blocks))
-        k_tile, v_tile = k[example], v[example]
+        k_tile, v_tile = tiles.take(k, example), tiles.take(v, example)
         s = pre_scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
         p = act.value(s).astype(q.dtype)
         ds = (act.derivative(s) * (pre_scale * post_scale) * dp).astype(q.dtype)
         # Rows behind `count` are zero in q_tile and d_tile, so they add nothing here.
-        dv = dv.at[example].add(post_scale * jnp.einsum("chkq,chqd->chkd", p, d_tile, preferred_element_type=acc))
-        dk = dk.at[example].add(jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc))
+        dv = tiles.add(dv, example, post_scale * jnp.einsum("chkq,chqd->chkd", p, d_tile, preferred_element_type=acc))
+        dk = tiles.add(dk, example, jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc))
         dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)
         return tiles.store(dq, dq_tile, step * chunk, count), dk, dv
 
@@ -99,7 +99,7 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
         jnp.zeros(k.shape, acc),
         jnp.zeros(v.shape, acc),
     )
-    dq, dk, dv = jax.lax.fori_loop(0, -(-plan.used // chunk), body, carry)
+    dq, dk, dv = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, carry)
     dk, dv = (rearrange(x, "batch heads keys dim -> batch keys heads dim").astype(k.dtype) for x in (dk, dv))
     return tiles.untile(dq, plan.slot, q.shape[0]), dk, dv, None, None
 

@@ -67,16 +67,20 @@ def _forward(scale, q, k, v, row_splits, lengths):
         k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
         s = scale * jnp.einsum("chsd,chkd->chsk", queries, k_tile, preferred_element_type=acc)
         s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, None, :], s, -jnp.inf)
-        first = rank[example[0]]
+        first = tiles.take(rank, example[0])
         # An empty tile counts to example 0; all of its scores are masked, so it may go to any slot.
-        return softmax.merge(running, s, v_tile, jnp.maximum(rank[example] - first, 0), first)
+        return softmax.merge(running, s, v_tile, jnp.maximum(tiles.take(rank, example) - first, 0), first)
 
     # A chunk that starts at the last example still has its slots in range.
     running = softmax.start(k, lengths.shape[0] + chunk, heads, seeds, dim, acc)
-    running = jax.lax.fori_loop(0, -(-plan.used // chunk), body, running)
+    running = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, running)
     filled = (lengths > 0)[:, None, None]
     out, log_sum = softmax.finish(
-        softmax.Running(running.maximum[rank], jnp.where(filled, running.total[rank], 0), running.out[rank])
+        softmax.Running(
+            tiles.take(running.maximum, rank),
+            jnp.where(filled, tiles.take(running.total, rank), 0),
+            tiles.take(running.out, rank),
+        )
     )
     out = jnp.where(filled[..., None], out, 0)
     out = rearrange(out, "batch heads seeds dim -> batch seeds heads dim").astype(q.dtype)
@@ -97,12 +101,12 @@ def _backward(scale, saved, d_out):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
         k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
-        d_tile = d_out[example]
+        d_tile = tiles.take(d_out, example)
         s = scale * jnp.einsum("chkd,chsd->chks", k_tile, queries, preferred_element_type=acc)
         s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, :, None], s, -jnp.inf)
-        p = jnp.exp(s - log_sum[example][:, :, None, :])
+        p = jnp.exp(s - tiles.take(log_sum, example)[:, :, None, :])
         dp = jnp.einsum("chkd,chsd->chks", v_tile, d_tile, preferred_element_type=acc)
-        ds = (p * (dp - delta[example][:, :, None, :]) * scale).astype(q.dtype)
+        ds = (p * (dp - tiles.take(delta, example)[:, :, None, :]) * scale).astype(q.dtype)
         dv_tile = jnp.einsum("chks,chsd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
         dk_tile = jnp.einsum("chks,chsd->chkd", ds, queries, preferred_element_type=acc)
         dq = dq + jnp.einsum("chks,chkd->chsd", ds, k_tile, preferred_element_type=acc).sum(axis=0)
@@ -110,7 +114,7 @@ def _backward(scale, saved, d_out):
 
     shape = (plan.block.shape[0], TILE_ROWS, heads, dim)
     carry = vary_like(k, jnp.zeros((heads, seeds, dim), acc), jnp.zeros(shape, k.dtype), jnp.zeros(shape, v.dtype))
-    dq, dk, dv = jax.lax.fori_loop(0, -(-plan.used // chunk), body, carry)
+    dq, dk, dv = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, carry)
     dq = rearrange(dq, "heads seeds dim -> seeds heads dim").astype(q.dtype)
     dk, dv = (tiles.untile(x, plan.slot, k.shape[0]) for x in (dk, dv))
     return dq, dk, dv, None, None

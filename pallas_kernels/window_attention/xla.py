@@ -40,12 +40,14 @@ class _Pairs(NamedTuple):
       plan: the tiles.
       first_key: first key tile of each query tile.
       ends: pairs of the tiles up to and including each.
+      number: pairs of each tile; 0 for an empty tile.
       offset: rows of the example before each tile.
     """
 
     plan: tiles.Schedule
     first_key: Int[Array, " tiles"]
     ends: Int[Array, " tiles"]
+    number: Int[Array, " tiles"]
     offset: Int[Array, " tiles"]
 
 
@@ -56,32 +58,44 @@ def _plan(window, q, row_splits, lengths) -> tuple[int, _Pairs]:
     chunk = tiles.chunk_tiles(heads * TILE_ROWS * TILE_ROWS)
     plan = tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=1)
     tile = jnp.arange(plan.block.shape[0], dtype=jnp.int32)
-    offset = plan.block * tiles.ROW_ALIGNMENT - row_splits[plan.example]
-    low = jnp.maximum(offset - left, 0)
-    high = jnp.minimum(offset + plan.count + right, lengths[plan.example])  # exclusive
-    zeroth = tile - offset // TILE_ROWS
-    number = jnp.where(plan.count > 0, (high - 1) // TILE_ROWS - low // TILE_ROWS + 1, 0)
-    return chunk, _Pairs(plan, zeroth + low // TILE_ROWS, jnp.cumsum(number, dtype=jnp.int32), offset)
+    offset = plan.block * tiles.ROW_ALIGNMENT - tiles.take(row_splits, plan.example)
+    low = tiles.quotient(jnp.maximum(offset - left, 0), TILE_ROWS)
+    last = jnp.minimum(offset + plan.count + right, tiles.take(lengths, plan.example)) - 1
+    high = tiles.quotient(jnp.maximum(last, 0), TILE_ROWS)
+    number = jnp.where(plan.count > 0, high - low + 1, 0)
+    first_key = tile - tiles.quotient(jnp.maximum(offset, 0), TILE_ROWS) + low
+    return chunk, _Pairs(plan, first_key, jnp.cumsum(number, dtype=jnp.int32), number, offset)
 
 
-def _chunk_of(pairs: _Pairs, step: Int[Array, ""], chunk: int) -> tuple[Int[Array, " c"], Int[Array, " c"]]:
-    """Query and key tile of each pair of a step; behind the last pair the last tile, and a key tile out of range."""
-    number = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
-    tile = jnp.searchsorted(pairs.ends, number, side="right", method="scan").astype(jnp.int32)
-    used = number < pairs.ends[-1]
+class _Chunk(NamedTuple):
+    """The pairs of one step.
+
+    Attributes:
+      tile: query tile of each pair; the last tile where the step has more entries than there are pairs left.
+      key_tile: key tile of each pair.
+      mask: True where the query may read the key; all False for entries that are no pairs.
+    """
+
+    tile: Int[Array, " chunk"]
+    key_tile: Int[Array, " chunk"]
+    mask: Bool[Array, "chunk queries keys"]
+
+
+def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], chunk: int) -> _Chunk:
+    index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
+    used = index < pairs.ends[-1]
+    tile = jnp.searchsorted(pairs.ends, index, side="right", method="scan").astype(jnp.int32)
     tile = jnp.where(used, tile, pairs.plan.used - 1)
-    begin = jnp.where(tile > 0, pairs.ends[tile - 1], 0)
-    return tile, jnp.where(used, pairs.first_key[tile] + number - begin, pairs.ends.shape[0])
+    begin = tiles.take(pairs.ends - pairs.number, tile)
+    key_tile = jnp.where(used, tiles.take(pairs.first_key, tile) + index - begin, tile)
 
-
-def _mask(window, pairs: _Pairs, tile, key_tile) -> Bool[Array, "chunk queries keys"]:
-    """True where a query of a pair may read a key."""
     left, right = (min(side, pairs.plan.slot.shape[0] * tiles.ROW_ALIGNMENT) for side in window)
     row = jnp.arange(TILE_ROWS, dtype=jnp.int32)
-    count = pairs.plan.count.at[key_tile].get(mode="fill", fill_value=0)
-    ahead = pairs.offset.at[key_tile].get(mode="clip") - pairs.offset[tile]
+    count = jnp.where(used, tiles.take(pairs.plan.count, key_tile), 0)
+    ahead = tiles.take(pairs.offset, key_tile) - tiles.take(pairs.offset, tile)
     distance = ahead[:, None, None] + (row[None, None, :] - row[None, :, None])
-    return (distance >= -left) & (distance <= right) & (row[None, None, :] < count[:, None, None])
+    mask = (distance >= -left) & (distance <= right) & (row[None, None, :] < count[:, None, None])
+    return _Chunk(tile, key_tile, mask)
 
 
 def _tiled(values, plan, heads):
@@ -106,17 +120,16 @@ def _forward(window, scale, q, k, v, row_splits, lengths):
     q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v))
 
     def body(step, running):
-        tile, key_tile = _chunk_of(pairs, step, chunk)
-        mask = _mask(window, pairs, tile, key_tile)
-        s = scale * jnp.einsum(
-            "chqd,chkd->chqk", q_tiles[tile], k_tiles.at[key_tile].get(mode="clip"), preferred_element_type=acc
-        )
+        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk)
+        k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))
+        q_tile = tiles.take(q_tiles, tile)
+        s = scale * jnp.einsum("chqd,chkd->chqk", q_tile, k_tile, preferred_element_type=acc)
         s = jnp.where(mask[:, None], s, -jnp.inf)
-        return softmax.merge(running, s, v_tiles.at[key_tile].get(mode="clip"), tile - tile[0], tile[0])
+        return softmax.merge(running, s, v_tile, tile - tile[0], tile[0])
 
     slots = q_tiles.shape[0]
     running = softmax.start(q, slots + chunk, heads, TILE_ROWS, dim, acc)
-    running = jax.lax.fori_loop(0, -(-pairs.ends[-1] // chunk), body, running)
+    running = jax.lax.fori_loop(0, tiles.quotient(pairs.ends[-1] + (chunk - 1), chunk), body, running)
     out, log_sum = softmax.finish(softmax.Running(*(x[:slots] for x in running)))
     out = _rows(out, pairs.plan, q.dtype, rows)
     return out, (q, k, v, row_splits, lengths, out, log_sum)
@@ -133,25 +146,21 @@ def _backward(window, scale, saved, d_out):
 
     def body(step, carry):
         dq, dk, dv = carry
-        tile, key_tile = _chunk_of(pairs, step, chunk)
-        mask = _mask(window, pairs, tile, key_tile).swapaxes(1, 2)
-        q_tile, d_tile = q_tiles[tile], d_tiles[tile]
-        k_tile, v_tile = (x.at[key_tile].get(mode="clip") for x in (k_tiles, v_tiles))
+        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk)
+        mask = mask.swapaxes(1, 2)
+        q_tile, d_tile = (tiles.take(x, tile) for x in (q_tiles, d_tiles))
+        k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))
         s = scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
-        p = jnp.exp(jnp.where(mask[:, None], s, -jnp.inf) - log_sum[tile][:, :, None, :])
+        p = jnp.exp(jnp.where(mask[:, None], s, -jnp.inf) - tiles.take(log_sum, tile)[:, :, None, :])
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
-        ds = (p * (dp - delta[tile].swapaxes(2, 3)) * scale).astype(q.dtype)
+        ds = (p * (dp - tiles.take(delta, tile).swapaxes(2, 3)) * scale).astype(q.dtype)
         dv_tile = jnp.einsum("chkq,chqd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
         dk_tile = jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc)
         dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)
-        return (
-            dq.at[tile].add(dq_tile),
-            dk.at[key_tile].add(dk_tile, mode="drop"),
-            dv.at[key_tile].add(dv_tile, mode="drop"),
-        )
+        return tiles.add(dq, tile, dq_tile), tiles.add(dk, key_tile, dk_tile), tiles.add(dv, key_tile, dv_tile)
 
     carry = vary_like(q, *(jnp.zeros(q_tiles.shape, acc) for _ in range(3)))
-    gradients = jax.lax.fori_loop(0, -(-pairs.ends[-1] // chunk), body, carry)
+    gradients = jax.lax.fori_loop(0, tiles.quotient(pairs.ends[-1] + (chunk - 1), chunk), body, carry)
     dq, dk, dv = (_rows(x, pairs.plan, q.dtype, rows) for x in gradients)
     return dq, dk, dv, None, None
 

@@ -1,0 +1,259 @@
+"""Does a training step cost more with a larger table? ``python -m experiments.table_scaling``.
+
+Takes the preset small on the synthetic world with embeddings of 32, and swaps its item table for one of 1e5, 1e6, 1e7
+and 5e7 rows (6.4 GB). Each batch reads tens of thousands of the table's ids, all drawn uniformly, which is the worst
+case for caches. All sizes are held at once and stepped in turn, so that a busy machine slows all of them alike. Needs
+about 9 GB of memory more than the largest table's own and takes about 5 minutes on two CPU cores. Writes
+``experiments/results/cpu/table_scaling.json`` and a picture beside it; exits 1 if a size costs more than 1.3 times
+the smallest.
+"""
+
+import dataclasses
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from experiments.configs import small
+from kunlun_jax.batch import Batch
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.open import open_dataset
+from kunlun_jax.data.pipeline import capacities, make_loader
+from kunlun_jax.data.schema import Categorical, Schema
+from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.training.step import Trainer, TrainState
+
+TABLE = "item_id"
+LIMIT = 1.3
+"""Largest ratio to the smallest table that counts as flat."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the measurement."""
+
+    rows: tuple[int, ...] = (100_000, 1_000_000, 10_000_000, 50_000_000)
+    """Rows of the table, smallest first."""
+    dim: int = 32
+    """Width of the embeddings, float32."""
+    rounds: int = 15
+    """Times that each size is measured, in turn with the others; the median is reported."""
+    steps: int = 4
+    """Steps of one measurement, each on another batch."""
+    train_rows: int = 4096
+    """Rows of the synthetic world from which batches are packed."""
+    out: Path = Path("experiments/results/cpu/table_scaling.json")
+    """JSON file for the result; the picture goes beside it."""
+
+    def __post_init__(self):
+        if not self.rows or list(self.rows) != sorted(set(self.rows)):
+            raise ValueError(f"rows is {self.rows}; name at least one size, smallest first")
+        for name in ("rounds", "steps", "dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def resized(schema: Schema, table: str, rows: int) -> Schema:
+    """`schema` with exactly `rows` rows in one of its tables."""
+
+    def swap(features: tuple[Categorical, ...]) -> tuple[Categorical, ...]:
+        return tuple(
+            dataclasses.replace(f, size=rows, overflow="hash") if f.table_name == table else f for f in features
+        )
+
+    return dataclasses.replace(
+        schema,
+        categorical=swap(schema.categorical),
+        multi_valued=swap(schema.multi_valued),
+        events=tuple(dataclasses.replace(event, categorical=swap(event.categorical)) for event in schema.events),
+    )
+
+
+def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: int) -> Batch:
+    """`batch` (on the host) with ids uniform over ``0 .. rows - 1`` wherever a context or event field reads `table`."""
+    rng = np.random.default_rng(seed)
+    categorical = np.array(batch.categorical)
+    for column, feature in enumerate(schema.categorical):
+        if feature.table_name == table:
+            categorical[:, column] = rng.integers(0, rows, len(categorical))
+    events = {}
+    for event in schema.events:
+        jagged = batch.events[event.name]
+        ids = np.array(jagged.values["ids"])
+        for column, field in enumerate(event.categorical):
+            if field.table_name == table:
+                ids[:, column] = rng.integers(0, rows, len(ids))
+        events[event.name] = jagged.replace({**jagged.values, "ids": ids})
+    return dataclasses.replace(batch, categorical=categorical, events=events)
+
+
+def make_trainer(dataset: Dataset, rows: int, dim: int) -> Trainer:
+    """The preset small's trainer for the data set with `rows` rows in `TABLE`."""
+    model = Kunlun(
+        resized(dataset.schema, TABLE, rows),
+        dataclasses.replace(small.CONFIG.model, embedding_dim=dim),
+        base_rate=dataset.p_train,
+        rngs=nnx.Rngs(params=jax.random.key(0)),
+    )
+    return Trainer(model, small.CONFIG.optimizer, steps=1000, log_every=20, seed=0)
+
+
+class PeakMemory:
+    """Growth of this process's peak memory inside a with block, in bytes; None where Linux does not tell it."""
+
+    growth: int | None = None
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        self._tells = os.access("/proc/self/clear_refs", os.W_OK)
+        if self._tells:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
+            self._before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._tells:
+            self.growth = max(_status("VmHWM") - self._before, 0)
+
+
+def _status(field: str) -> int:
+    """A size of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+class Subject:
+    """One table size: its compiled step, its state and its batches."""
+
+    def __init__(self, dataset: Dataset, batches: list[Batch], rows: int, dim: int):
+        self.rows = rows
+        self.trainer = make_trainer(dataset, rows, dim)
+        schema = self.trainer.schema
+        self.batches = jax.device_put(
+            [with_random_ids(schema, batch, TABLE, rows, seed) for seed, batch in enumerate(batches)]
+        )
+        began = time.perf_counter()
+        self.state: TrainState = jax.block_until_ready(self.trainer.init())
+        self.init_seconds = time.perf_counter() - began
+        self.compiled = self.trainer.step.lower(self.state, self.batches[0]).compile()
+        self.seconds: list[float] = []
+
+    def run(self) -> float:
+        """Seconds per step over all batches."""
+        began = time.perf_counter()
+        for batch in self.batches:
+            self.state, sums = self.compiled(self.state, batch)
+        jax.block_until_ready((self.state, sums))
+        return (time.perf_counter() - began) / len(self.batches)
+
+    def result(self) -> dict[str, Any]:
+        """Numbers of this size."""
+        memory = self.compiled.memory_analysis()
+        return {
+            "rows": self.rows,
+            "table_bytes": self.state.tables[TABLE].nbytes,
+            "step_seconds": statistics.median(self.seconds),
+            "step_seconds_all": self.seconds,
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "aliased_bytes": memory.alias_size_in_bytes,
+            "peak_growth_bytes": self.peak_growth,
+            "init_seconds": self.init_seconds,
+        }
+
+    def warm_up(self) -> None:
+        """First steps, by which the memory of a step is measured: what the process grows by while it runs them."""
+        with PeakMemory() as memory:
+            self.run()
+        self.peak_growth = memory.growth
+
+
+def measure(args: Arguments) -> list[dict[str, Any]]:
+    """Numbers of each size, with ratios to the smallest."""
+    config = dataclasses.replace(small.CONFIG.data.synthetic, train_rows=args.train_rows, valid_rows=0, test_rows=0)
+    dataset = open_dataset(dataclasses.replace(small.CONFIG.data, synthetic=config))
+    capacity = capacities(dataset, ["train"], small.CONFIG.loader)
+    with make_loader(dataset, "train", small.CONFIG.loader, capacity=capacity) as loader:
+        batches = [batch for (batch, _), _ in zip(loader, range(args.steps), strict=False)]
+    subjects = []
+    for rows in args.rows:
+        subjects.append(Subject(dataset, batches, rows, args.dim))
+        subjects[-1].warm_up()
+        print(f"{rows:,} rows: made in {subjects[-1].init_seconds:.1f} s", file=sys.stderr)
+    for _ in range(args.rounds):
+        for subject in subjects:
+            subject.seconds.append(subject.run())
+    results = [subject.result() for subject in subjects]
+    for result in results:
+        # A round's sizes ran one after the other, so a busy moment of the machine cancels in their ratio.
+        rounds = zip(result["step_seconds_all"], results[0]["step_seconds_all"], strict=True)
+        result["time_ratio"] = statistics.median(mine / smallest for mine, smallest in rounds)
+        result["temporary_ratio"] = result["temporary_bytes"] / results[0]["temporary_bytes"]
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The numbers for a person."""
+    lines = [f"{'rows':>11} {'table':>9} {'step':>9} {'ratio':>6} {'temporary':>10} {'ratio':>6} {'peak growth':>12}"]
+    for r in results:
+        growth = "unknown" if r["peak_growth_bytes"] is None else f"{r['peak_growth_bytes'] / 1e6:,.0f} MB"
+        lines.append(
+            f"{r['rows']:11,} {r['table_bytes'] / 1e6:6,.0f} MB {r['step_seconds'] * 1e3:6.1f} ms {r['time_ratio']:6.2f} "
+            f"{r['temporary_bytes'] / 1e6:7,.0f} MB {r['temporary_ratio']:6.2f} {growth:>12}"
+        )
+    return "\n".join(lines)
+
+
+def picture(results: list[dict[str, Any]], path: Path) -> None:
+    """Time and memory of a step over rows."""
+    figure = Figure(figsize=(8, 3.2), dpi=140, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [r["rows"] for r in results]
+    left.plot(rows, [r["step_seconds"] * 1e3 for r in results], "o-", color="#2f6fb0")
+    left.set_ylabel("ms per step (median)")
+    right.plot(rows, [r["table_bytes"] / 1e6 for r in results], "s--", color="#888888", label="the table itself")
+    right.plot(rows, [r["temporary_bytes"] / 1e6 for r in results], "o-", color="#c8553d", label="temporary of a step")
+    right.set_yscale("log")
+    right.set_ylabel("MB")
+    right.legend(frameon=False, fontsize=8)
+    left.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.set_xlabel("rows of the table")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, measures, prints and writes; returns the exit code."""
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.table_scaling", description=__doc__)
+    load = os.getloadavg()
+    results = measure(args)
+    print(table(results))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    content = {"environment": environment(), "load_average": load, "dim": args.dim, "sizes": results}
+    write_atomic(args.out, json.dumps(content, indent=2) + "\n")
+    picture(results, args.out.with_suffix(".png"))
+    print(f"written to {args.out}")
+    flat = all(r["time_ratio"] <= LIMIT and r["temporary_ratio"] <= LIMIT for r in results)
+    if not flat:
+        print(f"error: a size costs more than {LIMIT} times the smallest", file=sys.stderr)
+    return 0 if flat else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

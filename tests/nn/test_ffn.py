@@ -1,0 +1,107 @@
+"""PersonalizedFFN: the whole block of the specification in plain NumPy, float64, under every reading of the scale."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.nn.ffn import PersonalizedFFN, TokenToWeights, layer_norm, rms_norm
+from tests.examples import random_jagged, roughen
+
+TOKENS, CONTEXT, DIM, HEADS, WIDTH = 3, 6, 8, 2, 5
+LENGTHS = (2, 0, 9)
+ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def make(activation: str = "gelu", pre: float = 1.0, post: float = 1.0) -> PersonalizedFFN:
+    block = PersonalizedFFN(
+        TOKENS,
+        CONTEXT,
+        DIM,
+        heads=HEADS,
+        width=WIDTH,
+        activation=activation,
+        pre_scale=pre,
+        post_scale=post,
+        implementation="reference",
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    roughen(block)
+    return block
+
+
+def weights_by_hand(weights: TokenToWeights, x: np.ndarray) -> np.ndarray:
+    """``[width, heads, head_dim]`` of one example."""
+    token_map, channel_map = (np.asarray(m.kernel[...], np.float64) for m in (weights.token_map, weights.channel_map))
+    out = token_map.T @ x @ channel_map + np.asarray(weights.channel_map.bias[...], np.float64)
+    return out.reshape(WIDTH, HEADS, DIM // HEADS)
+
+
+def block_by_hand(block: PersonalizedFFN, events, x_sum, activation: str, pre: float, post: float) -> dict:
+    out = {}
+    splits, lengths = np.asarray(events.row_splits), np.asarray(events.lengths)
+    for b in range(len(lengths)):
+        x = np.asarray(x_sum[b], np.float64)
+        k, v = weights_by_hand(block.keys, x), weights_by_hand(block.values, x)
+        for row in range(splits[b], splits[b] + lengths[b]):
+            q = np.asarray(events.values[row], np.float64)
+            normed = (q - q.mean()) / math.sqrt(q.var() + 1e-5)
+            heads = normed.reshape(HEADS, DIM // HEADS)
+            o = [ACTIVATIONS[activation](pre * heads[h] @ k[:, h].T) @ v[:, h] * post for h in range(HEADS)]
+            o = np.concatenate(o) + normed
+            out[row] = o / math.sqrt((o**2).mean() + 1e-5) + q
+    return out
+
+
+@pytest.mark.parametrize(("activation", "pre", "post"), [("gelu", 1.0, 0.25), ("gelu", 0.25, 1.0), ("silu", 1.0, 0.25)])
+def test_block_against_plain_numpy(activation, pre, post):
+    block = make(activation, pre, post)
+    run = jax.jit(block)
+    events = random_jagged(LENGTHS, DIM, rows=32)
+    x_sum = jax.random.normal(jax.random.key(0), (len(LENGTHS), TOKENS, CONTEXT))
+    expected = block_by_hand(block, events, x_sum, activation, pre, post)
+    assert len(expected) == sum(LENGTHS)
+    y = np.asarray(run(events, x_sum))
+    np.testing.assert_allclose(y[list(expected)], list(expected.values()), atol=2e-5)
+
+
+def test_the_context_of_an_example_changes_its_own_events_alone():
+    block = make()
+    run = jax.jit(block)
+    events = random_jagged((8, 8), DIM, rows=16)
+    x_sum = jax.random.normal(jax.random.key(0), (2, TOKENS, CONTEXT))
+    y, z = run(events, x_sum), run(events, x_sum.at[1].add(1.0))
+    np.testing.assert_array_equal(y[:8], z[:8])
+    assert np.abs(y[8:] - z[8:]).max(axis=1).min() > 1e-3
+
+
+def test_gradients_are_finite_without_events():
+    block = make()
+    events = random_jagged((0, 0), DIM, rows=16)
+    x_sum = jnp.ones((2, TOKENS, CONTEXT))
+    graph, params = nnx.split(block)
+    gradient = jax.jit(jax.grad(lambda p, x: nnx.merge(graph, p)(events, x).sum(), argnums=(0, 1)))(params, x_sum)
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_norms():
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (4, 16))
+    centred = x - x.mean(-1, keepdims=True)
+    np.testing.assert_allclose(layer_norm(x), centred / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5), atol=1e-5)
+    np.testing.assert_allclose(rms_norm(x), x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5), atol=1e-5)
+    zeros = jnp.zeros((1, 16))
+    for norm in (layer_norm, rms_norm):
+        np.testing.assert_array_equal(norm(zeros), 0.0)
+        assert np.isfinite(jax.grad(lambda v, norm=norm: norm(v).sum())(zeros)).all()
+        assert norm(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    # Sums of squares of large bfloat16 numbers need float32.
+    large = (1e3 * x).astype(jnp.bfloat16)
+    np.testing.assert_allclose(rms_norm(large).astype(jnp.float32), rms_norm(large.astype(jnp.float32)), rtol=1e-2)

@@ -1,0 +1,42 @@
+"""MLP: its layers, its activations, its count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.nn.mlp import MLP, activation
+from tests.examples import roughen
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "gelu"])
+def test_activation_stands_between_layers_and_not_behind_the_last(name):
+    mlp = MLP((3, 5, 4, 2), activation=name, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    roughen(mlp)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    act = activation(name)
+    h = x
+    for number, layer in enumerate(mlp.layers):
+        h = jnp.einsum("bni,io->bno", h, layer.kernel[...]) + layer.bias[...][None, None, :]
+        h = act(h) if number < 2 else h
+    np.testing.assert_allclose(mlp(x), h, atol=1e-5)
+    assert (mlp(x) < -0.2).any()  # no activation behind the last: all three are above that
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-3, 3, 13)
+    exact = [0.5 * v * (1 + float(jax.lax.erf(v / np.sqrt(2)))) for v in x]
+    np.testing.assert_allclose(activation("gelu")(jnp.asarray(x, jnp.float32)), exact, atol=1e-6)
+
+
+def test_unknown_activation_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"'tanh' is unknown; use one of \['gelu', 'relu', 'silu'\]"):
+        activation("tanh")
+
+
+def test_flops_and_dtypes():
+    mlp = MLP((3, 5, 2), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert mlp.flops() == 2 * (3 * 5 + 5 * 2)
+    assert mlp(jnp.ones((1, 3))).dtype == jnp.bfloat16
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(mlp, nnx.Param))} == {"float32"}

@@ -1,0 +1,129 @@
+"""HSP, PMA and SumKronLinear against their equations, and what a history without events becomes."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.nn.pooling import HSP, SeedAttention, SumKronLinear, make_pooling
+from tests.examples import random_jagged, roughen
+
+DIM, HEADS, SEEDS, TOKENS, RANK = 8, 2, 5, 3, 2
+LENGTHS = (0, 4, 0, 9, 1)
+OPTIONS = {"heads": HEADS, "implementation": "reference", "dtype": jnp.float32}
+
+
+def make(kind: str):
+    pooling = make_pooling(kind, SEEDS, TOKENS, DIM, rank=RANK, rngs=nnx.Rngs(0), **OPTIONS)
+    roughen(pooling)
+    return pooling
+
+
+def seed_attention_by_hand(module: SeedAttention, events) -> np.ndarray:
+    """MHA(seeds, S, S) example by example, float64."""
+    weights = {name: np.asarray(x, np.float64) for name, x in flat(module).items()}
+    seeds = weights["seeds"]
+    if module.norm is not None:
+        seeds = seeds - seeds.mean(-1, keepdims=True)
+        seeds = seeds / np.sqrt((seeds**2).mean(-1, keepdims=True) + 1e-5)
+        seeds = seeds * weights["norm/scale"] + weights["norm/bias"]
+    q = (seeds @ weights["query/kernel"] + weights["query/bias"]).reshape(-1, HEADS, DIM // HEADS)
+    out = []
+    for start, length in zip(np.asarray(events.row_splits)[:-1], np.asarray(events.lengths), strict=True):
+        s = np.asarray(events.values, np.float64)[start : start + length]
+        k, v = np.split(s @ weights["key_value/kernel"] + weights["key_value/bias"], 2, axis=-1)
+        k, v = (x.reshape(-1, HEADS, DIM // HEADS) for x in (k, v))
+        pooled = np.zeros((len(seeds), HEADS, DIM // HEADS))
+        for h in range(HEADS):
+            if length:
+                scores = np.exp(q[:, h] @ k[:, h].T / math.sqrt(DIM // HEADS))
+                pooled[:, h] = scores / scores.sum(-1, keepdims=True) @ v[:, h]
+        out.append(pooled.reshape(-1, DIM) @ weights["out/kernel"] + weights["out/bias"])
+    return np.stack(out)
+
+
+def flat(module: nnx.Module) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def test_hsp_is_its_equations():
+    hsp = make("hsp")
+    run = jax.jit(hsp)
+    events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
+    z, w = (np.asarray(p[...], np.float64) for p in (hsp.condense.token_maps, hsp.condense.channel_maps))
+    seeds = seed_attention_by_hand(hsp.attention, events)
+    expected = sum(z[i].T @ seeds @ w[i] for i in range(RANK))
+    assert run(events).shape == (len(LENGTHS), TOKENS, DIM)
+    np.testing.assert_allclose(run(events), expected, atol=2e-5)
+
+
+def test_pma_is_its_equation_and_leaves_as_many_tokens_as_it_has_queries():
+    pma = make("pma")
+    run = jax.jit(pma)
+    events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
+    assert pma.seeds[...].shape == (TOKENS, DIM) and pma.norm is None
+    np.testing.assert_allclose(run(events), seed_attention_by_hand(pma, events), atol=2e-5)
+
+
+def test_sum_kron_linear_is_the_explicit_sum():
+    layer = SumKronLinear(SEEDS, TOKENS, DIM, rank=RANK, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, SEEDS, DIM))
+    z, w = np.asarray(layer.token_maps[...]), np.asarray(layer.channel_maps[...])
+    expected = [sum(z[i].T @ example @ w[i] for i in range(RANK)) for example in np.asarray(x)]
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param)))
+    assert parameters == RANK * (SEEDS * TOKENS + DIM**2)
+
+
+def test_sum_kron_linear_starts_with_outputs_as_large_as_its_inputs():
+    layer = SumKronLinear(64, 16, 32, rank=8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    y = layer(jax.random.normal(jax.random.key(0), (16, 64, 32)))
+    assert 0.8 < float(y.std()) < 1.25
+
+
+@pytest.mark.parametrize("kind", ["hsp", "pma"])
+def test_empty_histories_are_alike_defined_and_train(kind):
+    pooling = make(kind)
+    run = jax.jit(pooling)
+    events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
+    y = np.asarray(run(events))
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(y[0], y[2])
+    assert np.abs(y[0] - y[1]).max() > 0.01
+    nobody = random_jagged((0, 0), DIM, rows=16, gaps=0.0)
+    np.testing.assert_array_equal(run(nobody), np.stack([y[0], y[0]]))
+
+    graph, params = nnx.split(pooling)
+
+    def loss(params, values):
+        return jnp.square(nnx.merge(graph, params)(nobody.replace(values))).sum()
+
+    by_params, by_values = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, nobody.values)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(by_params))
+    np.testing.assert_array_equal(by_values, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["hsp", "pma"])
+def test_order_of_events_does_not_matter(kind):
+    pooling = make(kind)
+    run = jax.jit(pooling)
+    events = random_jagged((6, 9), DIM, rows=32)
+    order = np.arange(32)
+    order[:6], order[8:17] = order[:6][::-1], np.roll(order[8:17], 4)
+    np.testing.assert_allclose(run(events.replace(events.values[order])), run(events), atol=1e-5)
+
+
+def test_unknown_pooling():
+    with pytest.raises(ValueError, match="pooling is 'mean'; use 'hsp' or 'pma'"):
+        make("mean")
+
+
+def test_new_pooling_follows_the_seed():
+    first, again, other = (HSP(SEEDS, TOKENS, DIM, rank=RANK, rngs=nnx.Rngs(s), **OPTIONS) for s in (0, 0, 1))
+    events = random_jagged(LENGTHS, DIM, rows=48)
+    np.testing.assert_array_equal(first(events), again(events))
+    assert np.abs(first(events) - other(events)).max() > 0.01

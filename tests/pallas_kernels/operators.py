@@ -1,0 +1,206 @@
+"""The three operators as the contract sees them: random operands, the call, and a definition to compare with.
+
+The definitions here are written example by example on plain slices, without a mask or a padded array, so that they
+share nothing with the implementations under test, the `reference` ones included.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import jagged
+from pallas_kernels.activations import activation as activation_by_name
+from pallas_kernels.gdpa import api as gdpa_api
+from pallas_kernels.gdpa import reference as gdpa_reference
+from pallas_kernels.seed_attention import api as seed_api
+from pallas_kernels.seed_attention import reference as seed_reference
+from pallas_kernels.window_attention import api as window_api
+from pallas_kernels.window_attention import reference as window_reference
+
+HEADS, DIM, KEYS, SEEDS = 2, 4, 5, 3
+# Empty, single, around one and several row blocks, around a tile, long; empty ones in front, between and at the end.
+LENGTHS = (0, 1, 7, 8, 9, 31, 32, 33, 0, 0, 100, 64, 5, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A packed batch: offsets as JAX arrays, and as tuples for the definitions."""
+
+    lengths: tuple[int, ...]
+    spare: int = 24
+
+    @property
+    def splits(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(jagged.aligned(np.array(self.lengths)))]).astype(np.int32)
+
+    @property
+    def rows(self) -> int:
+        return int(self.splits[-1]) + self.spare
+
+    @property
+    def offsets(self) -> tuple[jax.Array, jax.Array]:
+        return jnp.asarray(self.splits), jnp.asarray(self.lengths, jnp.int32)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Rows that hold an event, counted one by one."""
+        mask = np.zeros(self.rows, bool)
+        for start, length in zip(self.splits, self.lengths, strict=False):
+            mask[start : start + length] = True
+        return mask
+
+    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan) -> jax.Array:
+        """Random rows whose padding is poisoned."""
+        values = rng.standard_normal((self.rows, HEADS, DIM))
+        values[~self.mask] = poison
+        return jnp.asarray(values, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """One operator with its options fixed.
+
+    Attributes:
+      name: for test ids.
+      call: (implementation, layout, operands) -> output.
+      reference: (layout, operands, upcast) -> output of the reference implementation.
+      define: (layout, operands) -> output by definition.
+      operands: (layout, rng, dtype) -> operands.
+      jagged: for each operand, then the output: whether it is packed rows.
+    """
+
+    name: str
+    call: Callable
+    reference: Callable
+    define: Callable
+    operands: Callable
+    jagged: tuple[bool, ...]
+
+    def cotangent(self, layout: Layout, rng: np.random.Generator, dtype) -> jax.Array:
+        """Random cotangent of the output, its padding poisoned."""
+        if self.jagged[-1]:
+            return layout.random(rng, dtype)
+        return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, DIM)), dtype)
+
+
+def with_gradients(function: Callable, layout: Layout, operands, cotangent, **options):
+    """Output and gradients of ``function(layout, operands)``, compiled."""
+
+    def run(operands, cotangent):
+        out, pullback = jax.vjp(lambda *operands: function(layout, operands), *operands)
+        return (out, *pullback(cotangent))
+
+    return jax.jit(run, **options)(operands, cotangent)
+
+
+@functools.cache
+def problem(operator: Operator, layout: Layout, dtype, seed: int = 20):
+    """Random operands, a cotangent, and what the definition gives for them in at least float32.
+
+    The definition is unrolled over the examples: compiled once for all implementations, without optimisation.
+    """
+    rng = np.random.default_rng(seed)
+    operands, cotangent = operator.operands(layout, rng, dtype), operator.cotangent(layout, rng, dtype)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if dtype == jnp.bfloat16 else x, (operands, cotangent))
+    expected = with_gradients(operator.define, layout, *exact, compiler_options={"xla_backend_optimization_level": 0})
+    return operands, cotangent, tuple(np.asarray(x) for x in expected)
+
+
+def _segments(layout, values):
+    return [values[start : start + n] for start, n in zip(layout.splits, layout.lengths, strict=False)]
+
+
+def _pack(layout, segments, like):
+    """Segments back in their places; all other rows zero."""
+    out = jnp.zeros_like(like)
+    for start, n, segment in zip(layout.splits, layout.lengths, segments, strict=False):
+        out = out.at[start : start + n].set(segment)
+    return out
+
+
+def _softmax(scores):
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@functools.cache
+def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1.3) -> Operator:
+    options = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
+
+    def call(implementation, layout, operands):
+        return gdpa_api.gdpa(*operands, *layout.offsets, implementation=implementation, **options)
+
+    def reference(layout, operands, upcast):
+        return gdpa_reference.gdpa(*operands, *layout.offsets, upcast=upcast, **options)
+
+    def define(layout, operands):
+        q, k, v = operands
+        out = []
+        for b, rows in enumerate(_segments(layout, q)):
+            scores = activation_by_name(activation).value(pre_scale * jnp.einsum("qhd,khd->hqk", rows, k[b]))
+            out.append(post_scale * jnp.einsum("hqk,khd->qhd", scores, v[b]))
+        return _pack(layout, out, q)
+
+    def operands(layout, rng, dtype):
+        k, v = (jnp.asarray(rng.standard_normal((len(layout.lengths), KEYS, HEADS, DIM)), dtype) for _ in range(2))
+        return layout.random(rng, dtype), k, v
+
+    return Operator(f"gdpa-{activation}", call, reference, define, operands, (True, False, False, True))
+
+
+@functools.cache
+def window_attention(left: int, right: int) -> Operator:
+    def call(implementation, layout, operands):
+        return window_api.window_attention(
+            *operands, *layout.offsets, window=(left, right), implementation=implementation
+        )
+
+    def reference(layout, operands, upcast):
+        return window_reference.window_attention(
+            *operands, *layout.offsets, window=(left, right), scale=DIM**-0.5, upcast=upcast
+        )
+
+    def define(layout, operands):
+        out = []
+        for q, k, v in zip(*(_segments(layout, x) for x in operands), strict=True):
+            if len(q):
+                inside = np.array([[-left <= j - i <= right for j in range(len(q))] for i in range(len(q))])
+                scores = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(DIM)
+                out.append(jnp.einsum("hqk,khd->qhd", _softmax(jnp.where(inside[None], scores, -jnp.inf)), v))
+            else:
+                out.append(q)
+        return _pack(layout, out, operands[0])
+
+    def operands(layout, rng, dtype):
+        return tuple(layout.random(rng, dtype) for _ in range(3))
+
+    return Operator(f"window-{left}-{right}", call, reference, define, operands, (True, True, True, True))
+
+
+def seed_attention() -> Operator:
+    def call(implementation, layout, operands):
+        return seed_api.seed_attention(*operands, *layout.offsets, implementation=implementation)
+
+    def reference(layout, operands, upcast):
+        return seed_reference.seed_attention(*operands, *layout.offsets, scale=DIM**-0.5, upcast=upcast)
+
+    def define(layout, operands):
+        q, k, v = operands
+        out = []
+        for keys, values in zip(_segments(layout, k), _segments(layout, v), strict=True):
+            if len(keys):
+                scores = jnp.einsum("shd,khd->hsk", q, keys) / np.sqrt(DIM)
+                out.append(jnp.einsum("hsk,khd->shd", _softmax(scores), values))
+            else:
+                out.append(jnp.zeros_like(q))
+        return jnp.stack(out)
+
+    def operands(layout, rng, dtype):
+        q = jnp.asarray(rng.standard_normal((SEEDS, HEADS, DIM)), dtype)
+        return q, layout.random(rng, dtype), layout.random(rng, dtype)
+
+    return Operator("seed", call, reference, define, operands, (False, True, True, False))
