@@ -74,14 +74,18 @@ def sparse_columns(dataset: Dataset, rows: Rows, history: bool) -> sp.csr_matrix
     for event in schema.events if history else ():
         events = rows.events[event.name]
         owner = ragged_rows(events.splits)
-        blocks += [
-            one_hot(events.ids[:, column], owner, count, field).log1p() for column, field in enumerate(event.categorical)
-        ]
-    return sp.hstack(blocks, format="csr")
+        for column, field in enumerate(event.categorical):
+            times = one_hot(events.ids[:, column], owner, count, field)
+            times.sum_duplicates()
+            times.data = np.log1p(times.data)
+            blocks.append(times)
+    return sp.csr_matrix(sp.hstack(blocks))
 
 
-def matrix(dataset: Dataset, split: str, args: Arguments) -> tuple[sp.csr_matrix, np.ndarray, Rows]:
-    """Id columns and dense columns of a split, and its labels and weights in `Rows` without features."""
+def matrix(
+    dataset: Dataset, split: str, args: Arguments
+) -> tuple[sp.csr_matrix, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Id columns and dense columns of a split, and its labels and weights."""
     most = {event.name: args.max_events for event in dataset.schema.events}
     span = dataset.split(split)
     sparse, dense, labels, weights = [], [], [], []
@@ -91,7 +95,7 @@ def matrix(dataset: Dataset, split: str, args: Arguments) -> tuple[sp.csr_matrix
         dense.append(rows.dense)
         labels.append(rows.labels[:, 0])
         weights.append(rows.weights)
-    return sp.vstack(sparse, format="csr"), np.concatenate(dense), (np.concatenate(labels), np.concatenate(weights))
+    return sp.csr_matrix(sp.vstack(sparse)), np.concatenate(dense), (np.concatenate(labels), np.concatenate(weights))
 
 
 def run(args: Arguments) -> dict[str, Any]:
@@ -103,8 +107,8 @@ def run(args: Arguments) -> dict[str, Any]:
     for split in splits:
         sparse, dense, target = matrix(dataset, split, args)
         if dense.shape[1]:
-            scaled = scaler.fit_transform(dense) if split == "train" else scaler.transform(dense)
-            sparse = sp.hstack([sparse, sp.csr_matrix(scaled.astype(np.float32))], format="csr")
+            scaled = np.asarray(scaler.fit_transform(dense) if split == "train" else scaler.transform(dense))
+            sparse = sp.csr_matrix(sp.hstack([sparse, sp.csr_matrix(scaled.astype(np.float32))]))
         data[split] = (sparse, *target)
 
     def measure(model: LogisticRegression, split: str) -> dict[str, Any]:

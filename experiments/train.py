@@ -23,6 +23,9 @@ from kunlun_jax.data.open import open_dataset
 from kunlun_jax.flops import summary
 from kunlun_jax.training.loop import prepare, train
 
+SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
+"""Metrics beside NE at the end of a run, and how they are written."""
+
 
 def run_path(preset: str, config: TrainConfig, dataset_name: str) -> Path:
     """The run directory: --run.dir, or a name made of preset, data set and seed."""
@@ -37,7 +40,7 @@ def report(result: dict[str, Any], path: Path) -> str:
             prefix = f"{task}/" if task else ""
             floor = f" (floor of the data {values['floor']:.4f})" if "floor" in values and task in ("", "click") else ""
             numbers = [f"NE {values[prefix + 'ne']:.4f}{floor}"]
-            for name, label in (("auc", "AUC"), ("gauc", "gAUC"), ("logloss", "LogLoss"), ("calibration", "calibration")):
+            for name, label in SHOWN.items():
                 value = values.get(prefix + name)
                 numbers.append(f"{label} {value:.4f}" if value is not None else f"{label} undefined")
             lines.append(f"{split:>12} {task}: " + ", ".join(numbers))
@@ -67,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if "stopped" in result:
-        print(f"{result['signal']}: saved step {result['stopped']} of {result['steps']}; the same command goes on there")
+        done = f"{result['stopped']} of {result['steps']} steps"
+        print(f"{result['signal']}: saved after {done}; the same command goes on there")
         return 0
     print(report(result, path))
     return 0

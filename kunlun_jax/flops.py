@@ -26,17 +26,17 @@ class Part:
 
     name: str
     parameters: int
-    flops: float
+    flops: int | float
 
 
-def part(name: str, module: nnx.Module, flops: float) -> Part:
+def part(name: str, module: nnx.Module, flops: int | float) -> Part:
     """A part that is a module: its parameters are those of its state."""
     return Part(name, sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param))), flops)
 
 
 def total_flops(parts: Sequence[Part]) -> float:
     """Forward FLOPs per example."""
-    return sum(part.flops for part in parts)
+    return float(sum(part.flops for part in parts))
 
 
 def total_parameters(parts: Sequence[Part]) -> int:

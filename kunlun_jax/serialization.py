@@ -22,7 +22,7 @@ def from_json(kind: Any, value: Any, name: str = "config") -> Any:
     """The inverse of `to_json` for a value of type `kind`.
 
     Raises:
-      ValueError: a field is unknown or missing; the message names it.
+      ValueError: a field is unknown or missing, or not an object where one is due; the message names it.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -33,6 +33,8 @@ def from_json(kind: Any, value: Any, name: str = "config") -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = [field.name for field in dataclasses.fields(kind)]
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r}; it must be an object with the fields of {kind.__name__}")
         if set(fields) != set(value):
             raise ValueError(
                 f"{name} has the fields {sorted(value)}; this version of kunlun_jax expects {sorted(fields)}: "

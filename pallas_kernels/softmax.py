@@ -59,7 +59,8 @@ def merge(
     partial_out = jnp.einsum(
         "chqk,chkd->chqd", weights.astype(values.dtype), values, preferred_element_type=scores.dtype
     )
-    old = Running(*(jax.lax.dynamic_slice_in_dim(x, first, chunk) for x in running))
+    # The barrier makes the slices before the update, so that XLA need not copy all of `running` to keep them readable.
+    old = Running(*jax.lax.optimization_barrier(tuple(jax.lax.dynamic_slice_in_dim(x, first, chunk) for x in running)))
     maximum = old.maximum.at[slot].max(partial_max, mode="promise_in_bounds", wrap_negative_indices=False)
     keep = jnp.exp(old.maximum - maximum)
     share = jnp.exp(partial_max - tiles.take(maximum, slot))

@@ -39,7 +39,7 @@ class Schedule(NamedTuple):
 
 
 def take(values: jax.Array, index: jax.Array) -> jax.Array:
-    """``values[index]`` for indices known to be in range: no test for negative ones, which would stand in every loop."""
+    """``values[index]`` for indices known to be in range, without the test for negative ones."""
     return values.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
@@ -97,7 +97,8 @@ def schedule(
     inside = row_block - take(first_block, holder)
     held = inside * ROW_ALIGNMENT < take(lengths, holder)
     slot = jnp.where(held, take(begins, holder) * per_tile + inside, tiles * per_tile)
-    return Schedule(example, block, count, used, slot)
+    # Without the barrier XLA recomputes all of this inside every gather that uses it.
+    return Schedule(*jax.lax.optimization_barrier((example, block, count, used, slot)))
 
 
 def _segment(ends: Int[Array, " segments"], size: int) -> Int[Array, " size"]:

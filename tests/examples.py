@@ -1,7 +1,7 @@
 """A tiny schema, random batches of it through the real `pack`, and a tiny Kunlun, for tests of the model."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,31 @@ def random_rows(views: Sequence[int] = VIEWS, contexts: Sequence[int] = CONTEXTS
     )
 
 
+def take_rows(rows: Rows, index: Sequence[int]) -> Rows:
+    """The examples `index` of `rows`, in that order."""
+    index = np.asarray(index)
+
+    def ragged(splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        items = [np.arange(splits[i], splits[i + 1]) for i in index]
+        return np.concatenate([np.zeros(0, np.int64), *items]), splits_of([len(i) for i in items])
+
+    def history(events: EventRows) -> EventRows:
+        items, splits = ragged(events.splits)
+        return EventRows(events.ids[items], events.dense[items], events.time_ms[items], splits, events.available[index])
+
+    lists = {name: (ragged(feature.splits), feature.values) for name, feature in rows.multi_valued.items()}
+    return Rows(
+        row=rows.row[index],
+        categorical=rows.categorical[index],
+        multi_valued={name: Ragged(values[items], splits) for name, ((items, splits), values) in lists.items()},
+        dense=rows.dense[index],
+        events={name: history(events) for name, events in rows.events.items()},
+        labels=rows.labels[index],
+        weights=rows.weights[index],
+        request_time_ms=rows.request_time_ms[index],
+    )
+
+
 def random_batch(
     views: Sequence[int] = VIEWS, contexts: Sequence[int] = CONTEXTS, *, size: int = BATCH, seed: int = 0
 ) -> Batch:
@@ -121,17 +146,24 @@ CONFIG = KunlunConfig(
 """Three layers, of which event types take part in two, so that the last pool is a final one."""
 
 
-def tiny_model(
-    schema: Schema = SCHEMA, *, seed: int = 0, base_rate: tuple[float, ...] = (0.2, 0.02), **changes
-) -> Kunlun:
-    """Kunlun of `CONFIG` with some fields changed."""
-    return Kunlun(schema, dataclasses.replace(CONFIG, **changes), base_rate=base_rate, rngs=nnx.Rngs(seed))
+def build[M: nnx.Module](make: Callable[[], M], *, seed: int = 0, scale: float = 0.4) -> M:
+    """The module that `make` makes, with every parameter drawn anew by NumPy.
+
+    Nothing is compiled, so it is quick; and a bias or a gain left out of a computation shows, as new ones are 0 and 1.
+    """
+    graph, state = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), state))
 
 
-def roughen(module: nnx.Module, *, seed: int = 1, scale: float = 0.3) -> None:
-    """Adds noise to every parameter, so that a bias left out or a norm's gain shows: new ones are 0 and 1."""
-    params = nnx.state(module, nnx.Param)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    noisy = [x + scale * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    nnx.update(module, jax.tree.unflatten(tree, noisy))
+def tiny_model(schema: Schema = SCHEMA, *, seed: int = 0, **changes) -> Kunlun:
+    """Kunlun of `CONFIG` with some fields changed, and parameters that are drawn anew."""
+    config = dataclasses.replace(CONFIG, **changes)
+    rates = (0.2, 0.02)[: len(schema.tasks)]
+    return build(lambda: Kunlun(schema, config, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed)
+
+
+def tiny_tables(schema: Schema = SCHEMA, *, dim: int = CONFIG.embedding_dim, seed: int = 0) -> dict[str, jax.Array]:
+    """Normal float32 tables of a schema."""
+    rng = np.random.default_rng(seed)
+    return {n: jnp.asarray(rng.normal(size=(table.rows, dim)), jnp.float32) for n, table in schema.tables.items()}

@@ -27,6 +27,6 @@ CONFIG = TrainConfig(
         fm_hidden=(128,),
         head_hidden=(64,),
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, table_learning_rate=0.05),
+    optimizer=OptimizerConfig(learning_rate=2e-3, decay="linear", table_learning_rate=0.05),
     run=RunConfig(log_every=20, checkpoint_every=200, eval_splits=("valid", "test", "valid_frozen", "test_frozen")),
 )

@@ -45,7 +45,7 @@ def detect(root: Path) -> Kind:
         "kuairand": ("log_standard_*_pure.csv", "data/log_standard_*_pure.csv", "KuaiRand-Pure/data/log_standard_*"),
         "movielens": ("ratings.dat", "ml-1m/ratings.dat"),
     }
-    found = [kind for kind, patterns in signs.items() if any(any(root.glob(pattern)) for pattern in patterns)]
+    found: list[Kind] = [kind for kind, patterns in signs.items() if any(any(root.glob(p)) for p in patterns)]
     if len(found) != 1:
         raise ValueError(
             f"data.root {str(root)!r} holds {found or 'no data set that is known'}; "

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Overflow = Literal["oov", "hash"]
 
@@ -167,6 +167,8 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
             arguments[name] = tuple(item)
         else:
             _expect(path, item, int if fields[name].type is int else str)
+            if fields[name].type == Overflow and item not in get_args(Overflow):
+                raise ValueError(f"{path} is {item!r}; it must be one of {list(get_args(Overflow))}")
             arguments[name] = item
     return cls(**arguments)
 

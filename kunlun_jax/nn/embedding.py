@@ -43,8 +43,8 @@ class Embedded:
     """
 
     categorical: Float[Array, "batch features dim"]
-    multi_valued: dict[str, Float[Array, "rows dim"]]
-    events: dict[str, Float[Array, "rows fields dim"]]
+    multi_valued: dict[str, Float[Array, "_ dim"]]
+    events: dict[str, Float[Array, "_ _ dim"]]
 
 
 def _features(schema: Schema, batch: Batch) -> Iterator[tuple[str, str, jax.Array]]:

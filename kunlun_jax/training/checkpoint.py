@@ -53,11 +53,13 @@ class Checkpoints:
         """State and data position of a step.
 
         Args:
+          step: one that was saved.
           abstract: `Trainer.abstract_state()`; names, shapes and dtypes must be those that were saved.
         """
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in _flat(abstract).items()
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            for name, leaf in _flat(abstract).items()
         }
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())

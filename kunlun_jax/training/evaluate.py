@@ -35,11 +35,19 @@ class Predictions:
 
 
 def predict(
-    trainer: Trainer, state: TrainState, loader: Iterable[tuple[Batch, Counts]], *, total: int, progress: bool, name: str
+    trainer: Trainer,
+    state: TrainState,
+    loader: Iterable[tuple[Batch, Counts]],
+    *,
+    total: int,
+    progress: bool,
+    name: str,
 ) -> Predictions:
     """Runs the model over `loader`; `total` batches, for the progress bar alone."""
     logits, batches, counts = [], [], Counts()
-    for batch, new in tqdm(loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False):
+    for batch, new in tqdm(
+        loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False
+    ):
         logits.append(trainer.predict(state, jax.device_put(batch)))
         batches.append((batch.row, batch.labels, batch.weights))
         counts += new

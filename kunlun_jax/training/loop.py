@@ -81,17 +81,13 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     dataset = open_dataset(config.data) if dataset is None else dataset
     for split in ("train", *config.run.eval_splits):
         dataset.split(split)
-    capacity = capacities(
-        dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed
-    )
+    capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = Kunlun(
         dataset.schema, config.model, base_rate=dataset.p_train, rngs=nnx.Rngs(params=jax.random.key(config.run.seed))
     )
-    trainer = Trainer(
-        model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed
-    )
+    trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
     return Run(config, dataset, capacity, steps, trainer, model.parts(sample_lengths(dataset, config)))
 
 
@@ -293,7 +289,9 @@ def shown(counts: Counts) -> dict[str, int]:
 def progress_text(line: dict[str, Any]) -> str:
     """The newest training line for the progress bar."""
     ne = [f"{name} {value:.4f}" for name, value in line.items() if name.split("/")[-1] == "ne"]
-    return ", ".join([*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])])
+    return ", ".join(
+        [*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])]
+    )
 
 
 def tensorboard_writer(path: Path):
@@ -305,9 +303,7 @@ def tensorboard_writer(path: Path):
     try:
         from tensorboardX import SummaryWriter
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            'run.tensorboard needs tensorboardX: pip install "kunlun_jax[tensorboard]"'
-        ) from None
+        raise ModuleNotFoundError('run.tensorboard needs tensorboardX: pip install "kunlun_jax[tensorboard]"') from None
     writer = SummaryWriter(str(path / "tensorboard"))
 
     def write(line: dict[str, Any]) -> None:

@@ -89,9 +89,7 @@ def row_wise_adagrad(learning_rate: float, initial: float = 0.0, epsilon: float 
     def update(updates, state, params=None):
         del params
         accumulator = jax.tree.map(lambda g, s: s + jnp.square(g).mean(-1), updates, state.accumulator)
-        updates = jax.tree.map(
-            lambda g, s: -learning_rate * g / (jnp.sqrt(s) + epsilon)[:, None], updates, accumulator
-        )
+        updates = jax.tree.map(lambda g, s: -learning_rate * g / (jnp.sqrt(s) + epsilon)[:, None], updates, accumulator)
         return updates, RowWiseAdagradState(accumulator)
 
     return optax.GradientTransformation(init, update)
@@ -113,13 +111,18 @@ def update_rows(
     """Runs `optimizer` on the touched rows of `table` and of every leaf of `state`.
 
     Args:
+      optimizer: its state leaves all have the rows of the table as their first axis.
+      table: all rows.
+      state: of `optimizer`, for the whole table.
+      touched: says which rows.
       old: ``table[touched.rows]``, which the forward pass read already.
       gradient: with respect to `old`.
     """
     # Fill rows lie behind the table: "clip" reads something harmless for them, "drop" writes nothing.
-    unique = {"indices_are_sorted": True, "unique_indices": True}
     part = jax.tree.map(lambda leaf: leaf.at[touched.rows].get(mode="clip", indices_are_sorted=True), state)
     updates, part = optimizer.update(gradient, part)
-    table = table.at[touched.rows].set(old + updates, mode="drop", **unique)
-    state = jax.tree.map(lambda leaf, new: leaf.at[touched.rows].set(new, mode="drop", **unique), state, part)
-    return table, state
+
+    def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
+        return leaf.at[touched.rows].set(new, mode="drop", indices_are_sorted=True, unique_indices=True)
+
+    return put(table, old + jnp.asarray(updates)), jax.tree.map(put, state, part)

@@ -16,6 +16,8 @@ COLORS = ("#2f6fb0", "#c8553d", "#4a8c5c", "#8661a8", "#a7792b")
 MARKERS = {"valid": "o", "test": "D"}
 SMOOTHING = 1 / 40
 """Part of the training lines that the smooth curve averages over."""
+MIN_SMOOTHING = 4
+"""Lines that it averages over at least."""
 
 
 def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, title: str) -> None:
@@ -45,7 +47,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     for name, color in zip(names, _cycle(COLORS), strict=False):
         task = f"{name.removesuffix('/ne')} " if "/" in name else ""
         values = _column(train, name)
-        smooth = running_mean(values, max(1, round(len(values) * SMOOTHING)))
+        smooth = running_mean(values, max(MIN_SMOOTHING, round(len(values) * SMOOTHING)))
         top.plot(examples, values, color=color, alpha=0.25, linewidth=0.8)
         top.plot(examples, smooth, color=color, linewidth=1.8, label=f"{task}train (smoothed)")
         shown.append(_quantile(smooth, 0.95))
@@ -62,7 +64,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     _limit(top, shown)
     top.set_ylabel("NE (lower is better)")
     top.set_title(title, fontsize=11)
-    top.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=4)
 
     bottom.plot(examples, _column(train, "examples_per_second"), color="#555555", linewidth=1.2)
     bottom.set_ylim(bottom=0)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -48,8 +49,9 @@ class RunDirectory:
                     + "\n".join(f"  {name}: there {old!r}, now {new!r}" for name, old, new in differences)
                 )
         else:
-            write_atomic(stored, json.dumps(config, indent=2) + "\n")
+            # The config comes last: a directory without one is a new one, whatever a kill left in it.
             write_atomic(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+            write_atomic(stored, json.dumps(config, indent=2) + "\n")
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines behind `step`, and a line that a kill cut short: a restart writes them again."""
@@ -65,11 +67,21 @@ class RunDirectory:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; an unfinished last line is left out, an absent file has none."""
+    """The lines of a ``metrics.jsonl``; an unfinished last line is left out, an absent file has none.
+
+    Raises:
+      ValueError: a line before the last is no JSON.
+    """
     if not path.exists():
         return []
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    lines = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+    return lines
 
 
 def diff(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
@@ -104,6 +116,13 @@ def commit() -> str:
     return head + ("+changes" if status.stdout.strip() else "")
 
 
+def command() -> str:
+    """How this process was started, without the folder it lies in."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """Versions, device and commit: what a number needs beside it."""
     device = jax.devices()[0]
@@ -116,5 +135,5 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
         "commit": commit(),
-        "command": " ".join(sys.argv),
+        "command": command(),
     }

@@ -4,7 +4,7 @@ The state is donated, so tables are updated where they lie. Nothing in the step 
 shapes depend on the schema and the capacities alone, so it compiles once.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, pytree_dataclass
-from kunlun_jax.nn.embedding import embed, gather_rows, init_tables, lookup, touch
+from kunlun_jax.data.schema import Schema
+from kunlun_jax.nn.embedding import Embedded, embed, gather_rows, init_tables, lookup, touch
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer, update_rows
 
@@ -41,6 +42,21 @@ class TrainState:
     key: Any
 
 
+@runtime_checkable
+class Model(Protocol):
+    """What a trainer needs of a model, an `nnx.Module`: ``model(batch, embedded, dropout=)`` -> logits."""
+
+    schema: Schema
+    embedding_dim: int
+    embedding_scale: float
+
+    def __call__(
+        self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
+    ) -> Float[Array, "batch tasks"]:
+        """Logits of a batch."""
+        ...
+
+
 class Trainer:
     """Binds a model to its optimizers.
 
@@ -53,7 +69,7 @@ class Trainer:
       seed: of new tables and of the random key that the steps use.
     """
 
-    def __init__(self, model: nnx.Module, config: OptimizerConfig, *, steps: int, log_every: int, seed: int):
+    def __init__(self, model: Model, config: OptimizerConfig, *, steps: int, log_every: int, seed: int):
         self.schema = model.schema
         self.graphdef, self._params, self._rest = nnx.split(model, nnx.Param, ...)
         self._table_shape = {"dim": model.embedding_dim, "scale": model.embedding_scale}
@@ -83,13 +99,13 @@ class Trainer:
         """Shapes and dtypes of the state, which a restore needs."""
         return jax.eval_shape(self.init)
 
-    def model(self, params: Any) -> nnx.Module:
+    def model(self, params: Any) -> Model:
         """The model with these dense parameters."""
         return nnx.merge(self.graphdef, params, self._rest)
 
     def assert_compiled_once(self) -> None:
         """RuntimeError if the step was compiled for more than one shape, which would stall every further change."""
-        compiled = self.step._cache_size()
+        compiled = self.step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]  jax names no public way
         if compiled > 1:
             raise RuntimeError(f"the training step was compiled {compiled} times; batches must all have one shape")
 

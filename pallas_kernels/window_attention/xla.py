@@ -3,7 +3,7 @@
 Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key
 inside the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them.
 Time follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running
-softmax for each row, and one chunk of scores. The list of pairs is never stored: a step finds its own by bisection.
+softmax for each row, and one chunk of scores. The list of pairs is never stored: a step goes on where the last ended.
 """
 
 import functools
@@ -38,42 +38,44 @@ class _Pairs(NamedTuple):
 
     Attributes:
       plan: the tiles.
-      first_key: first key tile of each query tile.
-      ends: pairs of the tiles up to and including each.
-      number: pairs of each tile; 0 for an empty tile.
-      offset: rows of the example before each tile.
+      number: pairs altogether, scalar int32.
+      ends: pairs of the tiles up to and including each; `chunk` entries more than tiles, which no pair reaches.
+      table: for each tile, what to add to the number of a pair to get its key tile, the rows of the example before the
+        tile, and the rows in it.
     """
 
     plan: tiles.Schedule
-    first_key: Int[Array, " tiles"]
-    ends: Int[Array, " tiles"]
-    number: Int[Array, " tiles"]
-    offset: Int[Array, " tiles"]
+    number: Int[Array, ""]
+    ends: Int[Array, " padded"]
+    table: Int[Array, "tiles 3"]
 
 
 def _plan(window, q, row_splits, lengths) -> tuple[int, _Pairs]:
     rows, heads, _ = q.shape
     left, right = (min(side, rows) for side in window)
-    rows = -(-rows // 8) * 8
     chunk = tiles.chunk_tiles(heads * TILE_ROWS * TILE_ROWS)
-    plan = tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=1)
+    plan = tiles.schedule(row_splits, lengths, rows=-(-rows // 8) * 8, tile_rows=TILE_ROWS, chunk=1)
     tile = jnp.arange(plan.block.shape[0], dtype=jnp.int32)
-    offset = plan.block * tiles.ROW_ALIGNMENT - tiles.take(row_splits, plan.example)
+    used = plan.count > 0
+    offset = jnp.where(used, plan.block * tiles.ROW_ALIGNMENT - tiles.take(row_splits, plan.example), 0)
     low = tiles.quotient(jnp.maximum(offset - left, 0), TILE_ROWS)
     last = jnp.minimum(offset + plan.count + right, tiles.take(lengths, plan.example)) - 1
     high = tiles.quotient(jnp.maximum(last, 0), TILE_ROWS)
-    number = jnp.where(plan.count > 0, high - low + 1, 0)
-    first_key = tile - tiles.quotient(jnp.maximum(offset, 0), TILE_ROWS) + low
-    return chunk, _Pairs(plan, first_key, jnp.cumsum(number, dtype=jnp.int32), number, offset)
+    each = jnp.where(used, high - low + 1, 0)
+    ends = jnp.cumsum(each, dtype=jnp.int32)
+    first_key = tile - tiles.quotient(offset, TILE_ROWS) + low
+    table = jnp.stack([first_key - (ends - each), offset, plan.count], axis=1)
+    padded = jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max)
+    return chunk, _Pairs(plan, *jax.lax.optimization_barrier((ends[-1], padded, table)))
 
 
 class _Chunk(NamedTuple):
     """The pairs of one step.
 
     Attributes:
-      tile: query tile of each pair; the last tile where the step has more entries than there are pairs left.
+      tile: query tile of each pair, ascending without gaps; entries behind the last pair have the last tile.
       key_tile: key tile of each pair.
-      mask: True where the query may read the key; all False for entries that are no pairs.
+      mask: True where the query may read the key; all False for entries behind the last pair.
     """
 
     tile: Int[Array, " chunk"]
@@ -81,21 +83,26 @@ class _Chunk(NamedTuple):
     mask: Bool[Array, "chunk queries keys"]
 
 
-def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], chunk: int) -> _Chunk:
-    index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
-    used = index < pairs.ends[-1]
-    tile = jnp.searchsorted(pairs.ends, index, side="right", method="scan").astype(jnp.int32)
-    tile = jnp.where(used, tile, pairs.plan.used - 1)
-    begin = tiles.take(pairs.ends - pairs.number, tile)
-    key_tile = jnp.where(used, tiles.take(pairs.first_key, tile) + index - begin, tile)
+def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], chunk: int, reached: Int[Array, ""]) -> _Chunk:
+    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one.
 
+    Every tile in use has a pair, so a step reaches at most `chunk` tiles further: it looks at the ends of those alone.
+    """
     left, right = (min(side, pairs.plan.slot.shape[0] * tiles.ROW_ALIGNMENT) for side in window)
+    index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
+    used = index < pairs.number
+    ends = jax.lax.dynamic_slice_in_dim(pairs.ends, reached, chunk)
+    tile = reached + (ends[None, :] <= index[:, None]).sum(axis=1, dtype=jnp.int32)
+    tile = jnp.where(used, tile, pairs.plan.used - 1)
+    shift, offset, _ = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, tile), 3, axis=1))
+    key_tile = jnp.where(used, index + shift, tile)
+    _, key_offset, count = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, key_tile), 3, axis=1))
+
     row = jnp.arange(TILE_ROWS, dtype=jnp.int32)
-    count = jnp.where(used, tiles.take(pairs.plan.count, key_tile), 0)
-    ahead = tiles.take(pairs.offset, key_tile) - tiles.take(pairs.offset, tile)
-    distance = ahead[:, None, None] + (row[None, None, :] - row[None, :, None])
-    mask = (distance >= -left) & (distance <= right) & (row[None, None, :] < count[:, None, None])
-    return _Chunk(tile, key_tile, mask)
+    distance = (key_offset - offset)[:, None, None] + (row[None, None, :] - row[None, :, None])
+    count = jnp.where(used, count, 0)[:, None, None]
+    mask = (distance >= -left) & (distance <= right) & (row[None, None, :] < count)
+    return _Chunk(*jax.lax.optimization_barrier((tile, key_tile, mask)))
 
 
 def _tiled(values, plan, heads):
@@ -119,17 +126,19 @@ def _forward(window, scale, q, k, v, row_splits, lengths):
     chunk, pairs = _plan(window, q, row_splits, lengths)
     q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v))
 
-    def body(step, running):
-        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk)
+    def body(step, carry):
+        reached, running = carry
+        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk, reached)
         k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))
         q_tile = tiles.take(q_tiles, tile)
         s = scale * jnp.einsum("chqd,chkd->chqk", q_tile, k_tile, preferred_element_type=acc)
         s = jnp.where(mask[:, None], s, -jnp.inf)
-        return softmax.merge(running, s, v_tile, tile - tile[0], tile[0])
+        return tile[-1], softmax.merge(running, s, v_tile, tile - tile[0], tile[0])
 
     slots = q_tiles.shape[0]
-    running = softmax.start(q, slots + chunk, heads, TILE_ROWS, dim, acc)
-    running = jax.lax.fori_loop(0, tiles.quotient(pairs.ends[-1] + (chunk - 1), chunk), body, running)
+    steps = tiles.quotient(pairs.number + (chunk - 1), chunk)
+    start = (*vary_like(q, jnp.int32(0)), softmax.start(q, slots + chunk, heads, TILE_ROWS, dim, acc))
+    _, running = jax.lax.fori_loop(0, steps, body, start)
     out, log_sum = softmax.finish(softmax.Running(*(x[:slots] for x in running)))
     out = _rows(out, pairs.plan, q.dtype, rows)
     return out, (q, k, v, row_splits, lengths, out, log_sum)
@@ -145,8 +154,8 @@ def _backward(window, scale, saved, d_out):
     q_tiles, k_tiles, v_tiles, d_tiles, delta = (_tiled(x, pairs.plan, heads) for x in (q, k, v, d_out, delta))
 
     def body(step, carry):
-        dq, dk, dv = carry
-        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk)
+        reached, dq, dk, dv = carry
+        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk, reached)
         mask = mask.swapaxes(1, 2)
         q_tile, d_tile = (tiles.take(x, tile) for x in (q_tiles, d_tiles))
         k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))
@@ -157,10 +166,12 @@ def _backward(window, scale, saved, d_out):
         dv_tile = jnp.einsum("chkq,chqd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
         dk_tile = jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc)
         dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)
-        return tiles.add(dq, tile, dq_tile), tiles.add(dk, key_tile, dk_tile), tiles.add(dv, key_tile, dv_tile)
+        dq, dk, dv = tiles.add(dq, tile, dq_tile), tiles.add(dk, key_tile, dk_tile), tiles.add(dv, key_tile, dv_tile)
+        return tile[-1], dq, dk, dv
 
-    carry = vary_like(q, *(jnp.zeros(q_tiles.shape, acc) for _ in range(3)))
-    gradients = jax.lax.fori_loop(0, tiles.quotient(pairs.ends[-1] + (chunk - 1), chunk), body, carry)
+    steps = tiles.quotient(pairs.number + (chunk - 1), chunk)
+    start = vary_like(q, jnp.int32(0), *(jnp.zeros(q_tiles.shape, acc) for _ in range(3)))
+    _, *gradients = jax.lax.fori_loop(0, steps, body, start)
     dq, dk, dv = (_rows(x, pairs.plan, q.dtype, rows) for x in gradients)
     return dq, dk, dv, None, None
 

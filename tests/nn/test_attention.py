@@ -10,19 +10,16 @@ from flax import nnx
 
 from kunlun_jax.nn.attention import WindowAttention
 from kunlun_jax.nn.rotary import RoteConfig
-from tests.examples import random_jagged, roughen
+from tests.examples import build, random_jagged
 
 DIM, HEADS, WINDOW = 8, 2, 2
 LENGTHS = (0, 5, 11, 1)
 ROTE = RoteConfig(t_scale=100.0)
 
 
-def make(window: int = WINDOW, rote: RoteConfig = ROTE) -> WindowAttention:
-    block = WindowAttention(
-        DIM, heads=HEADS, window=window, rote=rote, implementation="reference", dtype=jnp.float32, rngs=nnx.Rngs(0)
-    )
-    roughen(block)
-    return block
+def make(window: int = WINDOW) -> WindowAttention:
+    options = {"implementation": "reference", "dtype": jnp.float32}
+    return build(lambda: WindowAttention(DIM, heads=HEADS, window=window, rote=ROTE, rngs=nnx.Rngs(0), **options))
 
 
 def ages(rows: int) -> jax.Array:
@@ -112,7 +109,7 @@ def test_rows_without_event_change_nothing_and_take_no_gradient():
 
 
 def test_a_head_of_odd_width_is_refused():
-    with pytest.raises(ValueError, match="dim is 6 and heads 2; .* even whole width"):
+    with pytest.raises(ValueError, match=r"dim is 6 and heads 2; .* even whole width"):
         WindowAttention(
             6, heads=2, window=1, rote=ROTE, implementation="reference", dtype=jnp.float32, rngs=nnx.Rngs(0)
         )

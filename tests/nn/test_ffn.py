@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from kunlun_jax.nn.ffn import PersonalizedFFN, TokenToWeights, layer_norm, rms_norm
-from tests.examples import random_jagged, roughen
+from tests.examples import build, random_jagged
 
 TOKENS, CONTEXT, DIM, HEADS, WIDTH = 3, 6, 8, 2, 5
 LENGTHS = (2, 0, 9)
@@ -20,21 +20,13 @@ ACTIVATIONS = {
 
 
 def make(activation: str = "gelu", pre: float = 1.0, post: float = 1.0) -> PersonalizedFFN:
-    block = PersonalizedFFN(
-        TOKENS,
-        CONTEXT,
-        DIM,
-        heads=HEADS,
-        width=WIDTH,
-        activation=activation,
-        pre_scale=pre,
-        post_scale=post,
-        implementation="reference",
-        dtype=jnp.float32,
-        rngs=nnx.Rngs(0),
-    )
-    roughen(block)
-    return block
+    options = {"heads": HEADS, "width": WIDTH, "activation": activation, "pre_scale": pre, "post_scale": post}
+    options |= {"implementation": "reference", "dtype": jnp.float32}
+    return build(lambda: PersonalizedFFN(TOKENS, CONTEXT, DIM, rngs=nnx.Rngs(0), **options))
+
+
+def contexts(batch: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).normal(size=(batch, TOKENS, CONTEXT)), jnp.float32)
 
 
 def weights_by_hand(weights: TokenToWeights, x: np.ndarray) -> np.ndarray:
@@ -65,7 +57,7 @@ def test_block_against_plain_numpy(activation, pre, post):
     block = make(activation, pre, post)
     run = jax.jit(block)
     events = random_jagged(LENGTHS, DIM, rows=32)
-    x_sum = jax.random.normal(jax.random.key(0), (len(LENGTHS), TOKENS, CONTEXT))
+    x_sum = contexts(len(LENGTHS))
     expected = block_by_hand(block, events, x_sum, activation, pre, post)
     assert len(expected) == sum(LENGTHS)
     y = np.asarray(run(events, x_sum))
@@ -76,7 +68,7 @@ def test_the_context_of_an_example_changes_its_own_events_alone():
     block = make()
     run = jax.jit(block)
     events = random_jagged((8, 8), DIM, rows=16)
-    x_sum = jax.random.normal(jax.random.key(0), (2, TOKENS, CONTEXT))
+    x_sum = contexts(2)
     y, z = run(events, x_sum), run(events, x_sum.at[1].add(1.0))
     np.testing.assert_array_equal(y[:8], z[:8])
     assert np.abs(y[8:] - z[8:]).max(axis=1).min() > 1e-3
@@ -93,7 +85,7 @@ def test_gradients_are_finite_without_events():
 
 
 def test_norms():
-    x = 5 + 3 * jax.random.normal(jax.random.key(0), (4, 16))
+    x = jnp.asarray(5 + 3 * np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     np.testing.assert_allclose(layer_norm(x), centred / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5), atol=1e-5)
     np.testing.assert_allclose(rms_norm(x), x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5), atol=1e-5)

@@ -87,27 +87,32 @@ class Operator:
         return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, DIM)), dtype)
 
 
-def with_gradients(function: Callable, layout: Layout, operands, cotangent, **options):
-    """Output and gradients of ``function(layout, operands)``, compiled."""
+def with_gradients(function: Callable, layout: Layout, operands, cotangent):
+    """Output and gradients of ``function(layout, operands)``, compiled; float64 without optimisation, to save time."""
+    return _compiled(function, layout, cotangent.dtype == jnp.float64)(operands, cotangent)
 
+
+def _compiled(function, layout, fast):
     def run(operands, cotangent):
         out, pullback = jax.vjp(lambda *operands: function(layout, operands), *operands)
         return (out, *pullback(cotangent))
 
-    return jax.jit(run, **options)(operands, cotangent)
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 0} if fast else None)
+
+
+@functools.cache
+def _definition(operator, layout):
+    """The definition is unrolled over the examples: compiled once for all implementations and narrow dtypes."""
+    return _compiled(operator.define, layout, True)
 
 
 @functools.cache
 def problem(operator: Operator, layout: Layout, dtype, seed: int = 20):
-    """Random operands, a cotangent, and what the definition gives for them in at least float32.
-
-    The definition is unrolled over the examples: compiled once for all implementations, without optimisation.
-    """
+    """Random operands, a cotangent, and what the definition gives for them in at least float32."""
     rng = np.random.default_rng(seed)
     operands, cotangent = operator.operands(layout, rng, dtype), operator.cotangent(layout, rng, dtype)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32) if dtype == jnp.bfloat16 else x, (operands, cotangent))
-    expected = with_gradients(operator.define, layout, *exact, compiler_options={"xla_backend_optimization_level": 0})
-    return operands, cotangent, tuple(np.asarray(x) for x in expected)
+    return operands, cotangent, tuple(np.asarray(x) for x in _definition(operator, layout)(*exact))
 
 
 def _segments(layout, values):

@@ -40,7 +40,7 @@ FIGURE = plots.Figure
 
 
 def labels(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+    return [text.get_text() for text in axes.figure.legends[0].get_texts()]
 
 
 def line_named(axes, label):

@@ -10,7 +10,14 @@ from kunlun_jax.config import TrainConfig
 FLAGS = (
     "small",
     *("--data.synthetic.train-rows", "608", "--data.synthetic.valid-rows", "70", "--data.synthetic.test-rows", "70"),
-    *("--data.synthetic.users", "60", "--data.synthetic.items-per-brand", "2", "--data.synthetic.brands-per-topic", "2"),
+    *(
+        "--data.synthetic.users",
+        "60",
+        "--data.synthetic.items-per-brand",
+        "2",
+        "--data.synthetic.brands-per-topic",
+        "2",
+    ),
     *("--data.synthetic.impressions-per-day", "0.03", "--loader.batch-size", "32", "--loader.max-events", "16"),
     *("--model.dim", "8", "--model.layers", "1", "--model.embedding-dim", "4", "--model.summary-tokens", "2"),
     *("--model.skip-events", "impression", "purchase", "--model.event-input", "mlp", "--model.dropout", "0.2"),

@@ -1,0 +1,113 @@
+"""`KunlunConfig`: what it refuses, and the layer plan against its definition."""
+
+import itertools
+
+import jax.numpy as jnp
+import pytest
+
+from kunlun_jax.models.config import EventConfig, KunlunConfig, layer_plan
+
+COMP_SKIP = ("pool+ffn", "attention")
+FULL = ("pool+ffn+attention",)
+
+
+def plan_of(pattern=COMP_SKIP, *, layers=4, event_layers=4, final_pool=True) -> list[str]:
+    config = KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool)
+    order = ("pool", "ffn", "attention")
+    return ["+".join(p for p in order if p in parts) for parts in layer_plan(config, EventConfig(layers=event_layers))]
+
+
+def test_comp_skip_is_the_default():
+    assert KunlunConfig().pattern == COMP_SKIP
+    assert plan_of(layers=5, event_layers=5) == ["pool+ffn", "attention", "pool+ffn", "attention", "pool"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # The last layer's attention would change events that nothing pools any more, and so would its FFN.
+        ({}, ["pool+ffn", "attention", "pool", ""]),
+        ({"pattern": FULL, "layers": 2, "event_layers": 2}, ["pool+ffn+attention", "pool"]),
+        # A type that stops early: its changed events are pooled once more, or are not made at all.
+        ({"event_layers": 2}, ["pool+ffn", "attention", "pool", ""]),
+        ({"event_layers": 2, "final_pool": False}, ["pool", "", "", ""]),
+        ({"event_layers": 3}, ["pool+ffn", "attention", "pool+ffn", "pool"]),
+        ({"event_layers": 1}, ["pool+ffn", "pool", "", ""]),
+        ({"event_layers": 1, "final_pool": False}, ["pool", "", "", ""]),
+        ({"event_layers": 9}, ["pool+ffn", "attention", "pool", ""]),
+        ({"pattern": ("pool",), "event_layers": 2}, ["pool", "pool", "", ""]),
+        ({"pattern": ("pool", "")}, ["pool", "", "pool", ""]),
+        ({"pattern": ("pool", "ffn", "attention"), "event_layers": 3}, ["pool", "ffn", "attention", "pool"]),
+    ],
+)
+def test_plans(options, expected):
+    assert plan_of(**options) == expected
+
+
+PATTERNS = [
+    (first, *rest)
+    for first in ("pool", "pool+ffn", "pool+attention+ffn")
+    for rest in itertools.chain([()], itertools.product(("", "pool", "ffn", "attention", "pool+ffn"), repeat=2))
+]
+
+
+@pytest.mark.parametrize("final_pool", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_an_update_is_kept_just_if_a_later_layer_pools(layers, final_pool):
+    for pattern, event_layers in itertools.product(PATTERNS, (1, 2, 3, 7)):
+        written = [set(pattern[i % len(pattern)].split("+")) - {""} for i in range(min(layers, event_layers))]
+        pools = [i for i, parts in enumerate(written) if "pool" in parts]
+        changed_since = any(parts & {"ffn", "attention"} for parts in written[pools[-1] :])
+        if final_pool and changed_since and event_layers < layers:
+            pools.append(event_layers)
+        plan = layer_plan(
+            KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool), EventConfig(layers=event_layers)
+        )
+        assert len(plan) == layers
+        for i, parts in enumerate(plan):
+            updates = (written[i] if i < len(written) else set()) & {"ffn", "attention"}
+            kept = updates if any(pool > i for pool in pools) else set()
+            assert parts == kept | ({"pool"} if i in pools else set()), (pattern, event_layers, i)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pattern": ("pool", "pool+fnn")}, r"pattern\[1\] is 'pool\+fnn'; join \['pool', 'ffn', 'attention'\] with"),
+        ({"pattern": ()}, r"pattern is \(\); its first layer must have 'pool'"),
+        ({"pattern": ("ffn", "pool")}, "its first layer must have 'pool', else no H to start from"),
+        ({"event": EventConfig(dim=6, heads=2)}, r"event\.dim is 6, heads 2; a head needs an even whole width"),
+        ({"events": {"click": EventConfig(dim=9, heads=2)}}, r"click\.dim is 9, heads 2"),
+        ({"events": {"click": EventConfig(layers=0)}}, r"click\.layers is 0; it must be at least 1"),
+        ({"dropout": 1.0}, r"dropout is 1\.0; it must lie in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout is -0\.1"),
+    ],
+)
+def test_bad_configs(fields, message):
+    with pytest.raises(ValueError, match=message):
+        KunlunConfig(**fields)
+
+
+def test_event_types():
+    available = ("view", "click", "like")
+    assert KunlunConfig().event_types(available) == available
+    assert KunlunConfig(skip_events=("click",)).event_types(available) == ("view", "like")
+    assert KunlunConfig(skip_events=("*",)).event_types(available) == ()
+
+
+@pytest.mark.parametrize("field", ["skip_events", "events"])
+def test_names_that_the_schema_lacks(field):
+    names = ("view", "buy") if field == "skip_events" else {"view": EventConfig(), "buy": EventConfig()}
+    with pytest.raises(ValueError, match=rf"model\.{field} names \['buy'\]; the schema's event types are \['view'\]"):
+        KunlunConfig(**{field: names}).event_types(("view",))
+
+
+def test_each_event_type_gets_its_own():
+    own = EventConfig(dim=32, heads=4)
+    config = KunlunConfig(events={"click": own})
+    assert config.for_event("click") is own and config.for_event("view") is config.event
+
+
+def test_compute_dtype():
+    assert KunlunConfig(dtype="bfloat16").compute_dtype == jnp.bfloat16
+    assert KunlunConfig(dtype="auto").compute_dtype == jnp.float32  # on a CPU

@@ -1,0 +1,345 @@
+"""The whole model: what it may depend on, what it must depend on, and what a config field changes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.data.pack import pack
+from kunlun_jax.models.config import layer_plan
+from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.nn.attention import WindowAttention
+from kunlun_jax.nn.embedding import embed, gather_rows, init_tables, lookup, touch
+from kunlun_jax.nn.rotary import RoteConfig
+from tests.examples import (
+    BATCH,
+    CAPACITY,
+    CONFIG,
+    CONTEXTS,
+    EVENT,
+    SCHEMA,
+    VIEWS,
+    random_batch,
+    random_rows,
+    spoil_gaps,
+    take_rows,
+    tiny_model,
+    tiny_tables,
+)
+
+REFERENCE = {"implementation": "reference"}
+EXAMPLES = len(VIEWS)
+
+
+def logits(model: Kunlun, batch=None, **options) -> np.ndarray:
+    batch = random_batch() if batch is None else batch
+    tables = tiny_tables(dim=model.embedding_dim)
+    return np.asarray(model(batch, lookup(model.schema, batch, tables), **options))
+
+
+def gradients(model: Kunlun, batch):
+    """Of a loss on all logits, to parameters and to the rows of the tables."""
+    graph, params = nnx.split(model, nnx.Param)
+
+    def loss(params, tables, batch):
+        touched = touch(model.schema, batch)
+        rows = gather_rows(tables, touched)
+        return jnp.square(nnx.merge(graph, params)(batch, embed(model.schema, batch, touched, rows))).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, tiny_tables(), batch)
+
+
+def shapes(model: Kunlun) -> dict:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model, nnx.Param))
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+
+def test_logits_of_every_task_are_finite_float32_and_compile_alike():
+    model = tiny_model(**REFERENCE)
+    eager = logits(model)
+    assert eager.shape == (BATCH, 2) and eager.dtype == np.float32
+    assert np.isfinite(eager).all() and eager.std(axis=0).min() > 1e-3
+    batch = random_batch()
+    jitted = jax.jit(lambda m, b, t: m(b, lookup(SCHEMA, b, t)))(model, batch, tiny_tables())
+    np.testing.assert_allclose(jitted, eager, atol=1e-5)
+
+
+def test_order_of_event_types_survives_split_and_merge():
+    model = tiny_model(**REFERENCE)
+    np.testing.assert_array_equal(logits(nnx.merge(*nnx.split(model))), logits(model))
+    *_, (_, events, history) = model.states(random_batch(), lookup(SCHEMA, random_batch(), tiny_tables()))
+    assert list(events) == list(history) == ["view", "context"]
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_nan_in_rows_without_event_changes_neither_logits_nor_gradients(implementation):
+    model = tiny_model(implementation=implementation)
+    clean, spoilt = random_batch(), spoil_gaps(random_batch())
+    assert np.isnan(spoilt.events["view"].values["age"]).any() and np.isnan(spoilt.events["view"].values["dense"]).any()
+    np.testing.assert_array_equal(logits(model, spoilt), logits(model, clean))
+    expected, got = gradients(model, clean), gradients(model, spoilt)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_every_parameter_and_table_is_trained():
+    """A leaf without a gradient would be a part that nothing reads."""
+    by_params, by_tables = gradients(tiny_model(**REFERENCE), random_batch())
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((by_params, by_tables))
+        if not np.abs(leaf).max() > 0
+    ]
+    assert still == []
+
+
+def test_nobody_has_a_history():
+    model = tiny_model(**REFERENCE)
+    batch = random_batch((0,) * EXAMPLES, (0,) * EXAMPLES)
+    assert np.isfinite(logits(model, batch)).all()
+    for leaf in jax.tree.leaves(gradients(model, batch)):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("implementation", ["xla", "reference"])
+def test_a_logit_depends_on_its_own_example_alone(implementation):
+    model = tiny_model(implementation=implementation)
+    rows = random_rows()
+    run = jax.jit(lambda batch: model(batch, lookup(SCHEMA, batch, tiny_tables())))
+
+    def of(index, source=rows) -> np.ndarray:
+        batch, _ = pack(SCHEMA, take_rows(source, index), BATCH, CAPACITY)
+        return np.asarray(run(jax.tree.map(jnp.asarray, batch)))[: len(index)]
+
+    before = of(range(EXAMPLES))
+    permuted = np.random.default_rng(0).permutation(EXAMPLES)
+    np.testing.assert_allclose(of(permuted), before[permuted], rtol=1e-5, atol=1e-5)
+    for example in range(EXAMPLES):  # alone, the other rows only filling the batch
+        np.testing.assert_allclose(of([example])[0], before[example], rtol=1e-5, atol=1e-5)
+    assert np.abs(of(range(EXAMPLES), random_rows(seed=1)) - before).min(axis=1).max() > 1e-3
+
+
+def test_a_filling_row_changes_nothing():
+    model = tiny_model(**REFERENCE)
+    filled = logits(model, random_batch(size=EXAMPLES + 3))
+    np.testing.assert_allclose(filled[:EXAMPLES], logits(model, random_batch(size=EXAMPLES)), atol=1e-5)
+    assert np.isfinite(filled).all()
+
+
+def test_each_event_field_reaches_the_logits_of_its_example():
+    model, batch = tiny_model(**REFERENCE), random_batch()
+    before = logits(model, batch)
+    for name, lengths in (("view", VIEWS), ("context", CONTEXTS)):
+        events = batch.events[name]
+        for field in ("ids", "dense", "age"):
+            if not events.values[field].size:
+                continue
+            example = int(np.argmax(lengths))
+            row = int(events.row_splits[example]) + lengths[example] // 2
+            change = 1 if field == "ids" else 7.0
+            changed = events.replace(events.values | {field: events.values[field].at[row].add(change)})
+            moved = np.abs(logits(model, dataclasses.replace(batch, events=batch.events | {name: changed})) - before)
+            assert moved[example].max() > 1e-5, (name, field)
+            np.testing.assert_allclose(np.delete(moved, example, axis=0), 0, atol=1e-6)
+
+
+def test_a_new_model_predicts_about_the_base_rate():
+    rates = (0.2, 0.02)
+
+    @jax.jit
+    def predict(batch):
+        config = dataclasses.replace(CONFIG, embedding_scale=0.05, **REFERENCE)
+        model = Kunlun(SCHEMA, config, base_rate=rates, rngs=nnx.Rngs(0))
+        tables = init_tables(SCHEMA, config.embedding_dim, scale=config.embedding_scale, key=jax.random.key(0))
+        return model(batch, lookup(SCHEMA, batch, tables)), model.head.layers[-1].bias[...]
+
+    predicted, bias = predict(random_batch())
+    np.testing.assert_allclose(jax.nn.sigmoid(bias), rates, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(predicted).mean(0), bias, atol=1.0)
+
+
+@pytest.mark.parametrize("rate", [(0.2,), (0.2, 0.0), (0.2, 1.0), (0.2, 0.1, 0.1), (0.2, float("nan"))])
+def test_bad_base_rates(rate):
+    with pytest.raises(ValueError, match=r"base_rate is \(.*one rate inside \(0, 1\) for each of \('click', 'buy'\)"):
+        nnx.eval_shape(lambda: Kunlun(SCHEMA, CONFIG, base_rate=rate, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(("skip", "left"), [(("*",), ()), (("view",), ("context",)), (("context",), ("view",))])
+def test_skipped_events_are_not_read(skip, left):
+    model = tiny_model(skip_events=skip, **REFERENCE)
+    assert tuple(event.name for event in model.schema.events) == left
+    before, other = random_batch(), random_batch(seed=1)
+    skipped = {name: other.events[name] if name not in left else events for name, events in before.events.items()}
+    np.testing.assert_array_equal(logits(model, dataclasses.replace(before, events=skipped)), logits(model, before))
+    kept = {name: before.events[name] for name in left}
+    np.testing.assert_array_equal(logits(model, dataclasses.replace(before, events=kept)), logits(model, before))
+    assert not any(name in key for key in shapes(model) for name in skip)
+
+
+def test_an_event_type_that_the_schema_lacks():
+    with pytest.raises(ValueError, match=r"model\.skip_events names \['like'\].*\['view', 'context'\]"):
+        tiny_model(skip_events=("like",))
+
+
+def test_layers_hold_what_the_plan_says():
+    for changes in (
+        {},
+        {"final_pool": False},
+        {"pattern": ("pool+ffn+attention",)},
+        {"events": {"view": dataclasses.replace(EVENT, layers=3)}},
+    ):
+        model = tiny_model(**changes)
+        config = dataclasses.replace(CONFIG, **changes)
+        for name in ("view", "context"):
+            held = [
+                {
+                    part
+                    for part, blocks in (("pool", x.pool), ("ffn", x.ffn), ("attention", x.attention))
+                    if name in blocks
+                }
+                for x in model.layers
+            ]
+            assert held == list(layer_plan(config, config.for_event(name)))
+
+
+def rote(**changes) -> dict:
+    return {"rote": dataclasses.replace(RoteConfig(), **changes)}
+
+
+SAME_PARAMETERS = {
+    "rote.position": rote(position=False),
+    "rote.time": rote(time=False),
+    "rote.reading": rote(reading="gap"),
+    "rote.t_scale": rote(t_scale=6000.0),
+    "rote.base": rote(base=10.0),
+    "rote.time_base": rote(time_base=2.0),
+    "window": {"event": dataclasses.replace(EVENT, window=1)},
+    "heads": {"event": dataclasses.replace(EVENT, heads=4)},
+    "heads of one type": {"events": {"context": dataclasses.replace(EVENT, heads=4)}},
+    "ffn_activation": {"ffn_activation": "silu"},
+    "ffn_scale": {"ffn_scale": "pre"},
+    "ffn_tau": {"ffn_tau": 2.0},
+    "activation": {"activation": "silu"},
+}
+
+
+@pytest.fixture(scope="module")
+def base_logits() -> np.ndarray:
+    return logits(tiny_model(**REFERENCE))
+
+
+@pytest.mark.parametrize("field", SAME_PARAMETERS)
+def test_readings_on_the_same_parameters_change_the_logits(field, base_logits):
+    model = tiny_model(**REFERENCE, **SAME_PARAMETERS[field])
+    assert shapes(model) == shapes(tiny_model())
+    moved = np.abs(logits(model) - base_logits)
+    assert moved.max() > 1e-4
+    if field != "activation":  # all others touch histories alone
+        np.testing.assert_allclose(moved[4], 0, atol=1e-6)
+        assert VIEWS[4] == CONTEXTS[4] == 0
+
+
+OTHER_PARAMETERS = {
+    "event_input": {"event_input": "mlp"},
+    "age_feature": {"age_feature": False},
+    "summary_gate": {"summary_gate": True},
+    "pattern": {"pattern": ("pool+ffn+attention",)},
+    "final_pool": {"final_pool": False},
+    "pooling": {"pooling": "pma"},
+    "dense_tokens": {"dense_tokens": 2},
+    "experts": {"experts": 3},
+    "summary_tokens": {"summary_tokens": 4},
+    "seeds": {"event": dataclasses.replace(EVENT, seeds=6)},
+    "tokens": {"event": dataclasses.replace(EVENT, tokens=3)},
+    "kron_rank": {"event": dataclasses.replace(EVENT, kron_rank=1)},
+    "ffn_width": {"event": dataclasses.replace(EVENT, ffn_width=6)},
+    "width of one type": {"events": {"context": dataclasses.replace(EVENT, dim=12)}},
+    "embedding_dim": {"embedding_dim": 8},
+    "fm_tokens": {"fm_tokens": 3},
+    "linear_tokens": {"linear_tokens": 3},
+    "fm_rank": {"fm_rank": 3},
+    "fm_hidden": {"fm_hidden": (8, 8)},
+    "head_hidden": {"head_hidden": ()},
+    "layers": {"layers": 1},
+}
+
+
+@pytest.mark.parametrize("field", OTHER_PARAMETERS)
+def test_readings_with_other_parameters_build_and_run(field):
+    model = tiny_model(**REFERENCE, **OTHER_PARAMETERS[field])
+    assert shapes(model) != shapes(tiny_model())
+    batch = random_batch()
+    tables = tiny_tables(dim=model.embedding_dim)
+    assert jax.eval_shape(lambda b: model(b, lookup(SCHEMA, b, tables)), batch).shape == (BATCH, 2)
+
+
+def test_without_age_feature_and_time_the_age_is_not_read():
+    changes = {"age_feature": False, **rote(time=False)}
+    model, batch = tiny_model(**REFERENCE, **changes), random_batch()
+    events = {n: e.replace(e.values | {"age": 3 * e.values["age"] + 5}) for n, e in batch.events.items()}
+    np.testing.assert_array_equal(logits(model, dataclasses.replace(batch, events=events)), logits(model, batch))
+
+
+def test_the_gap_reading_ignores_a_later_request():
+    """Gaps between events stay as they are when a request comes later; ages do not."""
+    batch = random_batch()
+    later = {n: e.replace(e.values | {"age": e.values["age"] + 4096.0}) for n, e in batch.events.items()}
+    later = dataclasses.replace(batch, events=later)
+    moved = {}
+    for reading in ("gap", "age"):
+        model = tiny_model(age_feature=False, **REFERENCE, **rote(reading=reading))
+        moved[reading] = np.abs(logits(model, later) - logits(model, batch)).max()
+    assert moved["gap"] < 1e-5 < 1e-4 < moved["age"]
+
+
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters():
+    exact, rounded = tiny_model(**REFERENCE), tiny_model(dtype="bfloat16", **REFERENCE)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(rounded, nnx.Param))} == {jnp.dtype("float32")}
+    batch = random_batch()
+    for x, events, history in rounded.states(batch, lookup(SCHEMA, batch, tiny_tables())):
+        assert x.dtype == jnp.bfloat16
+        assert all(events[name].values.dtype == jnp.bfloat16 for name in events)
+        assert all(h.dtype == jnp.bfloat16 for h in history.values())
+    a, b = logits(exact), logits(rounded)
+    assert b.dtype == np.float32
+    assert 0 < np.abs(a - b).max() < 0.1
+
+
+def test_dropout_acts_only_with_a_key_and_follows_it():
+    model, plain = tiny_model(dropout=0.5, **REFERENCE), tiny_model(**REFERENCE)
+    np.testing.assert_array_equal(logits(model), logits(plain))
+
+    def dropped(seed: int, which: Kunlun = model) -> np.ndarray:
+        return logits(which, dropout=nnx.Rngs(dropout=seed))
+
+    np.testing.assert_array_equal(dropped(0), dropped(0))
+    assert np.abs(dropped(0) - dropped(1)).max() > 1e-3
+    assert np.abs(dropped(0) - logits(model)).max() > 1e-3
+    np.testing.assert_array_equal(dropped(0, plain), logits(plain))
+
+
+def test_implementations_agree():
+    by_xla, by_reference = (logits(tiny_model(implementation=name)) for name in ("xla", "reference"))
+    np.testing.assert_allclose(by_xla, by_reference, atol=1e-5)
+
+
+def test_an_unknown_implementation():
+    with pytest.raises(ValueError, match="implementation='cuda' does not exist"):
+        logits(tiny_model(implementation="cuda"))
+
+
+def test_states_end_in_what_the_head_reads():
+    model, batch = tiny_model(**REFERENCE), random_batch()
+    states = list(model.states(batch, lookup(SCHEMA, batch, tiny_tables())))
+    assert len(states) == CONFIG.layers + 1 and states[0][2] == {}
+    x = states[-1][0]
+    np.testing.assert_array_equal(model.head(x.reshape(BATCH, -1)), logits(model))
+    assert isinstance(model.layers[1].attention["view"], WindowAttention)
+    # CompSkip: the layer of attention keeps H and changes events, the layer of the FFN made both anew.
+    for name in ("view", "context"):
+        np.testing.assert_array_equal(states[2][2][name], states[1][2][name])
+        assert np.abs(np.asarray(states[3][2][name]) - states[2][2][name]).max() > 1e-4
+        assert states[3][1][name] is states[2][1][name]

@@ -1,0 +1,73 @@
+"""The Wukong expert against its equations, and which tokens each expert of the mixture sees."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.nn.interaction import GlobalInteraction, WukongExpert
+from tests.examples import build
+
+TOKENS, DIM = 7, 6
+SIZES = {"fm_tokens": 2, "linear_tokens": 3, "rank": 4, "hidden": (5,), "activation": "gelu", "dtype": jnp.float32}
+BLOCK = SIZES["fm_tokens"] + SIZES["linear_tokens"]
+
+
+def mixture(experts: int) -> GlobalInteraction:
+    return build(lambda: GlobalInteraction(TOKENS, DIM, experts=experts, rngs=nnx.Rngs(0), **SIZES))
+
+
+def tokens(batch: int = 2) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=(batch, TOKENS, DIM)), jnp.float32)
+
+
+def norm(x: np.ndarray, layer: nnx.LayerNorm) -> np.ndarray:
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x * np.asarray(layer.scale[...]) + np.asarray(layer.bias[...])
+
+
+def expert_by_hand(expert: WukongExpert, x: np.ndarray) -> np.ndarray:
+    """One example, rows are tokens."""
+    y = np.asarray(expert.fm_map[...], np.float64)
+    fm = x @ x.T @ y  # every pair of tokens, not the low-rank way round
+    first, second = expert.deep.layers
+    h = norm(fm.reshape(-1), expert.fm_norm) @ np.asarray(first.kernel[...]) + np.asarray(first.bias[...])
+    h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+    fmb = (h @ np.asarray(second.kernel[...]) + np.asarray(second.bias[...])).reshape(SIZES["fm_tokens"], DIM)
+    lcb = np.asarray(expert.linear.kernel[...]).T @ x
+    return norm(np.concatenate([fmb, lcb]) + np.asarray(expert.residual.kernel[...]).T @ x, expert.norm)
+
+
+def test_expert_is_a_wukong_layer():
+    expert = build(lambda: WukongExpert(TOKENS, DIM, rngs=nnx.Rngs(0), **SIZES))
+    x = tokens()
+    y = jax.jit(expert)(x)
+    assert y.shape == (2, BLOCK, DIM)
+    np.testing.assert_allclose(y, [expert_by_hand(expert, e) for e in np.asarray(x, np.float64)], atol=1e-4)
+
+
+@pytest.mark.parametrize("experts", [1, 3])
+def test_token_t_reaches_expert_t_mod_m_alone(experts):
+    module = mixture(experts)
+    assert module.tokens_out == experts * BLOCK
+    run, x = jax.jit(module), tokens()
+    before = np.asarray(run(x)).reshape(2, experts, BLOCK, DIM)
+    for t in range(TOKENS):
+        after = np.asarray(run(x.at[:, t].add(0.5))).reshape(2, experts, BLOCK, DIM)
+        moved = np.abs(after - before).max(axis=(0, 2, 3)) > 1e-4
+        np.testing.assert_array_equal(moved, np.arange(experts) == t % experts)
+
+
+def test_mixture_is_its_experts_side_by_side():
+    module, x = mixture(3), tokens()
+    parts = [[expert_by_hand(e, b[m::3]) for m, e in enumerate(module.experts)] for b in np.asarray(x, np.float64)]
+    np.testing.assert_allclose(jax.jit(module)(x), [np.concatenate(part) for part in parts], atol=1e-4)
+
+
+@pytest.mark.parametrize("experts", [0, TOKENS + 1])
+def test_more_experts_than_tokens_are_refused(experts):
+    with pytest.raises(ValueError, match=f"experts is {experts}; it must lie between 1 and the {TOKENS} tokens"):
+        mixture(experts)

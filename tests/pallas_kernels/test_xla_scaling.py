@@ -1,0 +1,80 @@
+"""Time and memory of the XLA implementations grow with the rows, and not with their square: counted, not timed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels.jagged import aligned
+from pallas_kernels.seed_attention.api import seed_attention
+from pallas_kernels.window_attention import xla as window_xla
+from pallas_kernels.window_attention.api import window_attention
+
+HEADS, DIM, KEYS, SEEDS = 2, 8, 16, 8
+SIZES = (4096, 8192, 16384)
+
+
+def temporary_bytes(function, operands, splits, lengths):
+    """Temporary memory of the compiled forward and backward pass."""
+
+    def run(operands, splits, lengths, cotangent):
+        return jax.vjp(lambda *operands: function(*operands, splits, lengths), *operands)[1](cotangent)
+
+    out = jax.eval_shape(function, *operands, splits, lengths)
+    compiled = jax.jit(run).lower(operands, splits, lengths, out).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def operands_of(operator, rows, batch):
+    packed = jax.ShapeDtypeStruct((rows, HEADS, DIM), jnp.float32)
+    dense = jax.ShapeDtypeStruct((batch, KEYS, HEADS, DIM), jnp.float32)
+    seeds = jax.ShapeDtypeStruct((SEEDS, HEADS, DIM), jnp.float32)
+    return {"gdpa": (packed, dense, dense), "window": (packed,) * 3, "seed": (seeds, packed, packed)}[operator]
+
+
+FUNCTIONS = {
+    "gdpa": gdpa,
+    "window": lambda *a: window_attention(*a, window=(50, 50)),
+    "seed": seed_attention,
+}
+
+
+@pytest.mark.parametrize("operator", FUNCTIONS)
+def test_memory_grows_linearly_with_rows_and_batch(operator):
+    used = []
+    for rows in SIZES:
+        batch = rows // 64
+        splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (batch + 1, batch))
+        used.append(temporary_bytes(FUNCTIONS[operator], operands_of(operator, rows, batch), splits, lengths))
+    first, second = used[1] - used[0], used[2] - used[1]
+    assert first > 0
+    assert second <= 2.1 * first
+    # A few copies of the operands in float32, far from one score for each pair of rows, or F * T * B.
+    assert used[2] < 40 * SIZES[2] * HEADS * DIM * 4
+
+
+def tile_pairs(length, window):
+    """Pairs of tiles that a call over one sequence of `length` rows visits."""
+    return visited(np.array([length]), window)
+
+
+def visited(lengths, window):
+    """Pairs of tiles that a call over sequences of these lengths visits."""
+    lengths = jnp.asarray(lengths, jnp.int32)
+    splits = jnp.asarray(np.concatenate([[0], np.cumsum(aligned(np.asarray(lengths)))]), jnp.int32)
+    q = jax.ShapeDtypeStruct((int(splits[-1]), HEADS, DIM), jnp.float32)
+    return int(jax.jit(lambda *offsets: window_xla._plan(window, q, *offsets)[1].number)(splits, lengths))
+
+
+def test_a_window_visits_linearly_many_pairs_of_tiles():
+    tile, window = window_xla.TILE_ROWS, 50
+    counts = [tile_pairs(length, (window, window)) for length in SIZES]
+    assert counts[1] - counts[0] == (counts[2] - counts[1]) // 2
+    assert counts[2] <= SIZES[2] // tile * (2 * -(-window // tile) + 1)
+    assert tile_pairs(4096, (0, 0)) == 4096 // tile
+    assert tile_pairs(640, (10**6, 10**6)) == (640 // tile) ** 2
+
+
+def test_a_wide_window_costs_no_more_than_the_sequences():
+    assert visited(np.full(32, 40), (10**6, 10**6)) == 32 * 4

@@ -1,0 +1,133 @@
+"""The analytic count against XLA's, which counts elementwise work as well, so it may only be a little larger."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.flops import Part, part, summary, total_flops, total_parameters
+from kunlun_jax.models.config import EventConfig
+from kunlun_jax.nn.context import ContextTokens, WeightGeneration
+from kunlun_jax.nn.embedding import lookup
+from kunlun_jax.nn.event_input import EventInput
+from kunlun_jax.nn.ffn import TokenToWeights
+from kunlun_jax.nn.interaction import WukongExpert
+from kunlun_jax.nn.mlp import MLP
+from kunlun_jax.nn.pooling import SumKronLinear
+from tests.examples import CONFIG, SCHEMA, build, random_batch, tiny_model, tiny_tables
+
+BATCH = 4
+ELEMENTWISE = 1.06
+"""XLA's count over ours, at most, at the widths of these tests: what biases, norms and activations add."""
+
+
+def xla_flops(function, *arguments) -> float:
+    """FLOPs of the program as it is traced, before any optimization; it must not loop."""
+    lowered = jax.jit(function).lower(*arguments)
+    assert "while" not in lowered.as_text()
+    return lowered.cost_analysis()["flops"]
+
+
+def array(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+DENSE = {"dtype": jnp.float32}
+RELU = {"activation": "relu", **DENSE}
+MODULES = {
+    "mlp": (lambda r: MLP((64, 256, 64), rngs=r, **RELU), (64,)),
+    "token to weights": (lambda r: TokenToWeights(16, 32, 64, 128, rngs=r, **DENSE), (16, 64)),
+    "sum kron linear": (lambda r: SumKronLinear(32, 8, 64, rank=3, rngs=r, **DENSE), (32, 64)),
+    "weight generation": (lambda r: WeightGeneration(24, 8, 128, gate=False, rngs=r, **RELU), (24, 128)),
+    "gated weight generation": (lambda r: WeightGeneration(24, 8, 256, gate=True, rngs=r, **RELU), (24, 256)),
+    "expert": (
+        lambda r: WukongExpert(32, 64, fm_tokens=8, linear_tokens=24, rank=8, hidden=(256,), rngs=r, **RELU),
+        (32, 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_against_xla(name):
+    make, shape = MODULES[name]
+    module = build(lambda: make(nnx.Rngs(0)))
+    assert 1 <= xla_flops(module, array(BATCH, *shape)) / (BATCH * module.flops()) < ELEMENTWISE
+
+
+@pytest.mark.parametrize("kind", ["mlp", "masknet"])
+def test_event_input_against_xla(kind):
+    module = build(lambda: EventInput(3, 2, 64, 256, kind=kind, age=True, rngs=nnx.Rngs(0), **RELU))
+    rows = 16
+    assert (
+        1 <= xla_flops(module, array(rows, 3, 64), array(rows, 2), array(rows)) / (rows * module.flops()) < ELEMENTWISE
+    )
+
+
+def test_context_against_xla():
+    batch = random_batch()
+    embedded = lookup(SCHEMA, batch, tiny_tables(dim=32))
+    module = build(lambda: ContextTokens(SCHEMA, 32, 64, dense_tokens=2, rngs=nnx.Rngs(0), **DENSE))
+    # A mean is not a product, so it is not counted: the feature that needs it has no items here.
+    tags = dataclasses.replace(batch.multi_valued["tags"], values=jnp.zeros(0, jnp.int32))
+    batch = dataclasses.replace(batch, multi_valued={"tags": tags})
+    embedded = dataclasses.replace(embedded, multi_valued={"tags": jnp.zeros((0, 32))})
+    assert 1 <= xla_flops(module, batch, embedded) / (batch.size * module.flops()) < ELEMENTWISE
+
+
+def test_whole_model_against_xla():
+    """One example whose histories fill the batch, and windows as long as they are: then nothing is masked."""
+    lengths = {"view": 64, "context": 40}
+    batch = random_batch((64,), (40,), size=1)
+    event = EventConfig(dim=128, heads=1, tokens=8, seeds=16, layers=2, window=64, ffn_width=32, kron_rank=2)
+    wide = {"dim": 128, "embedding_dim": 64, "event": event, "activation": "relu", "ffn_activation": "relu"}
+    wide |= {"fm_hidden": (128,), "head_hidden": (64,), "pattern": ("pool+ffn+attention",)}
+    model = tiny_model(implementation="reference", **wide)
+    parts = model.parts({name: np.array([n]) for name, n in lengths.items()})
+    embedded = lookup(SCHEMA, batch, tiny_tables(dim=64))
+    assert 1 <= xla_flops(model, batch, embedded) / total_flops(parts) < ELEMENTWISE
+
+
+def test_parameters_are_those_of_the_model_and_its_tables():
+    model = tiny_model()
+    parts = model.parts({"view": np.array([3, 5]), "context": np.array([0, 2])})
+    dense = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    tables = sum(table.size for table in tiny_tables().values())
+    assert total_parameters(parts) == dense + tables
+    assert parts[0] == Part("tables", tables, 0)
+    assert len({p.name for p in parts}) == len(parts)
+
+
+def test_skipped_event_types_cost_nothing():
+    parts = tiny_model(skip_events=("*",)).parts({})
+    assert parts[0].parameters == CONFIG.embedding_dim * (501 + 10 + 6)  # the table of places is gone
+    assert not any("view" in p.name or "pooling" in p.name for p in parts)
+    assert total_flops(parts) > 0
+
+
+def test_count_is_linear_in_lengths_beyond_the_window():
+    model = tiny_model()
+
+    def flops(*lengths: int) -> float:
+        return total_flops(model.parts({"view": np.array(lengths), "context": np.zeros(len(lengths), np.int64)}))
+
+    step = flops(20) - flops(10)
+    assert step > 0
+    assert flops(30) - flops(20) == step and flops(110) - flops(10) == 10 * step
+    # An example's mean over a batch: only what is made once a batch is shared.
+    once = sum(2 * seeds * 8 * 8 for seeds in [4] * 4)  # queries of 2 pools for each of 2 event types
+    assert flops(10, 30) == pytest.approx(flops(20) - once / 2)
+
+
+def test_summary():
+    parts = [Part("tables", 1_000, 0), part("head", build(lambda: MLP((2, 3), rngs=nnx.Rngs(0), **RELU)), 30.0)]
+    parts.append(Part("rest", 0, 90.4))
+    assert summary(parts).splitlines() == [
+        "part               parameters  FLOPs/example  share",
+        "tables                  1,000              0   0.0%",
+        "head                        9             30  24.9%",
+        "rest                        0             90  75.1%",
+        "total, forward          1,009            120  100.0%",
+    ]

@@ -1,0 +1,82 @@
+"""Configs to JSON and back: every preset, and fields that a version does not know."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.configs import PRESETS
+from kunlun_jax.config import TrainConfig
+from kunlun_jax.serialization import from_json, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    pair: tuple[int, str]
+    many: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    named: dict[str, Inner]
+    path: Path
+    nothing: Path | None
+    something: Path | None
+    count: int | None
+    nested: tuple[tuple[str, int], ...]
+
+
+OUTER = Outer(
+    Inner((1, "a"), (0.5,)),
+    {"x": Inner((2, "b"), ())},
+    Path("here/file"),
+    None,
+    Path("there"),
+    3,
+    (("click", 5), ("like", 6)),
+)
+
+
+def through_text(value):
+    return json.loads(json.dumps(to_json(value)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_come_back_equal(preset):
+    config = PRESETS[preset][1]
+    assert from_json(TrainConfig, through_text(config)) == config
+
+
+def test_every_kind_of_field_comes_back_equal_and_of_its_type():
+    again = from_json(Outer, through_text(OUTER))
+    assert again == OUTER
+    assert isinstance(again.path, Path) and isinstance(again.something, Path) and isinstance(again.nested[0], tuple)
+
+
+def test_an_unknown_field_is_named():
+    value = through_text(PRESETS["small"][1])
+    value["model"]["rote"]["frequency"] = 1
+    with pytest.raises(ValueError, match=r"config\.model\.rote has the fields .*'frequency'.*expects .*'t_scale'"):
+        from_json(TrainConfig, value)
+
+
+def test_a_missing_field_is_named():
+    value = through_text(OUTER)
+    del value["named"]["x"]["pair"]
+    with pytest.raises(ValueError, match=r"outer\.named\.x has the fields \['many'\]; .* expects \['many', 'pair'\]"):
+        from_json(Outer, value, "outer")
+
+
+def test_a_bad_value_is_refused_by_the_config_itself():
+    value = through_text(PRESETS["small"][1])
+    value["model"]["dropout"] = 1.5
+    with pytest.raises(ValueError, match=r"dropout is 1\.5; it must lie in \[0, 1\)"):
+        from_json(TrainConfig, value)
+
+
+def test_what_is_no_object_is_named():
+    value = through_text(OUTER) | {"inner": [1, 2]}
+    with pytest.raises(ValueError, match=r"outer\.inner is \[1, 2\]; it must be an object with the fields of Inner"):
+        from_json(Outer, value, "outer")

@@ -1,0 +1,97 @@
+"""``python -m tests.training.interrupted POINT FLAGS``: experiments.train, sent a signal at an exact point.
+
+Points: ``step:K`` behind the K-th step of the run, ``line:K`` in the middle of writing its metrics line,
+``commit:K`` when its checkpoint is written but not yet renamed to its final name, ``eval:SPLIT`` before the line of
+that split's evaluation at the end, each by SIGKILL; ``term:K`` is SIGTERM behind the K-th step, ``int:K`` SIGINT.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from orbax.checkpoint._src.path import async_path
+
+from experiments.train import main
+from kunlun_jax.training import loop
+from kunlun_jax.training.run_directory import RunDirectory
+from kunlun_jax.training.step import Trainer
+
+
+def send_behind_step(number: int, sent: signal.Signals) -> None:
+    class Interrupted(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            inner = self.step
+
+            def step(state, batch):
+                state, sums = inner(state, batch)
+                if jax.device_get(state.step) == number:
+                    os.kill(os.getpid(), sent)
+                return state, sums
+
+            step._cache_size = inner._cache_size
+            self.step = step
+
+    loop.Trainer = Interrupted
+
+
+def kill_in_line(number: int) -> None:
+    log = RunDirectory.log
+
+    def cut_log(self, **line):
+        if line["step"] == number and line["kind"] == "train":
+            log(self, **line)
+            text = self.metrics.read_text()
+            self.metrics.write_text(text[:-40])
+            kill()
+        log(self, **line)
+
+    RunDirectory.log = cut_log
+
+
+def kill_in_commit(number: int) -> None:
+    rename = async_path.rename
+
+    async def cut_rename(source, target):
+        if Path(target).name == str(number):
+            kill()
+        await rename(source, target)
+
+    async_path.rename = cut_rename
+
+
+def kill_before_evaluation(split: str) -> None:
+    log = RunDirectory.log
+
+    def cut_log(self, **line):
+        if line.get("split") == split:
+            kill()
+        log(self, **line)
+
+    RunDirectory.log = cut_log
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    kind, _, where = sys.argv[1].partition(":")
+    match kind:
+        case "step":
+            send_behind_step(int(where), signal.SIGKILL)
+        case "term":
+            send_behind_step(int(where), signal.SIGTERM)
+        case "int":
+            send_behind_step(int(where), signal.SIGINT)
+        case "line":
+            kill_in_line(int(where))
+        case "commit":
+            kill_in_commit(int(where))
+        case "eval":
+            kill_before_evaluation(where)
+        case _:
+            raise ValueError(f"unknown point {sys.argv[1]!r}")
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,125 @@
+"""What is saved comes back bit for bit, whatever happens meanwhile."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.training.metrics import MetricSums
+from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
+from kunlun_jax.training.step import TrainState
+
+POSITION = {"loader": {"next": 7, "identity": {"split": "train"}}, "counts": {"examples": 3, "events": {"click": 5}}}
+
+
+def make_state(seed: int = 0) -> TrainState:
+    key = jax.random.key(seed)
+    params = {"layer": {"kernel": jax.random.normal(key, (4, 3)), "bias": jnp.asarray([0.1, jnp.inf, -0.0])}}
+    tables = {"item": jax.random.normal(key, (50_000, 8)), "user": jax.random.normal(key, (7, 8))}
+    config = OptimizerConfig()
+    return TrainState(
+        step=jnp.asarray(seed, jnp.int32),
+        params=params,
+        tables=tables,
+        optimizer=dense_optimizer(config, 10).init(params),
+        table_optimizer={name: table_optimizer(config).init(table) for name, table in tables.items()},
+        sums=jax.tree.map(lambda x: x + 1.25, MetricSums.zeros(2)),
+        key=jax.random.key_data(key),
+    )
+
+
+@jax.jit
+def _next(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf + jnp.ones_like(leaf), state)
+
+
+advance = jax.jit(_next, donate_argnums=0)
+"""As a training step: it overwrites its input."""
+
+
+def assert_same(actual: TrainState, expected: TrainState) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for new, old in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert new.dtype == old.dtype and new.shape == old.shape
+        assert np.asarray(new).tobytes() == np.asarray(old).tobytes()
+
+
+def host_copy(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), state)
+
+
+def test_round_trip_of_state_and_position(tmp_path):
+    state = make_state(3)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    checkpoints.save(3, state, POSITION)
+    checkpoints.close()
+
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 3
+    restored, position = again.restore(3, jax.eval_shape(make_state))
+    again.close()
+    assert_same(restored, host_copy(state))
+    assert position == POSITION
+
+
+def test_saving_goes_on_while_donated_steps_overwrite_the_state(tmp_path):
+    state = make_state()
+    expected = host_copy(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, POSITION)
+    for _ in range(20):
+        old, state = state, advance(state)
+    assert old.tables["item"].is_deleted()
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(1, jax.eval_shape(make_state))
+    assert_same(restored, expected)
+    assert not np.array_equal(state.tables["item"], expected.tables["item"])
+    checkpoints.close()
+
+
+def test_what_was_restored_may_be_donated_and_saved_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(), POSITION)
+    checkpoints.wait()
+    state, _ = checkpoints.restore(1, jax.eval_shape(make_state))
+    for _ in range(3):
+        state = advance(state)
+    expected = host_copy(state)
+    checkpoints.save(2, state, POSITION)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(2, jax.eval_shape(make_state))
+    assert_same(restored, expected)
+    first, _ = checkpoints.restore(1, jax.eval_shape(make_state))
+    assert_same(first, host_copy(make_state()))
+    checkpoints.close()
+
+
+def test_the_newest_are_kept_and_saving_a_step_twice_is_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3, 3):
+        checkpoints.save(step, make_state(), POSITION | {"at": step})
+        checkpoints.wait()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+    assert checkpoints.restore(3, jax.eval_shape(make_state))[1]["at"] == 3
+    checkpoints.close()
+
+
+def test_an_interrupted_write_does_not_count_and_may_be_made_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(), POSITION)
+    checkpoints.close()
+    # What Orbax leaves when it is killed before the last rename.
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    (unfinished / "state" / "d").write_bytes(b"half")
+
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 1
+    state = make_state(2)
+    again.save(2, state, POSITION)
+    again.wait()
+    assert again.latest() == 2
+    restored, _ = again.restore(2, jax.eval_shape(make_state))
+    assert_same(restored, host_copy(state))
+    again.close()

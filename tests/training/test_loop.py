@@ -1,0 +1,209 @@
+"""Runs that are cut off anywhere and go on, against one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import evaluate, train
+from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.training.loop import Stop, prepare
+from kunlun_jax.training.loop import train as run_training
+from kunlun_jax.training.run_directory import TIMING, read_metrics
+from tests.data.parquet_sets import random_tables
+from tests.training.tiny import FLAGS, tiny_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ORDER = ("--loader.shuffle", "global", "--run.epochs", "2", "--run.max-steps", "30", "--run.eval-every", "8")
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Starts experiments.train in a process of its own; all of them share what XLA compiled."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def start(directory: Path, *more: str, point: str | None = None) -> subprocess.Popen:
+        module = ["experiments.train"] if point is None else ["tests.training.interrupted", point]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", *module, *FLAGS, *ORDER, "--run.dir", str(directory), *more],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen, code: int) -> str:
+    """Waits; returns what the process printed, after a look at its exit code."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    return out
+
+
+def lasting(directory: Path) -> list[str]:
+    """The lines of metrics.jsonl as they stand, less what is time."""
+    text = (directory / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [json.dumps({k: v for k, v in line.items() if k not in TIMING}) for line in lines]
+
+
+def checkpoints(directory: Path) -> list[int]:
+    return sorted(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory) -> Path:
+    """The run directory of a run that nobody disturbed."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(command(directory), 0)
+    lines = read_metrics(directory / "metrics.jsonl")
+    assert [(line["kind"], line["step"]) for line in lines] == sorted(
+        [("train", step) for step in range(3, STEPS + 1, 3)]
+        + [("eval", step) for step in range(8, STEPS, 8)]
+        + [("eval", STEPS)] * 2,
+        key=lambda item: (item[1], item[0] == "eval"),
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def killed(command, tmp_path_factory) -> Path:
+    """The run directory of one that was killed again and again, each time at another kind of moment."""
+    directory = tmp_path_factory.mktemp("killed") / "run"
+    finish(command(directory, point="step:2"), -signal.SIGKILL)
+    assert checkpoints(directory) == [] and read_metrics(directory / "metrics.jsonl") == []
+
+    finish(command(directory, point="line:6"), -signal.SIGKILL)
+    assert not (directory / "metrics.jsonl").read_text().endswith("\n")
+
+    finish(command(directory, point="commit:8"), -signal.SIGKILL)
+    assert checkpoints(directory) == [4]
+    assert [p for p in (directory / "checkpoints").iterdir() if p.name.startswith("8.")], "no half-written checkpoint"
+
+    from_outside = command(directory)
+    while not any(line["step"] >= 12 for line in read_metrics(directory / "metrics.jsonl")):
+        assert from_outside.poll() is None, "ended before it was killed"
+        time.sleep(0.002)
+    from_outside.kill()
+    finish(from_outside, -signal.SIGKILL)
+    assert STEPS not in checkpoints(directory)
+
+    finish(command(directory, point="step:27"), -signal.SIGKILL)
+    finish(command(directory, point="eval:test"), -signal.SIGKILL)
+    assert STEPS not in checkpoints(directory)
+    finish(command(directory), 0)
+    return directory
+
+
+def test_killed_run_has_the_metrics_of_an_undisturbed_one(undisturbed, killed):
+    assert lasting(killed) == lasting(undisturbed)
+    expected, result = (json.loads((d / "result.json").read_text()) for d in (undisturbed, killed))
+    for item in (expected, result):
+        del item["examples_per_second"]
+        for split in item["splits"].values():
+            del split["seconds"]
+    assert result == expected
+
+
+def test_killed_run_makes_the_predictions_of_an_undisturbed_one(undisturbed, killed, tmp_path, capsys):
+    for name, directory in (("undisturbed", undisturbed), ("killed", killed)):
+        out = str(tmp_path / f"{name}.csv")
+        assert (
+            evaluate.main(["--run.dir", str(directory), "--split", "test", "--predictions", out, "--no-progress"]) == 0
+        )
+    expected = (tmp_path / "undisturbed.csv").read_bytes()
+    assert (tmp_path / "killed.csv").read_bytes() == expected
+    assert len(expected.splitlines()) == 71
+    logged = json.loads((undisturbed / "result.json").read_text())["splits"]["test"]
+    printed = json.loads(capsys.readouterr().out.split("\n{")[0].removesuffix("\n"))
+    assert printed["step"] == STEPS and printed["rows"] == logged["rows"] == 70
+    assert printed["auc"] == pytest.approx(logged["auc"], abs=1e-6)
+
+
+@pytest.mark.parametrize("point", ["term:7", "int:20"])
+def test_signal_saves_and_the_same_command_goes_on(command, undisturbed, tmp_path, point):
+    directory = tmp_path / "run"
+    step = int(point.split(":")[1])
+    printed = finish(command(directory, point=point), 0)
+    name = {"term": "SIGTERM", "int": "SIGINT"}[point.split(":")[0]]
+    assert f"{name}: saved after {step} of {STEPS} steps; the same command goes on there" in printed
+    assert checkpoints(directory)[-1] == step
+    finish(command(directory), 0)
+    assert lasting(directory) == lasting(undisturbed)
+
+
+def test_another_config_is_refused(undisturbed, capsys):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    more = ["--optimizer.learning-rate", "0.5", "--data.synthetic.seed", "3"]
+    assert train.main([*FLAGS, *ORDER, "--run.dir", str(undisturbed), *more]) == 2
+    error = capsys.readouterr().err
+    assert "config.optimizer.learning_rate: there 0.003, now 0.5" in error
+    assert "config.data.synthetic.seed: there 0, now 3" in error
+    assert "data.fingerprint" in error
+    assert "another --run.dir" in error
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_finished_run_is_not_trained_again(undisturbed, capsys, monkeypatch):
+    before = {name: (undisturbed / name).read_bytes() for name in ("metrics.jsonl", "result.json", "env.json")}
+
+    def refuse(*_):
+        raise AssertionError("a finished run was trained")
+
+    monkeypatch.setattr("kunlun_jax.training.step.Trainer._step", refuse)
+    assert train.main([*FLAGS, *ORDER, "--run.dir", str(undisturbed)]) == 0
+    result = json.loads(before["result.json"])
+    printed = capsys.readouterr().out
+    assert f"NE {result['splits']['test']['ne']:.4f}" in printed
+    assert f"floor of the data {result['splits']['test']['floor']:.4f}" in printed
+    assert str(undisturbed / "learning_curve.png") in printed
+    assert {name: (undisturbed / name).read_bytes() for name in before} == before
+
+
+def test_ids_beyond_the_vocabulary_are_counted_in_the_metrics(tmp_path):
+    dataset = open_dataset(random_tables().write(tmp_path / "data"), tmp_path / "cache")
+    config = tiny_config(
+        "--model.skip-events", "like", "--loader.batch-size", "16", "--run.eval-splits", "valid", directory=None
+    )
+    run_training(config, tmp_path / "run", dataset=dataset)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [3, 4]
+    beyond = [line.get("beyond_vocabulary/item", 0) for line in trained]
+    assert sum(beyond) == sum(id_ >= 7 for id_ in random_tables().examples["train"]["item"]) > 0
+    assert all(number >= 0 for number in beyond)
+    assert any(name.startswith("beyond_vocabulary/click.") for line in trained for name in line)
+    assert [line["filled"] for line in trained] == [0, 4]
+    (evaluated,) = (line for line in lines if line["kind"] == "eval")
+    assert evaluated["beyond_vocabulary/item"] == sum(id_ >= 7 for id_ in random_tables().examples["valid"]["item"])
+    assert {"bought/ne", "rated/ne", "bought/auc"} <= set(evaluated)
+
+
+def test_prepare_refuses_a_split_that_is_not_there():
+    with pytest.raises(KeyError, match=r"no split 'nights'.*valid"):
+        prepare(tiny_config("--run.eval-splits", "nights"))
+
+
+def test_stop_gives_the_handlers_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        assert stop.signal is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == "SIGTERM"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

@@ -1,0 +1,145 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from kunlun_jax.training import run_directory
+from kunlun_jax.training.run_directory import (
+    ConfigMismatch,
+    RunDirectory,
+    diff,
+    environment,
+    read_metrics,
+    write_atomic,
+)
+
+CONFIG = {"config": {"data": {"root": "/a"}, "run": {"seed": 0, "dir": None}, "model": {"hidden": [8]}}, "steps": 10}
+
+
+def changed(**paths) -> dict:
+    config = json.loads(json.dumps(CONFIG))
+    for path, value in paths.items():
+        *outer, last = path.split("__")
+        node = config
+        for name in outer:
+            node = node[name]
+        node[last] = value
+    return config
+
+
+def test_a_new_directory_gets_config_and_environment(tmp_path):
+    directory = RunDirectory(tmp_path / "deep" / "run", CONFIG)
+    assert json.loads((directory.path / "config.json").read_text()) == CONFIG
+    stored = json.loads((directory.path / "env.json").read_text())
+    assert stored["versions"]["jax"] and stored["backend"] == "cpu"
+    assert sorted(p.name for p in directory.path.iterdir()) == ["config.json", "env.json"]
+
+
+def test_the_same_config_opens_it_again_and_where_things_are_may_change(tmp_path):
+    RunDirectory(tmp_path, CONFIG)
+    first = (tmp_path / "config.json").read_bytes()
+    RunDirectory(tmp_path, CONFIG)
+    RunDirectory(tmp_path, changed(config__data__root="/b", config__run__dir="elsewhere"))
+    assert (tmp_path / "config.json").read_bytes() == first
+
+
+def test_another_config_is_refused_with_each_difference(tmp_path):
+    RunDirectory(tmp_path, CONFIG)
+    other = changed(config__run__seed=1, config__model__hidden=[8, 8], steps=20)
+    del other["config"]["data"]
+    with pytest.raises(ConfigMismatch) as raised:
+        RunDirectory(tmp_path, other)
+    message = str(raised.value)
+    assert str(tmp_path / "config.json") in message
+    for line in (
+        "config.run.seed: there 0, now 1",
+        "config.model.hidden: there [8], now [8, 8]",
+        "steps: there 10, now 20",
+        "config.data: there {'root': '/a'}, now '(absent)'",
+    ):
+        assert f"\n  {line}" in message
+
+
+def test_a_kill_between_the_two_files_leaves_no_run_without_environment(tmp_path, monkeypatch):
+    written = []
+
+    def killed(path: Path, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write_atomic(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(tmp_path, CONFIG)
+    RunDirectory(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").exists() and (tmp_path / "env.json").exists()
+
+
+def test_lines_are_appended_and_read(tmp_path):
+    directory = RunDirectory(tmp_path, CONFIG)
+    assert read_metrics(directory.metrics) == []
+    directory.log(kind="train", step=1, loss=0.1 + 0.2)
+    directory.log(kind="train", step=2, loss=None)
+    assert read_metrics(directory.metrics) == [
+        {"kind": "train", "step": 1, "loss": 0.1 + 0.2},
+        {"kind": "train", "step": 2, "loss": None},
+    ]
+
+
+def test_truncation_drops_later_lines_and_a_line_that_was_cut_short(tmp_path):
+    directory = RunDirectory(tmp_path, CONFIG)
+    for step in (2, 4, 6):
+        directory.log(kind="train", step=step, loss=1 / 3)
+    before = directory.metrics.read_text()
+    with directory.metrics.open("a") as file:
+        file.write('{"kind": "train", "step": 8, "lo')
+    assert [line["step"] for line in read_metrics(directory.metrics)] == [2, 4, 6]
+    directory.truncate_metrics(6)
+    assert directory.metrics.read_text() == before
+    directory.truncate_metrics(5)
+    assert directory.metrics.read_text() == "".join(before.splitlines(keepends=True)[:2])
+    directory.truncate_metrics(0)
+    assert directory.metrics.read_text() == ""
+
+
+def test_a_damaged_line_that_is_not_the_last_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
+        read_metrics(path)
+
+
+def test_atomic_writing_leaves_the_old_text_or_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def fail(_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="disk full"):
+            write_atomic(path, "new")
+    assert path.read_text() == "old"
+    write_atomic(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_diff_names_the_leaves():
+    assert diff({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3, "d": 4}}) == [
+        ("a.c", 2, 3),
+        ("a.d", "(absent)", 4),
+    ]
+    assert diff({"a": [1, 2]}, {"a": [1, 2]}) == []
+
+
+def test_environment_names_what_a_number_depends_on():
+    values = environment()
+    assert set(run_directory.VERSIONS_OF) == set(values["versions"])
+    assert values["devices"] == 4
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", values["commit"])
+    json.dumps(values)
