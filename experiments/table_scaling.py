@@ -229,7 +229,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     right.set_yscale("log")
     right.set_ylabel("MB")
     right.legend(frameon=False, fontsize=8)
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.2e3 * max(r["step_seconds"] for r in results))
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("rows of the table")

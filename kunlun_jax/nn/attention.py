@@ -5,6 +5,7 @@
 |i - j| <= w inclusive, both directions, never across two examples. Source: Kunlun (R); pre-norm, residual (O).
 """
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -52,7 +53,7 @@ class WindowAttention(nnx.Module):
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
         q, k, v = rearrange(
-            self.qkv(self.norm(events.values)),
+            self.qkv(self.norm(events.values.astype(jnp.float32))),
             "rows (three heads dim) -> three rows heads dim",
             three=3,
             heads=self.heads,

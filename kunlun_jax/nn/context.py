@@ -57,7 +57,7 @@ class ContextTokens(nnx.Module):
 
     def flops(self) -> int:
         """Forward FLOPs per example; a mean over a multi-valued feature is not counted."""
-        project = 2 * self.project[...].size if self.project is not None else 0
+        project = 2 * self.project.size if self.project is not None else 0
         return project + (linear_flops(self.dense) if self.dense is not None else 0)
 
 

@@ -51,7 +51,9 @@ class WukongExpert(nnx.Module):
         # X (X^T Y) rather than (X X^T) Y: linear in the number of tokens.
         low_rank = jnp.einsum("bnd,nk->bdk", x, self.fm_map[...].astype(self.dtype))
         products = jnp.einsum("bnd,bdk->bnk", x, low_rank)
-        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
+        deep = self.deep(
+            self.fm_norm(rearrange(products.astype(jnp.float32), "batch tokens rank -> batch (tokens rank)"))
+        )
         by_channel = rearrange(x, "batch tokens dim -> batch dim tokens")
         out = jnp.concatenate(
             [
@@ -60,11 +62,12 @@ class WukongExpert(nnx.Module):
             ],
             axis=1,
         )
-        return self.norm(out + rearrange(self.residual(by_channel), "batch dim tokens -> batch tokens dim"))
+        out = out + rearrange(self.residual(by_channel), "batch dim tokens -> batch tokens dim")
+        return self.norm(out.astype(jnp.float32))
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
-        tokens, rank = self.fm_map[...].shape
+        tokens, rank = self.fm_map.shape
         maps = linear_flops(self.linear) + linear_flops(self.residual)
         return 4 * tokens * rank * self.dim + self.deep.flops() + self.dim * maps
 

@@ -51,9 +51,7 @@ class SeedAttention(nnx.Module):
 
     def queries_keys_values(self, events: Jagged):
         """Queries ``[seeds, heads, head_dim]``, keys and values ``[rows, heads, head_dim]``."""
-        seeds = self.seeds[...].astype(self.dtype)
-        if self.norm is not None:
-            seeds = self.norm(seeds)
+        seeds = self.seeds[...] if self.norm is None else self.norm(self.seeds[...])
         q = rearrange(self.query(seeds), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
         k, v = rearrange(
             self.key_value(events.values), "rows (two heads dim) -> two rows heads dim", two=2, heads=self.heads
@@ -68,7 +66,7 @@ class SeedAttention(nnx.Module):
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths; the queries are made once a batch."""
-        seeds = self.seeds[...].shape[0]
+        seeds = self.seeds.shape[0]
         rows = int(lengths.sum()) * linear_flops(self.key_value)
         per_example = seeds * linear_flops(self.out)
         attention = shapes.cost(lengths, seeds=seeds, heads=self.heads, dim=self.dim // self.heads)
@@ -100,8 +98,8 @@ class SumKronLinear(nnx.Module):
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
-        rank, seeds, tokens = self.token_maps[...].shape
-        dim = self.channel_maps[...].shape[-1]
+        rank, seeds, tokens = self.token_maps.shape
+        dim = self.channel_maps.shape[-1]
         return 2 * rank * tokens * dim * (seeds + dim)
 
 

@@ -153,7 +153,7 @@ def test_another_config_is_refused(undisturbed, capsys):
     more = ["--optimizer.learning-rate", "0.5", "--data.synthetic.seed", "3"]
     assert train.main([*FLAGS, *ORDER, "--run.dir", str(undisturbed), *more]) == 2
     error = capsys.readouterr().err
-    assert "config.optimizer.learning_rate: there 0.003, now 0.5" in error
+    assert f"config.optimizer.learning_rate: there {tiny_config().optimizer.learning_rate}, now 0.5" in error
     assert "config.data.synthetic.seed: there 0, now 3" in error
     assert "data.fingerprint" in error
     assert "another --run.dir" in error

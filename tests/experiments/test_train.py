@@ -1,0 +1,123 @@
+"""The command line of experiments.train."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import train
+from experiments.configs import PRESETS
+from tests.training.tiny import tiny_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def exit_code(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as raised:
+        train.main(arguments)
+    assert isinstance(raised.value.code, int)
+    return raised.value.code
+
+
+def plain(text: str) -> str:
+    """Printed help as words, without the frames and line breaks that depend on the terminal."""
+    return " ".join(text.translate(str.maketrans("", "", "│╭╮╰╯─")).split())
+
+
+def test_help_names_the_presets_and_what_they_are(capsys):
+    assert exit_code(["--help"]) == 0
+    text = plain(capsys.readouterr().out)
+    for name, (summary, _) in PRESETS.items():
+        assert name in text
+        assert " ".join(summary.split()[:4]) in text
+    assert "python -m experiments.train small" in text
+
+
+def test_help_of_a_preset_names_units_and_defaults(capsys):
+    assert exit_code(["small", "--help"]) == 0
+    text = plain(capsys.readouterr().out)
+    for flag, help_text in {
+        "--run.checkpoint-every": "Steps between checkpoints; one is also written at the end and on SIGTERM. (default: 200)",
+        "--loader.batch-size": "Examples of a global batch, all processes together. (default: 256)",
+        "--optimizer.warmup": "Part of all steps in which Adam's rate rises linearly from 0",
+        "--data.root": "Folder of the data set",
+        "--model.event.window": "Half window of self-attention, in events, inclusive. (default: 16)",
+        "--run.max-steps": "Stops after this many steps; 0 runs all epochs. (default: 0)",
+    }.items():
+        assert flag in text
+        assert help_text in text
+
+
+def test_every_flag_has_a_help_text():
+    """A field without a docstring below it would show nothing but its name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", "small", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "--run.seed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["small", "--run.sead", "1"], id="unknown_flag"),
+        pytest.param(["tiny"], id="unknown_preset"),
+        pytest.param([], id="no_preset"),
+        pytest.param(["small", "--run.seed", "one"], id="no_number"),
+    ],
+)
+def test_what_no_one_can_mean_exits_2(arguments, capsys):
+    assert exit_code(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_named(capsys):
+    assert exit_code(["small", "--run.sead", "1"]) == 2
+    assert "--run.sead" in plain(capsys.readouterr().err)
+
+
+def test_a_folder_that_is_not_there_exits_2_and_makes_no_run(tmp_path, capsys):
+    arguments = ["small", "--data.root", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
+    assert train.main(arguments) == 2
+    assert f"error: data.root is {str(tmp_path / 'nowhere')!r}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_that_is_not_there_exits_2(tmp_path, capsys):
+    arguments = ["small", "--data.synthetic.train-rows", "64", "--run.eval-splits", "nights"]
+    assert train.main([*arguments, "--run.dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no split 'nights' in data set 'synthetic'; it has ['test', 'train', 'valid']")
+
+
+def test_run_path_is_made_of_preset_data_and_seed():
+    assert train.run_path("small", tiny_config("--run.seed", "3"), "toy") == Path("runs/small-toy-seed3")
+    assert train.run_path("small", tiny_config(directory=Path("here")), "toy") == Path("here")
+
+
+def test_report_shows_each_task_and_what_is_undefined():
+    values = {"auc": 0.75, "gauc": None, "logloss": 0.5, "calibration": 1.01}
+    result = {
+        "splits": {
+            "valid": {"ne": 0.9, **values, "floor": 0.8, "split": "valid"},
+            "test": {f"click/{k}": v for k, v in {"ne": 0.95, **values}.items()},
+        },
+        "steps": 1234,
+        "examples_per_second": 5678.9,
+        "parameters": 10_000,
+        "flops_per_example": 2_000_000,
+        "training_flops_per_example": 6_000_000,
+    }
+    text = train.report(result, Path("run"))
+    assert "valid : NE 0.9000 (floor of the data 0.8000), AUC 0.7500, gAUC undefined, LogLoss 0.5000" in text
+    assert "test click: NE 0.9500, AUC 0.7500" in text
+    assert "1,234 steps at 5,679 examples/s" in text
+    assert "10,000 parameters, 2,000,000 forward FLOPs per example (6,000,000 in training)" in text
+    assert str(Path("run") / "learning_curve.png") in text
