@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from kunlun_jax.config import TrainConfig
+from kunlun_jax.data.open import open_dataset
 from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.evaluate import Predictions, metrics_of
@@ -53,11 +54,12 @@ class Arguments:
     """Show a progress bar."""
 
 
-def open_run(directory: Path, root: Path | None, progress: bool) -> Run:
+def open_run(directory: Path, root: Path | None, split: str, progress: bool) -> Run:
     """The run of a directory, on the data it was trained on.
 
     Raises:
       ValueError: no run there, or the data is not what it was trained on.
+      KeyError: the data has no such split.
     """
     stored_path = directory / "config.json"
     if not stored_path.exists():
@@ -65,13 +67,16 @@ def open_run(directory: Path, root: Path | None, progress: bool) -> Run:
     stored = json.loads(stored_path.read_text())
     config = from_json(TrainConfig, stored["config"])
     data = dataclasses.replace(config.data, root=root) if root is not None else config.data
-    run = prepare(dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, progress=progress)))
-    if run.dataset.fingerprint != stored["data"]["fingerprint"]:
+    dataset = open_dataset(data)
+    # Before anything is built on it: a model may not even fit other data.
+    if dataset.fingerprint != stored["data"]["fingerprint"]:
         raise ValueError(
             f"{stored_path}: the run was trained on data {stored['data']['fingerprint']}, "
-            f"but the data there now is {run.dataset.fingerprint}"
+            f"but the data there now is {dataset.fingerprint}"
         )
-    return run
+    dataset.split(split)
+    run = dataclasses.replace(config.run, progress=progress)
+    return prepare(dataclasses.replace(config, data=data, run=run), dataset)
 
 
 def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
@@ -94,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses flags, evaluates, prints and writes; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
     try:
-        run = open_run(args.run.dir, args.data.root, args.progress)
+        run = open_run(args.run.dir, args.data.root, args.split, args.progress)
         checkpoints = Checkpoints(args.run.dir / "checkpoints")
         step = checkpoints.latest()
         if step is None:
@@ -102,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
         state, _ = checkpoints.restore(step, run.trainer.abstract_state())
         predictions = run.predict(state, args.split)
     except (ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A KeyError as text stands in quotes.
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     metrics = {"split": args.split, "step": step, **metrics_of(run.dataset, predictions), **predictions.counts.flat()}
     print(json.dumps(metrics, indent=2))

@@ -67,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(summary(prepare(config, dataset).parts), flush=True)
         result = train(config, path, dataset=dataset)
     except (ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A KeyError as text stands in quotes.
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     if "stopped" in result:
         done = f"{result['stopped']} of {result['steps']} steps"

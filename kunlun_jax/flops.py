@@ -47,9 +47,10 @@ def total_parameters(parts: Sequence[Part]) -> int:
 def summary(parts: Sequence[Part]) -> str:
     """The parts as a table for a terminal: name, parameters, forward FLOPs per example and their share."""
     flops = total_flops(parts)
-    width = max(len(part.name) for part in parts)
-    lines = [f"{'part':<{width}}  {'parameters':>13}  {'FLOPs/example':>13}  share"]
     rows = [(part.name, part.parameters, part.flops) for part in parts]
-    for name, parameters, count in [*rows, ("total, forward", total_parameters(parts), flops)]:
+    rows.append(("total, forward", total_parameters(parts), flops))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'part':<{width}}  {'parameters':>13}  {'FLOPs/example':>13}  share"]
+    for name, parameters, count in rows:
         lines.append(f"{name:<{width}}  {parameters:>13,}  {count:>13,.0f}  {count / max(flops, 1):>5.1%}")
     return "\n".join(lines)

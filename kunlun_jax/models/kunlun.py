@@ -176,8 +176,8 @@ class Kunlun(nnx.Module):
         """(X^l, S^l by event type, H by event type) for l = 0 .. layers: what goes into layer l, and what ends."""
         x = self.context(batch, embedded)
         age, events = {}, {}
-        # By name: a module's dict comes back from nnx.split and nnx.merge sorted, and the order of tokens must not depend
-        # on whether the model went through them.
+        # By name: a module's dict comes back from nnx.split and nnx.merge sorted, and the order of tokens must not
+        # depend on whether the model went through them.
         for name, to_token in sorted(self.event_input.items()):
             packed = batch.events[name]
             # Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that

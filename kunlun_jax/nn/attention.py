@@ -44,7 +44,8 @@ class WindowAttention(nnx.Module):
             raise ValueError(
                 f"dim is {dim} and heads {heads}; ROTE turns pairs of channels, so a head needs an even whole width"
             )
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        # Norms compute in float32 whatever the rest computes in.
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.heads, self.dim, self.window, self.rote = heads, dim, window, rote
@@ -53,7 +54,7 @@ class WindowAttention(nnx.Module):
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
         q, k, v = rearrange(
-            self.qkv(self.norm(events.values.astype(jnp.float32))),
+            self.qkv(self.norm(events.values)),
             "rows (three heads dim) -> three rows heads dim",
             three=3,
             heads=self.heads,

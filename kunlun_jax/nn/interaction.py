@@ -39,11 +39,12 @@ class WukongExpert(nnx.Module):
     ):
         init = nnx.initializers.normal(tokens_in**-0.5)
         self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
-        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        # Norms compute in float32 whatever the rest computes in.
+        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
         self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
         self.residual = nnx.Linear(tokens_in, fm_tokens + linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
@@ -51,9 +52,7 @@ class WukongExpert(nnx.Module):
         # X (X^T Y) rather than (X X^T) Y: linear in the number of tokens.
         low_rank = jnp.einsum("bnd,nk->bdk", x, self.fm_map[...].astype(self.dtype))
         products = jnp.einsum("bnd,bdk->bnk", x, low_rank)
-        deep = self.deep(
-            self.fm_norm(rearrange(products.astype(jnp.float32), "batch tokens rank -> batch (tokens rank)"))
-        )
+        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
         by_channel = rearrange(x, "batch tokens dim -> batch dim tokens")
         out = jnp.concatenate(
             [
@@ -63,7 +62,7 @@ class WukongExpert(nnx.Module):
             axis=1,
         )
         out = out + rearrange(self.residual(by_channel), "batch dim tokens -> batch tokens dim")
-        return self.norm(out.astype(jnp.float32))
+        return self.norm(out).astype(self.dtype)
 
     def flops(self) -> int:
         """Forward FLOPs per example."""

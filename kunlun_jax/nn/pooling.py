@@ -41,7 +41,7 @@ class SeedAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.seeds = nnx.Param(jax.random.normal(rngs.params(), (seeds, dim), jnp.float32))
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs) if norm_seeds else None
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs) if norm_seeds else None
         self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ ROWS, HEADS, DIM = 12, 2, 6
 
 
 def operands():
-    q, k = (jax.random.normal(key, (ROWS, HEADS, DIM)) for key in jax.random.split(jax.random.key(0)))
-    positions = jnp.arange(ROWS, dtype=jnp.int32)
-    tau = jnp.sort(8 * jax.random.uniform(jax.random.key(1), (ROWS,)))[::-1]
-    return q, k, positions, tau
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.normal(size=(ROWS, HEADS, DIM)), jnp.float32) for _ in range(2))
+    tau = jnp.asarray(np.sort(rng.uniform(0, 8, ROWS))[::-1].copy(), jnp.float32)
+    return q, k, jnp.arange(ROWS, dtype=jnp.int32), tau
 
 
 def scores(q, k):

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluate, train
-from kunlun_jax.data.parquet import open_dataset
 from kunlun_jax.training.loop import Stop, prepare
-from kunlun_jax.training.loop import train as run_training
 from kunlun_jax.training.run_directory import TIMING, read_metrics
-from tests.data.parquet_sets import random_tables
 from tests.training.tiny import FLAGS, tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -104,7 +101,6 @@ def killed(command, tmp_path_factory) -> Path:
     finish(from_outside, -signal.SIGKILL)
     assert STEPS not in checkpoints(directory)
 
-    finish(command(directory, point="step:27"), -signal.SIGKILL)
     finish(command(directory, point="eval:test"), -signal.SIGKILL)
     assert STEPS not in checkpoints(directory)
     finish(command(directory), 0)
@@ -136,14 +132,12 @@ def test_killed_run_makes_the_predictions_of_an_undisturbed_one(undisturbed, kil
     assert printed["auc"] == pytest.approx(logged["auc"], abs=1e-6)
 
 
-@pytest.mark.parametrize("point", ["term:7", "int:20"])
-def test_signal_saves_and_the_same_command_goes_on(command, undisturbed, tmp_path, point):
+def test_signals_save_and_the_same_command_goes_on(command, undisturbed, tmp_path):
     directory = tmp_path / "run"
-    step = int(point.split(":")[1])
-    printed = finish(command(directory, point=point), 0)
-    name = {"term": "SIGTERM", "int": "SIGINT"}[point.split(":")[0]]
-    assert f"{name}: saved after {step} of {STEPS} steps; the same command goes on there" in printed
-    assert checkpoints(directory)[-1] == step
+    for point, name, step in (("term:7", "SIGTERM", 7), ("int:20", "SIGINT", 20)):
+        printed = finish(command(directory, point=point), 0)
+        assert f"{name}: saved after {step} of {STEPS} steps; the same command goes on there" in printed
+        assert checkpoints(directory)[-1] == step
     finish(command(directory), 0)
     assert lasting(directory) == lasting(undisturbed)
 
@@ -174,25 +168,6 @@ def test_finished_run_is_not_trained_again(undisturbed, capsys, monkeypatch):
     assert f"floor of the data {result['splits']['test']['floor']:.4f}" in printed
     assert str(undisturbed / "learning_curve.png") in printed
     assert {name: (undisturbed / name).read_bytes() for name in before} == before
-
-
-def test_ids_beyond_the_vocabulary_are_counted_in_the_metrics(tmp_path):
-    dataset = open_dataset(random_tables().write(tmp_path / "data"), tmp_path / "cache")
-    config = tiny_config(
-        "--model.skip-events", "like", "--loader.batch-size", "16", "--run.eval-splits", "valid", directory=None
-    )
-    run_training(config, tmp_path / "run", dataset=dataset)
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    trained = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in trained] == [3, 4]
-    beyond = [line.get("beyond_vocabulary/item", 0) for line in trained]
-    assert sum(beyond) == sum(id_ >= 7 for id_ in random_tables().examples["train"]["item"]) > 0
-    assert all(number >= 0 for number in beyond)
-    assert any(name.startswith("beyond_vocabulary/click.") for line in trained for name in line)
-    assert [line["filled"] for line in trained] == [0, 4]
-    (evaluated,) = (line for line in lines if line["kind"] == "eval")
-    assert evaluated["beyond_vocabulary/item"] == sum(id_ >= 7 for id_ in random_tables().examples["valid"]["item"])
-    assert {"bought/ne", "rated/ne", "bought/auc"} <= set(evaluated)
 
 
 def test_prepare_refuses_a_split_that_is_not_there():

@@ -17,6 +17,9 @@ from kunlun_jax.training.loop import Run, prepare
 from kunlun_jax.training.step import Trainer, TrainState, weighted_loss
 from tests.training.tiny import tiny_config
 
+QUICK = {"xla_backend_optimization_level": 0}
+"""For what runs once: a third less time to compile. Buffers are assigned before that level matters."""
+
 
 @pytest.fixture(scope="module")
 def run() -> Run:
@@ -52,25 +55,27 @@ def read_ids(run: Run, batch: Batch) -> dict[str, set[int]]:
 
 
 def whole_table_step(trainer: Trainer, state: TrainState, batch: Batch):
-    """Parameters, tables and accumulators after a step whose gradient is taken with respect to the whole tables."""
+    """What a step makes of the state when its gradient is taken with respect to the whole tables."""
 
     def loss(params, tables):
         logits = trainer.model(params)(batch, lookup(trainer.schema, batch, tables))
         return weighted_loss(logits, batch)
 
     gradients = jax.grad(loss, argnums=(0, 1))(state.params, state.tables)
-    updates, _ = trainer.dense.update(gradients[0], state.optimizer, state.params)
+    updates, optimizer = trainer.dense.update(gradients[0], state.optimizer, state.params)
     tables, accumulators = {}, {}
     for name, table in state.tables.items():
         change, new = trainer.rows.update(gradients[1][name], state.table_optimizer[name])
         tables[name], accumulators[name] = table + change, new.accumulator
-    return optax.apply_updates(state.params, updates), tables, accumulators
+    return optax.apply_updates(state.params, updates), optimizer, tables, accumulators
 
 
 def test_step_is_the_step_with_whole_tables(run, batches):
     trainer = run.trainer
     state, _ = trainer.step(trainer.init(), jax.device_put(batches[0]))
-    params, tables, accumulators = on_host(jax.jit(whole_table_step, static_argnums=0)(trainer, state, batches[1]))
+    params, optimizer, tables, accumulators = on_host(
+        jax.jit(whole_table_step, static_argnums=0, compiler_options=QUICK)(trainer, state, batches[1])
+    )
     state, _ = trainer.step(state, jax.device_put(batches[1]))
     assert int(state.step) == 2
     for name, table in tables.items():
@@ -78,8 +83,16 @@ def test_step_is_the_step_with_whole_tables(run, batches):
             state.table_optimizer[name].accumulator, accumulators[name], rtol=1e-3, atol=1e-12, err_msg=name
         )
         np.testing.assert_allclose(state.tables[name], table, rtol=1e-3, atol=1e-5, err_msg=name)
-    for new, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_allclose(new, expected, rtol=1e-3, atol=1e-5)
+    for new, expected in zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(optimizer), strict=True):
+        np.testing.assert_allclose(new, expected, rtol=1e-3, atol=1e-7)
+    # Adam makes whole steps of rounding errors where a gradient is zero by symmetry, as that of a key's bias is.
+    (adam,) = (part for part in optimizer[0] if isinstance(part, optax.ScaleByAdamState))
+    compared = 0
+    for new, expected, mean in zip(*map(jax.tree.leaves, (state.params, params, adam.mu)), strict=True):
+        real = np.abs(mean) > 1e-5
+        compared += real.sum()
+        np.testing.assert_allclose(np.asarray(new)[real], expected[real], rtol=1e-3, atol=1e-5)
+    assert compared > 500
 
 
 def test_rows_that_no_example_reads_keep_every_bit(run, batches):
@@ -145,7 +158,8 @@ def test_predict_is_the_model_on_what_it_looks_up(run, batches):
     state = run.trainer.init()
     batch = jax.device_put(batches[2])
     model = run.trainer.model(state.params)
-    expected = jax.jit(lambda b, t: model(b, lookup(run.trainer.schema, b, t)))(batch, state.tables)
+    looked_up = jax.jit(lambda b, t: model(b, lookup(run.trainer.schema, b, t)), compiler_options=QUICK)
+    expected = looked_up(batch, state.tables)
     np.testing.assert_allclose(run.trainer.predict(state, batch), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -213,7 +227,7 @@ def test_memory_of_a_step_does_not_grow_with_a_table_and_the_table_is_updated_wh
         trainer = Trainer(model, run.config.optimizer, steps=3, log_every=3, seed=0)
         abstract = trainer.abstract_state()
         assert abstract.tables["item_id"].shape == (rows, 4)
-        memory[rows] = trainer.step.lower(abstract, batches[0]).compile().memory_analysis()
+        memory[rows] = trainer.step.lower(abstract, batches[0]).compile(QUICK).memory_analysis()
     small, large = memory.values()
     assert small.temp_size_in_bytes > 0
     assert large.temp_size_in_bytes <= 1.01 * small.temp_size_in_bytes
