@@ -100,6 +100,24 @@ def test_parameters_are_those_of_the_model_and_its_tables():
     assert len({p.name for p in parts}) == len(parts)
 
 
+@pytest.mark.parametrize("pooling", ["hsp", "pma"])
+def test_parts_of_a_layer(pooling):
+    lengths = {"view": np.array([3, 5]), "context": np.array([0, 2])}
+    flops = {p.name: p.flops for p in tiny_model(pooling=pooling).parts(lengths)}
+    assert [name for name in flops if name.startswith("layer 0")] == [
+        "layer 0 weight generation",
+        *(f"layer 0 {part} {name}" for name in sorted(lengths) for part in ("pooling", "to context")),
+        "layer 0 global interaction",
+        *(f"layer 0 personalized FFN {name}" for name in sorted(lengths)),
+    ]
+    assert flops["layer 0 to context view"] == 2 * 2 * 8 * 8  # two tokens, 8 channels to 8
+    # Weights from 3 tokens to width 4, twice, and 8 channels to 8; then 4 events meet 4 keys twice, 2 heads of 4.
+    generate = 2 * (8 * 2 * 3 * 4 + 4 * 2 * 8 * 8)
+    assert flops["layer 0 personalized FFN view"] == generate + 4 * 4 * 2 * 2 * 8
+    # 3 and 5 events, two to each side: 3 + 2 * (2 + 1) and 5 + 2 * (4 + 3) pairs; four maps of 8 channels to 8.
+    assert flops["layer 1 window attention view"] == 4 * 4 * 2 * 8 * 8 + (9 + 19) / 2 * 2 * 2 * 8
+
+
 def test_skipped_event_types_cost_nothing():
     parts = tiny_model(skip_events=("*",)).parts({})
     assert parts[0].parameters == CONFIG.embedding_dim * (501 + 10 + 6)  # the table of places is gone

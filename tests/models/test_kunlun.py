@@ -265,6 +265,13 @@ def test_readings_on_the_same_parameters_change_the_logits(field):
         assert VIEWS[4] == CONTEXTS[4] == 0
 
 
+@pytest.mark.parametrize(("where", "pre", "post"), [("pre", 0.25, 1.0), ("post", 1.0, 0.25)])
+def test_the_ffn_is_scaled_by_one_over_tau_in_one_place(where, pre, post):
+    for layer in tiny_model(ffn_scale=where, ffn_tau=4.0).layers:
+        for block in layer.ffn.values():
+            assert (block.pre_scale, block.post_scale) == (pre, post)
+
+
 OTHER_PARAMETERS = {
     "event_input": {"event_input": "mlp"},
     "age_feature": {"age_feature": False},

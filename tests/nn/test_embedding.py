@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded, embed, gather_rows, init_tables, lookup, touch
 from tests.examples import BATCH, SCHEMA, random_batch, tiny_tables
 
@@ -50,21 +51,36 @@ def test_small_tables_are_taken_whole_and_large_ones_by_unique_rows():
     np.testing.assert_array_equal(user[touched["user"].slots["context/user"]], batch.categorical[:, 0])
 
 
-def test_embeddings_equal_a_direct_lookup():
-    batch, tables = random_batch(), tiny_tables(dim=DIM)
-    jax.tree.map(np.testing.assert_array_equal, lookup(SCHEMA, batch, tables), direct(batch, tables))
+def sized(items: int) -> Schema:
+    """`SCHEMA` with another size of the table that three features share; ids stay below 9."""
+
+    def resize(features):
+        return tuple(dataclasses.replace(f, size=items) if f.name == "item" else f for f in features)
+
+    events = tuple(dataclasses.replace(event, categorical=resize(event.categorical)) for event in SCHEMA.events)
+    return dataclasses.replace(SCHEMA, categorical=resize(SCHEMA.categorical), events=events)
 
 
-def test_gradient_of_rows_put_back_equals_that_of_tables():
-    batch, tables = random_batch(), tiny_tables(dim=DIM)
+@pytest.mark.parametrize("items", [9, 900])
+def test_embeddings_equal_a_direct_lookup(items):
+    schema, batch = sized(items), random_batch()
+    tables = tiny_tables(schema, dim=DIM)
+    embedded = jax.jit(lambda b, t: lookup(schema, b, t))(batch, tables)
+    jax.tree.map(np.testing.assert_array_equal, embedded, direct(batch, tables))
+
+
+@pytest.mark.parametrize("items", [9, 900])
+def test_gradient_of_rows_put_back_equals_that_of_tables(items):
+    schema, batch = sized(items), random_batch()
+    tables = tiny_tables(schema, dim=DIM)
     # Repeated ids in a large table, besides those that gap rows repeat.
     batch = dataclasses.replace(batch, categorical=batch.categorical.at[3, 0].set(batch.categorical[1, 0]))
 
     @jax.jit
     def by_rows(tables):
-        touched = touch(SCHEMA, batch)
+        touched = touch(schema, batch)
         rows = gather_rows(tables, touched)
-        gradient = jax.grad(lambda r: weighted(embed(SCHEMA, batch, touched, r)))(rows)
+        gradient = jax.grad(lambda r: weighted(embed(schema, batch, touched, r)))(rows)
         return {
             name: jnp.zeros_like(tables[name]).at[part.rows].add(gradient[name], mode="drop")
             for name, part in touched.items()

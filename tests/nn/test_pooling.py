@@ -50,6 +50,7 @@ def flat(module: nnx.Module) -> dict[str, jax.Array]:
 
 def test_hsp_is_its_equations():
     hsp = make("hsp")
+    assert hsp.attention.norm is not None
     run = jax.jit(hsp)
     events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
     z, w = (np.asarray(p[...], np.float64) for p in (hsp.condense.token_maps, hsp.condense.channel_maps))
