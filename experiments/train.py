@@ -21,7 +21,7 @@ from experiments.configs import PRESETS
 from kunlun_jax.config import TrainConfig
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.flops import summary
-from kunlun_jax.training.loop import prepare, train
+from kunlun_jax.training.loop import prepare, train_run
 
 SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 """Metrics beside NE at the end of a run, and how they are written."""
@@ -64,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         dataset = open_dataset(config.data)
         path = run_path(preset, config, dataset.schema.name)
-        print(summary(prepare(config, dataset).parts), flush=True)
-        result = train(config, path, dataset=dataset)
+        run = prepare(config, dataset)
+        print(summary(run.parts), flush=True)
+        result = train_run(run, path)
     except (ValueError, KeyError) as error:
         # A KeyError as text stands in quotes.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

@@ -24,13 +24,29 @@ class Activation(NamedTuple):
     derivative: Callable[[jax.Array], jax.Array]
 
 
+@jax.custom_jvp
+def _erf(x):
+    """`jax.lax.erf` with its derivative written out.
+
+    jax 0.12.0 builds erf of a polynomial whose constants do not vary over the mesh, and so refuses to differentiate
+    it inside `jax.shard_map` ("Primitive polynomial requires varying manual axes to match").
+    """
+    return jax.lax.erf(x)
+
+
+@_erf.defjvp
+def _erf_jvp(primals, tangents):
+    (x,), (t,) = primals, tangents
+    return _erf(x), t * jnp.exp(-x * x) * (2 / math.sqrt(math.pi))
+
+
 def _gelu(x):
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
 
 
 def _gelu_derivative(x):
     density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))) + x * density
+    return 0.5 * (1 + _erf(x * math.sqrt(0.5))) + x * density
 
 
 def _gelu_tanh(x):

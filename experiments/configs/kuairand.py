@@ -15,7 +15,7 @@ CONFIG = TrainConfig(
         embedding_dim=16,
         summary_tokens=8,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
-        # Likes and follows are rare, one in eight and one in a hundred rows has any: they are pooled once.
+        # Likes and follows are rare, 0.12 and 0.007 a row on average: they are pooled once.
         events={
             name: EventConfig(dim=16, heads=1, tokens=1, seeds=2, layers=1, kron_rank=1) for name in ("like", "follow")
         },

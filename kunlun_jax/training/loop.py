@@ -32,7 +32,7 @@ from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.evaluate import Predictions, metrics_of, predict
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.plots import learning_curve
-from kunlun_jax.training.run_directory import RunDirectory, write_atomic
+from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
 
@@ -180,7 +180,12 @@ def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) ->
       ConfigMismatch: `path` holds a run with another config or other data.
       ValueError: bad data or config.
     """
-    run = prepare(config, dataset)
+    return train_run(prepare(config, dataset), path)
+
+
+def train_run(run: Run, path: Path) -> dict[str, Any]:
+    """`train` for what `prepare` made."""
+    config = run.config
     directory = RunDirectory(
         path,
         {
@@ -261,7 +266,7 @@ def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) ->
 
 def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
     """Writes ``result.json`` and ``learning_curve.png`` from ``metrics.jsonl`` and returns the result."""
-    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    lines = read_metrics(directory.metrics)
     evals = {line["split"]: line for line in lines if line["kind"] == "eval" and line["step"] == run.steps}
     rates = sorted(line["examples_per_second"] for line in lines if line["kind"] == "train")
     result = {

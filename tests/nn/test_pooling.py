@@ -98,7 +98,8 @@ def test_empty_histories_are_alike_defined_and_train(kind):
     np.testing.assert_array_equal(y[0], y[2])
     assert np.abs(y[0] - y[1]).max() > 0.01
     nobody = random_jagged((0, 0), DIM, rows=16, gaps=0.0)
-    np.testing.assert_array_equal(run(nobody), np.stack([y[0], y[0]]))
+    # Another shape is another program, whose sums may be taken in another order.
+    np.testing.assert_allclose(run(nobody), np.stack([y[0], y[0]]), rtol=1e-5, atol=1e-6)
 
     graph, params = nnx.split(pooling)
 
