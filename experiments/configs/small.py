@@ -1,11 +1,14 @@
 """Small: trains on the synthetic world in under three minutes on two CPU cores; what quickstart runs."""
 
 from kunlun_jax.config import RunConfig, TrainConfig
+from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.data.synthetic import SyntheticConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
+    data=DataConfig(synthetic=SyntheticConfig(train_rows=150_000)),
     loader=LoaderConfig(batch_size=256, max_events=200),
     model=KunlunConfig(
         dim=32,

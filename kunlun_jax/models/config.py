@@ -50,6 +50,8 @@ class KunlunConfig:
     """Standard deviation of new embeddings (O)."""
     dense_tokens: int = 1
     """Tokens that the dense features make together (P: 1)."""
+    standardize: bool = True
+    """Whether dense features are taken less their mean, by their standard deviation over training rows (O)."""
     summary_tokens: int = 8
     """n_sum, tokens of X_sum (O)."""
     summary_gate: bool = False

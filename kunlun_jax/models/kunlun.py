@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, Jagged
+from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
 from kunlun_jax.models.config import KunlunConfig, layer_plan
@@ -123,15 +124,31 @@ class Kunlun(nnx.Module):
       config: sizes and readings.
       base_rate: click rate per task that a new model predicts before it has learned anything; its logit is the bias
         of the last layer.
+      dense_moments: of the dense features (`kunlun_jax.data.dataset`), used if config.standardize; None: as they are.
       rngs: stream "params".
     """
 
-    def __init__(self, schema: Schema, config: KunlunConfig, *, base_rate: tuple[float, ...], rngs: nnx.Rngs):
+    def __init__(
+        self,
+        schema: Schema,
+        config: KunlunConfig,
+        *,
+        base_rate: tuple[float, ...],
+        dense_moments: Moments | None = None,
+        rngs: nnx.Rngs,
+    ):
         types = config.event_types(tuple(event.name for event in schema.events))
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in types))
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale
-        self.context = ContextTokens(schema, config.embedding_dim, config.dim, dense_tokens=config.dense_tokens, **rest)
+        self.context = ContextTokens(
+            schema,
+            config.embedding_dim,
+            config.dim,
+            dense_tokens=config.dense_tokens,
+            dense_moments=dense_moments if config.standardize else None,
+            **rest,
+        )
         self.event_input = nnx.Dict()
         for event in self.schema.events:
             self.event_input[event.name] = EventInput(

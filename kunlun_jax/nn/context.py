@@ -1,18 +1,21 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to the summary that personalizes the FFN.
 
-    X^1   = [W x_dense | one embedding token a categorical feature | a mean token a multi-valued feature]
+    X^1   = [W (x_dense - mean) / std | one embedding token a categorical feature | a mean token a multi-valued feature]
     X_sum = MLP(W X),  W in R^{n_sum x n};   with the gate: sigma(Z * MLP(Z)) on top of it
 
-Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels.
+Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels; standardized dense features are
+ours (O).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch
+from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.mlp import MLP, linear_flops
@@ -26,10 +29,27 @@ class ContextTokens(nnx.Module):
       schema: says which features there are.
       embedding_dim: width of the tables; unless it is `dim`, each feature has a linear map of its own to `dim`.
       dense_tokens: tokens that the dense features make together (InterFormer: one).
+      dense_moments: mean and standard deviation of each dense feature, which are taken out of it; None takes
+        features as they are.
     """
 
-    def __init__(self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        schema: Schema,
+        embedding_dim: int,
+        dim: int,
+        *,
+        dense_tokens: int,
+        dense_moments: Moments | None = None,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         dense = len(schema.dense)
+        self.moments = dense_moments or Moments((0.0,) * dense, (1.0,) * dense)
+        if not len(self.moments.mean) == len(self.moments.std) == dense or not all(s > 0 for s in self.moments.std):
+            raise ValueError(
+                f"dense_moments is {dense_moments}; it must hold a mean and a positive std of {dense} features"
+            )
         self.embedded = len(schema.categorical) + len(schema.multi_valued)
         self.dense_tokens = dense_tokens if dense else 0
         self.tokens = self.embedded + self.dense_tokens
@@ -51,7 +71,9 @@ class ContextTokens(nnx.Module):
             x = jnp.einsum("bne,ned->bnd", x, self.project[...].astype(self.dtype))
         if self.dense is None:
             return x
-        dense = self.dense(batch.dense.astype(self.dtype))
+        # In float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
+        mean, std = np.asarray([self.moments.mean], np.float32), np.asarray([self.moments.std], np.float32)
+        dense = self.dense(((batch.dense - mean) / std).astype(self.dtype))
         dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return jnp.concatenate([dense, x], axis=1) if self.embedded else dense
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kunlun_jax import flops
 from kunlun_jax.config import TrainConfig
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, dense_moments
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
@@ -85,7 +85,11 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = Kunlun(
-        dataset.schema, config.model, base_rate=dataset.p_train, rngs=nnx.Rngs(params=jax.random.key(config.run.seed))
+        dataset.schema,
+        config.model,
+        base_rate=dataset.p_train,
+        dense_moments=dense_moments(dataset),
+        rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
     )
     trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
     return Run(config, dataset, capacity, steps, trainer, model.parts(sample_lengths(dataset, config)))

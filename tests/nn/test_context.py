@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.context import ContextTokens, WeightGeneration, mean_by_example
 from kunlun_jax.nn.embedding import lookup
@@ -17,8 +18,8 @@ from tests.examples import BATCH, SCHEMA, build, random_batch, random_jagged, ti
 DIM = 4
 
 
-def context(schema: Schema = SCHEMA, embedding_dim: int = DIM, dense_tokens: int = 1) -> ContextTokens:
-    options = {"dense_tokens": dense_tokens, "dtype": jnp.float32}
+def context(schema: Schema = SCHEMA, embedding_dim: int = DIM, dense_tokens: int = 1, **more) -> ContextTokens:
+    options = {"dense_tokens": dense_tokens, "dtype": jnp.float32, **more}
     return build(lambda: ContextTokens(schema, embedding_dim, DIM, rngs=nnx.Rngs(0), **options))
 
 
@@ -62,6 +63,23 @@ def test_features_that_a_schema_lacks_have_no_token(missing):
     module = context(schema)
     x = module(batch, lookup(schema, batch, tiny_tables(schema)))
     assert x.shape == (BATCH, {"dense": 3, "ids": 1, "multi_valued": 3}[missing], DIM)
+
+
+def test_dense_features_are_standardized():
+    count = len(SCHEMA.dense)
+    mean, std = tuple(1000.0 + i for i in range(count)), tuple(2.0 + i for i in range(count))
+    batch, tables = random_batch(), tiny_tables(dim=DIM)
+    raw = dataclasses.replace(batch, dense=batch.dense * np.float32([std]) + np.float32([mean]))
+    expected = context()(batch, lookup(SCHEMA, batch, tables))
+    x = context(dense_moments=Moments(mean, std))(raw, lookup(SCHEMA, raw, tables))
+    # A float32 near 1000 holds 1000 + x to 6e-5.
+    np.testing.assert_allclose(x, expected, atol=5e-4)
+
+
+@pytest.mark.parametrize("std", [(), (0.0,) * len(SCHEMA.dense)])
+def test_bad_moments_are_refused(std):
+    with pytest.raises(ValueError, match="it must hold a mean and a positive std of"):
+        context(dense_moments=Moments((0.0,) * len(SCHEMA.dense), std))
 
 
 def test_dense_features_alone_need_no_table():
