@@ -43,11 +43,12 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     figure = Figure(figsize=(8, 5.6), dpi=140, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     examples = _column(train, "examples")
+    window = np.diff(examples, prepend=0.0)  # the last line stands for fewer examples than the others
     shown = [] if floor is None else [floor]
     for name, color in zip(names, _cycle(COLORS), strict=False):
         task = f"{name.removesuffix('/ne')} " if "/" in name else ""
         values = _column(train, name)
-        smooth = running_mean(values, max(MIN_SMOOTHING, round(len(values) * SMOOTHING)))
+        smooth = running_mean(values, window, max(MIN_SMOOTHING, round(len(values) * SMOOTHING)))
         top.plot(examples, values, color=color, alpha=0.25, linewidth=0.8)
         top.plot(examples, smooth, color=color, linewidth=1.8, label=f"{task}train (smoothed)")
         shown.append(_quantile(smooth, 0.95))
@@ -79,12 +80,14 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     figure.savefig(out_png)
 
 
-def running_mean(values: Float64[np.ndarray, " points"], width: int) -> Float64[np.ndarray, " points"]:
-    """Mean of the last `width` values up to each point, fewer at the start; a NaN is left out of it."""
-    known = ~np.isnan(values)
-    sums, counts = (np.cumsum(np.append(np.zeros(width), column)) for column in (np.where(known, values, 0.0), known))
-    count = counts[width:] - counts[:-width]
-    return np.divide(sums[width:] - sums[:-width], count, out=np.full(len(values), np.nan), where=count > 0)
+def running_mean(
+    values: Float64[np.ndarray, " points"], weights: Float64[np.ndarray, " points"], width: int
+) -> Float64[np.ndarray, " points"]:
+    """Weighted mean of the last `width` values up to each point, fewer at the start; a NaN is left out of it."""
+    weights = np.where(np.isnan(values), 0.0, weights)
+    columns = (np.where(weights > 0, values, 0.0) * weights, weights)
+    total, weight = (np.convolve(column, np.ones(width))[: len(values)] for column in columns)
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
 def _column(lines: Iterable[dict[str, Any]], name: str) -> Float64[np.ndarray, " points"]:

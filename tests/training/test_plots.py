@@ -96,8 +96,9 @@ def test_nothing_to_draw_is_an_error(tmp_path):
     assert not (tmp_path / "curve.png").exists()
 
 
-def test_running_mean_looks_back_and_skips_nan():
-    values = np.array([1.0, 3.0, np.nan, 5.0, 7.0])
-    np.testing.assert_allclose(running_mean(values, 2), [1.0, 2.0, 3.0, 5.0, 6.0])
-    np.testing.assert_array_equal(running_mean(values, 1), values)
-    np.testing.assert_allclose(running_mean(values, 9), [1.0, 2.0, 2.0, 3.0, 4.0])
+def test_running_mean_looks_back_weighs_and_skips_nan():
+    values, ones = np.array([1.0, 3.0, np.nan, 5.0, 7.0]), np.ones(5)
+    np.testing.assert_allclose(running_mean(values, ones, 2), [1.0, 2.0, 3.0, 5.0, 6.0])
+    np.testing.assert_array_equal(running_mean(values, ones, 1), values)
+    np.testing.assert_allclose(running_mean(values, ones, 9), [1.0, 2.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(running_mean(values, np.array([3.0, 1.0, 1.0, 1.0, 0.5]), 2)[[1, 4]], [1.5, 17 / 3])
