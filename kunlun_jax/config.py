@@ -19,6 +19,9 @@ class RunConfig:
     """Of parameters, dropout and, if the loader shuffles, the order of rows."""
     epochs: int = 1
     """Passes over the training split (r: one)."""
+    fresh_tables: bool = False
+    """Whether each pass after the first starts with new tables, as MEDA does (arXiv 2305.19531, O), so that the dense
+    parameters learn from several passes and no id is seen twice by the same row."""
     max_steps: int = 0
     """Stops after this many steps; 0 runs all epochs."""
     log_every: int = 20

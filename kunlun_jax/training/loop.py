@@ -244,6 +244,9 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
     )
     with loader, bar, Stop() as stop, jax.transfer_guard("disallow"):
         while step < run.steps and stop.signal is None:
+            if config.run.fresh_tables and step and step % run.batches("train") == 0:
+                with jax.transfer_guard("allow"):
+                    state = run.trainer.renew_tables(state)
             batch, new = next(loader)
             counts += new
             state, sums = run.trainer.step(state, jax.device_put(batch))

@@ -4,6 +4,7 @@ The state is donated, so tables are updated where they lie. Nothing in the step 
 shapes depend on the schema and the capacities alone, so it compiles once.
 """
 
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -81,11 +82,14 @@ class Trainer:
         self.predict = jax.jit(self._predict)
 
     def init(self) -> TrainState:
-        """A new state: the model's parameters (copied, since a step donates them) and new tables."""
+        """A new state: the model's parameters (copied, since a step donates them) and new tables.
+
+        It is committed to its device, as one from a checkpoint is: states that mix both compile the step again.
+        """
         tables_key, steps_key = jax.random.split(jax.random.key(self.seed))
         params = jax.tree.map(jnp.copy, self._params)
         tables = init_tables(self.schema, key=tables_key, **self._table_shape)
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             tables=tables,
@@ -94,6 +98,15 @@ class Trainer:
             sums=MetricSums.zeros(len(self.schema.tasks)),
             key=jax.random.key_data(steps_key),
         )
+        return jax.device_put(state, jax.local_devices()[0])
+
+    def renew_tables(self, state: TrainState) -> TrainState:
+        """The state with the tables and table optimizer of `init`. As a step does, it takes the old ones."""
+        # First, so that there is never room needed for two.
+        for leaf in jax.tree.leaves((state.tables, state.table_optimizer)):
+            leaf.delete()
+        new = self.init()
+        return dataclasses.replace(state, tables=new.tables, table_optimizer=new.table_optimizer)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of the state, which a restore needs."""

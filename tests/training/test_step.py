@@ -144,6 +144,22 @@ def test_the_state_is_donated(run, batches):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(run.trainer.init()))
 
 
+def test_renewed_tables_are_those_of_the_beginning(run, batches):
+    state = run.trainer.init()
+    for batch in batches[:2]:
+        state, _ = run.trainer.step(state, jax.device_put(batch))
+    kept = on_host((state.params, state.optimizer, state.step, state.key))
+    old = state.tables
+    state = run.trainer.renew_tables(state)
+    new = run.trainer.init()
+    for name, table in new.tables.items():
+        np.testing.assert_array_equal(state.tables[name], table)
+        assert old[name].is_deleted()
+    jax.tree.map(np.testing.assert_array_equal, on_host(state.table_optimizer), on_host(new.table_optimizer))
+    now = on_host((state.params, state.optimizer, state.step, state.key))
+    jax.tree.map(np.testing.assert_array_equal, now, kept)
+
+
 def test_metric_sums_start_again_every_log_every_steps(run, batches):
     state = run.trainer.init()
     assert run.trainer.log_every == 3
