@@ -19,6 +19,8 @@ from pallas_kernels.jagged import ROW_ALIGNMENT
 _CHUNK_SCORES_CPU = 2**18
 _CHUNK_SCORES = 2**24
 
+_MOST_TILE_ROWS = 32
+
 
 class Schedule(NamedTuple):
     """Tiles of one packed batch, in the order of their rows; those behind `used` are empty.
@@ -51,6 +53,18 @@ def add(values: jax.Array, index: jax.Array, update: jax.Array) -> jax.Array:
 def quotient(value: jax.Array, divisor: int) -> jax.Array:
     """``value // divisor`` of an int32 that is not negative, without the correction for signs."""
     return jax.lax.div(value, jnp.int32(divisor))
+
+
+def tile_rows(rows: int, batch: int) -> int:
+    """Rows of a tile for `rows` packed rows of `batch` examples: 8, 16 or 32, at most the rows per example.
+
+    A tile costs the same however few of its rows are used, so where histories are a few events long, tiles of 32 rows
+    would mostly work on nothing.
+    """
+    size = ROW_ALIGNMENT
+    while size < _MOST_TILE_ROWS and 2 * size * batch <= rows:
+        size *= 2
+    return size
 
 
 def capacity(rows: int, batch: int, tile_rows: int) -> int:

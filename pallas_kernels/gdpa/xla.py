@@ -16,8 +16,6 @@ from pallas_kernels import tiles
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
-TILE_ROWS = 32
-
 
 def gdpa(
     q: Float[Array, "rows heads dim"],
@@ -37,9 +35,9 @@ def gdpa(
 def _plan(q, k, row_splits, lengths):
     keys, heads = k.shape[1:3]
     rows = -(-q.shape[0] // 8) * 8
-    chunk = tiles.chunk_tiles(heads * TILE_ROWS * keys)
-    chunk = min(chunk, tiles.capacity(rows, lengths.shape[0], TILE_ROWS))
-    return chunk, tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=chunk)
+    tile = tiles.tile_rows(rows, lengths.shape[0])
+    chunk = min(tiles.chunk_tiles(heads * tile * keys), tiles.capacity(rows, lengths.shape[0], tile))
+    return tile, chunk, tiles.schedule(row_splits, lengths, rows=rows, tile_rows=tile, chunk=chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -47,19 +45,19 @@ def _gdpa(activation, pre_scale, post_scale, q, k, v, row_splits, lengths):
     _, heads, dim = q.shape
     acc = accumulator(q.dtype)
     act = activation_by_name(activation)
-    chunk, plan = _plan(q, k, row_splits, lengths)
+    tile, chunk, plan = _plan(q, k, row_splits, lengths)
     blocks = tiles.to_blocks(q)
     k, v = (rearrange(x, "batch keys heads dim -> batch heads keys dim") for x in (k, v))
 
     def body(step, out):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        q_tile = tiles.gather(blocks, block, count, tile_rows=TILE_ROWS, heads=heads)
+        q_tile = tiles.gather(blocks, block, count, tile_rows=tile, heads=heads)
         s = jnp.einsum("chqd,chkd->chqk", q_tile, tiles.take(k, example), preferred_element_type=acc)
         p = act.value(pre_scale * s).astype(q.dtype)
         o = post_scale * jnp.einsum("chqk,chkd->chqd", p, tiles.take(v, example), preferred_element_type=acc)
         return tiles.store(out, o, step * chunk, count)
 
-    (out,) = vary_like(q, jnp.zeros((plan.block.shape[0], TILE_ROWS, heads, dim), q.dtype))
+    (out,) = vary_like(q, jnp.zeros((plan.block.shape[0], tile, heads, dim), q.dtype))
     out = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, out)
     return tiles.untile(out, plan.slot, q.shape[0])
 
@@ -74,14 +72,14 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
     _, heads, dim = q.shape
     acc = accumulator(q.dtype)
     act = activation_by_name(activation)
-    chunk, plan = _plan(q, k, row_splits, lengths)
+    tile, chunk, plan = _plan(q, k, row_splits, lengths)
     q_blocks, d_blocks = tiles.to_blocks(q), tiles.to_blocks(d_out.astype(q.dtype))
     k, v = (rearrange(x, "batch keys heads dim -> batch heads keys dim") for x in (k, v))
 
     def body(step, carry):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        q_tile, d_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (q_blocks, d_blocks))
+        q_tile, d_tile = (tiles.gather(x, block, count, tile_rows=tile, heads=heads) for x in (q_blocks, d_blocks))
         k_tile, v_tile = tiles.take(k, example), tiles.take(v, example)
         s = pre_scale * jnp.einsum("chkd,chqd->chkq", k_tile, q_tile, preferred_element_type=acc)
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
@@ -95,7 +93,7 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
 
     carry = vary_like(
         q,
-        jnp.zeros((plan.block.shape[0], TILE_ROWS, heads, dim), q.dtype),
+        jnp.zeros((plan.block.shape[0], tile, heads, dim), q.dtype),
         jnp.zeros(k.shape, acc),
         jnp.zeros(v.shape, acc),
     )

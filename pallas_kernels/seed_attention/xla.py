@@ -14,8 +14,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
-TILE_ROWS = 32
-
 
 def seed_attention(
     q: Float[Array, "seeds heads dim"],
@@ -33,8 +31,9 @@ def seed_attention(
 def _plan(q, k, row_splits, lengths):
     seeds, heads, _ = q.shape
     rows = -(-k.shape[0] // 8) * 8
-    chunk = min(tiles.chunk_tiles(heads * TILE_ROWS * seeds), tiles.capacity(rows, lengths.shape[0], TILE_ROWS))
-    return chunk, tiles.schedule(row_splits, lengths, rows=rows, tile_rows=TILE_ROWS, chunk=chunk)
+    tile = tiles.tile_rows(rows, lengths.shape[0])
+    chunk = min(tiles.chunk_tiles(heads * tile * seeds), tiles.capacity(rows, lengths.shape[0], tile))
+    return tile, chunk, tiles.schedule(row_splits, lengths, rows=rows, tile_rows=tile, chunk=chunk)
 
 
 def _queries(q, chunk):
@@ -57,16 +56,16 @@ def _seed_attention(scale, q, k, v, row_splits, lengths):
 def _forward(scale, q, k, v, row_splits, lengths):
     seeds, heads, dim = q.shape
     acc = accumulator(q.dtype)
-    chunk, plan = _plan(q, k, row_splits, lengths)
+    tile, chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
     queries = _queries(q, chunk)
     rank = _ranks(lengths)
 
     def body(step, running):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
+        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=tile, heads=heads) for x in (k_blocks, v_blocks))
         s = scale * jnp.einsum("chsd,chkd->chsk", queries, k_tile, preferred_element_type=acc)
-        s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, None, :], s, -jnp.inf)
+        s = jnp.where(tiles.valid(count, tile)[:, None, None, :], s, -jnp.inf)
         first = tiles.take(rank, example[0])
         # An empty tile counts to example 0; all of its scores are masked, so it may go to any slot.
         return softmax.merge(running, s, v_tile, jnp.maximum(tiles.take(rank, example) - first, 0), first)
@@ -91,7 +90,7 @@ def _backward(scale, saved, d_out):
     q, k, v, row_splits, lengths, out, log_sum = saved
     seeds, heads, dim = q.shape
     acc = accumulator(q.dtype)
-    chunk, plan = _plan(q, k, row_splits, lengths)
+    tile, chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
     queries = _queries(q, chunk)
     delta = jnp.einsum("bshd,bshd->bhs", d_out.astype(acc), out.astype(acc))
@@ -100,10 +99,10 @@ def _backward(scale, saved, d_out):
     def body(step, carry):
         dq, dk, dv = carry
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
-        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=TILE_ROWS, heads=heads) for x in (k_blocks, v_blocks))
+        k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=tile, heads=heads) for x in (k_blocks, v_blocks))
         d_tile = tiles.take(d_out, example)
         s = scale * jnp.einsum("chkd,chsd->chks", k_tile, queries, preferred_element_type=acc)
-        s = jnp.where(tiles.valid(count, TILE_ROWS)[:, None, :, None], s, -jnp.inf)
+        s = jnp.where(tiles.valid(count, tile)[:, None, :, None], s, -jnp.inf)
         p = jnp.exp(s - tiles.take(log_sum, example)[:, :, None, :])
         dp = jnp.einsum("chkd,chsd->chks", v_tile, d_tile, preferred_element_type=acc)
         ds = (p * (dp - tiles.take(delta, example)[:, :, None, :]) * scale).astype(q.dtype)
@@ -112,7 +111,7 @@ def _backward(scale, saved, d_out):
         dq = dq + jnp.einsum("chks,chkd->chsd", ds, k_tile, preferred_element_type=acc).sum(axis=0)
         return dq, tiles.store(dk, dk_tile, step * chunk, count), tiles.store(dv, dv_tile, step * chunk, count)
 
-    shape = (plan.block.shape[0], TILE_ROWS, heads, dim)
+    shape = (plan.block.shape[0], tile, heads, dim)
     carry = vary_like(k, jnp.zeros((heads, seeds, dim), acc), jnp.zeros(shape, k.dtype), jnp.zeros(shape, v.dtype))
     dq, dk, dv = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, carry)
     dq = rearrange(dq, "heads seeds dim -> seeds heads dim").astype(q.dtype)

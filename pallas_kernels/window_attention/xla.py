@@ -16,8 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
-TILE_ROWS = 32
-
 
 def window_attention(
     q: Float[Array, "rows heads dim"],
@@ -50,23 +48,25 @@ class _Pairs(NamedTuple):
     table: Int[Array, "tiles 3"]
 
 
-def _plan(window, q, row_splits, lengths) -> tuple[int, _Pairs]:
+def _plan(window, q, row_splits, lengths) -> tuple[int, int, _Pairs]:
+    """Rows of a tile, pairs of a step, and the pairs."""
     rows, heads, _ = q.shape
     left, right = (min(side, rows) for side in window)
-    chunk = tiles.chunk_tiles(heads * TILE_ROWS * TILE_ROWS)
-    plan = tiles.schedule(row_splits, lengths, rows=-(-rows // 8) * 8, tile_rows=TILE_ROWS, chunk=1)
+    size = tiles.tile_rows(rows, lengths.shape[0])
+    chunk = tiles.chunk_tiles(heads * size * size)
+    plan = tiles.schedule(row_splits, lengths, rows=-(-rows // 8) * 8, tile_rows=size, chunk=1)
     tile = jnp.arange(plan.block.shape[0], dtype=jnp.int32)
     used = plan.count > 0
     offset = jnp.where(used, plan.block * tiles.ROW_ALIGNMENT - tiles.take(row_splits, plan.example), 0)
-    low = tiles.quotient(jnp.maximum(offset - left, 0), TILE_ROWS)
+    low = tiles.quotient(jnp.maximum(offset - left, 0), size)
     last = jnp.minimum(offset + plan.count + right, tiles.take(lengths, plan.example)) - 1
-    high = tiles.quotient(jnp.maximum(last, 0), TILE_ROWS)
+    high = tiles.quotient(jnp.maximum(last, 0), size)
     each = jnp.where(used, high - low + 1, 0)
     ends = jnp.cumsum(each, dtype=jnp.int32)
-    first_key = tile - tiles.quotient(offset, TILE_ROWS) + low
+    first_key = tile - tiles.quotient(offset, size) + low
     table = jnp.stack([first_key - (ends - each), offset, plan.count], axis=1)
     padded = jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max)
-    return chunk, _Pairs(plan, *jax.lax.optimization_barrier((ends[-1], padded, table)))
+    return size, chunk, _Pairs(plan, *jax.lax.optimization_barrier((ends[-1], padded, table)))
 
 
 class _Chunk(NamedTuple):
@@ -83,7 +83,7 @@ class _Chunk(NamedTuple):
     mask: Bool[Array, "chunk queries keys"]
 
 
-def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], chunk: int, reached: Int[Array, ""]) -> _Chunk:
+def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], size: int, chunk: int, reached: Int[Array, ""]) -> _Chunk:
     """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one.
 
     Every tile in use has a pair, so a step reaches at most `chunk` tiles further: it looks at the ends of those alone.
@@ -98,20 +98,21 @@ def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], chunk: int, reached: 
     key_tile = jnp.where(used, index + shift, tile)
     _, key_offset, count = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, key_tile), 3, axis=1))
 
-    row = jnp.arange(TILE_ROWS, dtype=jnp.int32)
+    row = jnp.arange(size, dtype=jnp.int32)
     distance = (key_offset - offset)[:, None, None] + (row[None, None, :] - row[None, :, None])
     count = jnp.where(used, count, 0)[:, None, None]
     mask = (distance >= -left) & (distance <= right) & (row[None, None, :] < count)
     return _Chunk(*jax.lax.optimization_barrier((tile, key_tile, mask)))
 
 
-def _tiled(values, plan, heads):
-    return tiles.gather(tiles.to_blocks(values), plan.block, plan.count, tile_rows=TILE_ROWS, heads=heads)
+def _tiled(values, plan, size, heads):
+    return tiles.gather(tiles.to_blocks(values), plan.block, plan.count, tile_rows=size, heads=heads)
 
 
 def _rows(values, plan, dtype, rows):
     """Tiles with heads in front, back in rows."""
-    buffer = jnp.zeros((values.shape[0], TILE_ROWS, values.shape[1], values.shape[3]), dtype)
+    count, heads, size, dim = values.shape
+    buffer = jnp.zeros((count, size, heads, dim), dtype)
     return tiles.untile(tiles.store(buffer, values, jnp.int32(0), plan.count), plan.slot, rows)
 
 
@@ -123,12 +124,12 @@ def _window_attention(window, scale, q, k, v, row_splits, lengths):
 def _forward(window, scale, q, k, v, row_splits, lengths):
     rows, heads, dim = q.shape
     acc = accumulator(q.dtype)
-    chunk, pairs = _plan(window, q, row_splits, lengths)
-    q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, heads) for x in (q, k, v))
+    size, chunk, pairs = _plan(window, q, row_splits, lengths)
+    q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, size, heads) for x in (q, k, v))
 
     def body(step, carry):
         reached, running = carry
-        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk, reached)
+        tile, key_tile, mask = _chunk_of(window, pairs, step, size, chunk, reached)
         k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))
         q_tile = tiles.take(q_tiles, tile)
         s = scale * jnp.einsum("chqd,chkd->chqk", q_tile, k_tile, preferred_element_type=acc)
@@ -137,7 +138,7 @@ def _forward(window, scale, q, k, v, row_splits, lengths):
 
     slots = q_tiles.shape[0]
     steps = tiles.quotient(pairs.number + (chunk - 1), chunk)
-    start = (*vary_like(q, jnp.int32(0)), softmax.start(q, slots + chunk, heads, TILE_ROWS, dim, acc))
+    start = (*vary_like(q, jnp.int32(0)), softmax.start(q, slots + chunk, heads, size, dim, acc))
     _, running = jax.lax.fori_loop(0, steps, body, start)
     out, log_sum = softmax.finish(softmax.Running(*(x[:slots] for x in running)))
     out = _rows(out, pairs.plan, q.dtype, rows)
@@ -148,14 +149,14 @@ def _backward(window, scale, saved, d_out):
     q, k, v, row_splits, lengths, out, log_sum = saved
     rows, heads, _ = q.shape
     acc = accumulator(q.dtype)
-    chunk, pairs = _plan(window, q, row_splits, lengths)
+    size, chunk, pairs = _plan(window, q, row_splits, lengths)
     # A cotangent on a padding row may be NaN; the product is masked like every operand when it is cut into tiles.
     delta = (d_out.astype(acc) * out.astype(acc)).sum(axis=-1, keepdims=True)
-    q_tiles, k_tiles, v_tiles, d_tiles, delta = (_tiled(x, pairs.plan, heads) for x in (q, k, v, d_out, delta))
+    q_tiles, k_tiles, v_tiles, d_tiles, delta = (_tiled(x, pairs.plan, size, heads) for x in (q, k, v, d_out, delta))
 
     def body(step, carry):
         reached, dq, dk, dv = carry
-        tile, key_tile, mask = _chunk_of(window, pairs, step, chunk, reached)
+        tile, key_tile, mask = _chunk_of(window, pairs, step, size, chunk, reached)
         mask = mask.swapaxes(1, 2)
         q_tile, d_tile = (tiles.take(x, tile) for x in (q_tiles, d_tiles))
         k_tile, v_tile = (tiles.take(x, key_tile) for x in (k_tiles, v_tiles))

@@ -61,3 +61,11 @@ def test_gather_and_untile_are_inverse_and_drop_the_padding():
     rows = np.asarray(tiles.untile(buffer, plan.slot, layout.rows))
     np.testing.assert_array_equal(rows[layout.mask], values[layout.mask])
     np.testing.assert_array_equal(rows[~layout.mask], 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "size"),
+    [(8, 1, 8), (1000, 100, 8), (1599, 100, 8), (1600, 100, 16), (3200, 100, 32), (10**6, 9, 32)],
+)
+def test_tiles_are_no_larger_than_what_an_example_has_on_average(rows, batch, size):
+    assert tiles.tile_rows(rows, batch) == size
