@@ -59,7 +59,9 @@ class Trainer:
     def __init__(self, model: Kunlun, config: OptimizerConfig, *, steps: int):
         tables = list(model.tables.parameters())
         self.dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
-        self.adamw = torch.optim.AdamW(self.dense, betas=(config.b1, config.b2), weight_decay=config.weight_decay)
+        self.adamw = torch.optim.AdamW(
+            self.dense, betas=(config.b1, config.b2), weight_decay=config.weight_decay, fused=True
+        )
         self.adagrad = RowWiseAdagrad(
             tables, lr=config.table_learning_rate, initial=config.table_initial, epsilon=config.table_epsilon
         )

@@ -7,7 +7,7 @@ zero but for rounding, as that of the key bias in a softmax over all keys; so a 
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -100,9 +100,15 @@ def torch_dtype(dtype: np.dtype | type) -> torch.dtype:
     return {np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}[np.dtype(dtype)]
 
 
-def precision(dtype: str) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
     """What a comparison in "float32" or "float64" must run under."""
-    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+    if dtype == "float64":
+        # Flax's norms promote float64 with float32, which strict promotion refuses.
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+            yield
+    else:
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ mix, O for phi and for dt, the age of the event or the gap to the one before it)
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from kunlun_jax.nn.rotary import RoteConfig
 
 def rote_angles(age: Float[Tensor, "batch time"], pairs: int, config: RoteConfig) -> Float[Tensor, "batch time pairs"]:
     """Angles of `pairs` channel pairs at each event; ages in seconds, and the first event has gap 0."""
-    dt = age if config.reading == "age" else F.pad(age[:, :-1] - age[:, 1:], (1, 0))
+    dt = age if config.reading == "age" else -torch.diff(age, prepend=age[:, :1])
     # Padding behind a history looks like a negative gap; the clock of a log may step back, too.
     tau = torch.log1p(dt.clamp(min=0) / config.t_scale)
     i = torch.arange(pairs, dtype=age.dtype, device=age.device)

@@ -117,7 +117,7 @@ def into_nnx(arrays: Arrays, params: Any, tables: Mapping[str, Any], *, source: 
 
 def from_torch(model: Kunlun) -> dict[str, np.ndarray]:
     """Arrays of a model's parameters, copied."""
-    return {name: np.array(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def into_torch(arrays: Arrays, model: Kunlun, *, source: str = "weights") -> None:
@@ -127,7 +127,7 @@ def into_torch(arrays: Arrays, model: Kunlun, *, source: str = "weights") -> Non
       ValueError: see `check`, which `source` names the arrays to; the model is as it was.
     """
     state = model.state_dict()
-    check(arrays, {n: (tuple(t.shape), np.asarray(t.cpu()).dtype) for n, t in state.items()}, source=source)
+    check(arrays, {n: (tuple(t.shape), t.cpu().numpy().dtype) for n, t in state.items()}, source=source)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
 
 
