@@ -6,14 +6,16 @@ one process on the same batch, so that a busy machine slows all of them alike; t
 are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having none, or all
 "full". PyTorch pads to the longest history of the batch.
 
-What is finished in the JSON file is not run again (--fresh does). On two idle CPU cores the differences take 3
-minutes, the preset small 5 and the preset base 15 (estimates). ``--presets small --rounds 5`` is a short run. Expected:
+What the JSON file has of the same settings is not run again (--fresh does). PyTorch takes minutes to
+compile: with the cores shared with other work, one setting of small took 10 minutes; all are not yet timed. ``--presets
+small --lengths jagged --batch small 64 --rounds 5`` is a short run. Expected:
 float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
 ``experiments/results/cpu/parity.json`` and a picture beside it.
 """
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -182,7 +184,7 @@ def speed(schema: Schema, config: TrainConfig, lengths: Lengths, size: int, roun
         "batch": size,
         "mean_events": {name: float(n.mean()) for name, n in events.items()},
         "longest_events": {name: int(n.max()) for name, n in events.items()},
-        "load_average": load,
+        "load_average_before_and_after": [load, os.getloadavg()],
         "seconds": seconds,
         "first_call_seconds": first,
         "examples_per_second": {name: size / statistics.median(s) for name, s in seconds.items()},
@@ -250,29 +252,30 @@ def main(arguments: list[str] | None = None) -> int:
     args = tyro.cli(Arguments, args=arguments, prog="experiments.parity", description=__doc__)
     torch.set_num_threads(args.threads)
     schema = SyntheticSource(SyntheticConfig()).schema
-    result: dict[str, Any] = {"differences": {}, "speed": {}}
+    result: dict[str, Any] = {"differences": {}, "speed": {}, "made_by": {}}
     if args.out.exists() and not args.fresh:
         result |= json.loads(args.out.read_text())
+    part_settings = {name: made["settings"] for name, made in result["made_by"].items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def cell(part: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
-        if name not in result[part]:
+    def cell(part: str, name: str, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
+        if part_settings.get(f"{part} {name}") != settings:
             print(f"{part} of {name} ...", file=sys.stderr)
-            done = {"torch": torch.__version__, "torch_threads": args.threads, "environment": environment()}
             result[part][name] = run()
-            result.setdefault("made_by", {})[f"{part} {name}"] = done
+            result["made_by"][f"{part} {name}"] = {"settings": settings, "environment": environment()}
             write_atomic(args.out, json.dumps(result, indent=2) + "\n")
 
     for preset in args.presets:
         config = PRESETS[preset][1]
         for dtype in ("float64", "float32"):
-            cell("differences", f"{preset} {dtype}", lambda c=config, d=dtype: differences(schema, c, d))
+            run = functools.partial(differences, schema, config, dtype)
+            cell("differences", f"{preset} {dtype}", {"torch": torch.__version__}, run)
     for preset in args.presets:
         config, size = PRESETS[preset][1], dict(args.batch)[preset]
         for lengths in args.lengths:
-            cell(
-                "speed", f"{preset} {lengths}", lambda c=config, n=size, x=lengths: speed(schema, c, x, n, args.rounds)
-            )
+            settings = {"torch": torch.__version__, "batch": size, "rounds": args.rounds, "threads": args.threads}
+            run = functools.partial(speed, schema, config, lengths, size, args.rounds)
+            cell("speed", f"{preset} {lengths}", settings, run)
     print(table(result))
     picture(result, args.out.with_suffix(".png"))
     print(f"written to {args.out}")
