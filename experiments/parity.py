@@ -238,6 +238,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         rates = [numbers["examples_per_second"][f"{task}/{name}"] for _, numbers, task in rows]
         right.bar([i + shift for i in range(len(rows))], rates, 0.26, color=color, label=name)
     right.set_yscale("log")
+    right.set_ylim(bottom=1)
     right.set_xticks(range(len(rows)), [label for label, _, _ in rows], fontsize=7)
     right.set_ylabel("examples/s (median)")
     right.legend(frameon=False, fontsize=8)
