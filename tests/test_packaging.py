@@ -1,5 +1,6 @@
 """The locks, and that the core needs nothing but the core lock."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_what_core_installs_dev_keeps():
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("core", ()), ("dev", ("dev", "notebooks", "tensorboard")), ("newest", ())]
+    ("lock", "extras"), [("core", ()), ("dev", ("dev", "notebooks", "tensorboard", "torch")), ("newest", ())]
 )
 def test_locks_cover_the_project(lock, extras):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -66,8 +67,8 @@ def test_locks_cover_the_project(lock, extras):
     assert names <= set(pins(REQUIREMENTS / f"{lock}.txt"))
 
 
-@pytest.mark.parametrize("lock", LOCKS)
-def test_no_lock_brings_torch_triton_or_cuda(lock):
+@pytest.mark.parametrize("lock", ["core", "newest"])
+def test_no_lock_but_that_of_development_brings_triton_or_cuda(lock):
     assert not [
         name
         for name in pins(REQUIREMENTS / f"{lock}.txt")
@@ -75,13 +76,37 @@ def test_no_lock_brings_torch_triton_or_cuda(lock):
     ]
 
 
+def imports_torch(path: Path) -> bool:
+    """Whether a file imports torch, safetensors, or the package that does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.split(".")[0] in ("torch", "safetensors") or "torch_reference" in name.split("."):
+                return True
+    return False
+
+
+def test_torch_is_imported_in_the_reference_and_where_it_is_compared_alone():
+    files = [
+        path
+        for package in ("kunlun_jax", "pallas_kernels", "experiments")
+        for path in (REPOSITORY / package).rglob("*.py")
+    ]
+    importing = {path.relative_to(REPOSITORY).as_posix() for path in files if imports_torch(path)}
+    reference = {name for name in importing if name.startswith("kunlun_jax/torch_reference/")}
+    assert len(reference) >= 10
+    assert importing - reference <= {"experiments/parity.py"}
+
+
 def test_the_core_imports_without_any_extra(tmp_path):
     """In a process where the packages of every extra are absent; a warning there is an error, too."""
     program = """
         import importlib, pkgutil, sys
 
-        absent = ["torch", "triton", "jax_triton", "jax_cuda13_plugin", "jax_cuda13_pjrt", "tensorboardX", "tensorflow",
-                  "beartype", "hypothesis", "pytest", "sklearn", "IPython", "nbformat"]
+        absent = ["torch", "safetensors", "triton", "jax_triton", "jax_cuda13_plugin", "jax_cuda13_pjrt",
+                  "tensorboardX", "tensorflow", "beartype", "hypothesis", "pytest", "sklearn", "IPython", "nbformat"]
         sys.modules.update(dict.fromkeys(absent))
 
         import kunlun_jax, pallas_kernels

@@ -96,8 +96,9 @@ class KunlunConfig:
     """Activation of every plain MLP (O)."""
     dropout: float = 0.0
     """Dropout rate on the head's input (O)."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the computation; parameters are float32. auto: bfloat16 on a GPU, float32 elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Of the computation; parameters are float32. auto: bfloat16 on a GPU, float32 elsewhere. float64 is for comparing
+    implementations: it needs jax.enable_x64, and parameters, tables and batches that are cast to it."""
     implementation: str | None = None
     """Of the jagged operators; None picks by device and logs which."""
 
@@ -120,6 +121,8 @@ class KunlunConfig:
         """The dtype that `dtype` means on this machine."""
         if self.dtype == "auto":
             return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:
+            raise ValueError("model.dtype is 'float64', in which JAX computes only under jax.enable_x64(True)")
         return jnp.dtype(self.dtype)
 
     def for_event(self, name: str) -> EventConfig:

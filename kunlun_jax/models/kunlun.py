@@ -31,6 +31,7 @@ from kunlun_jax.nn.ffn import PersonalizedFFN
 from kunlun_jax.nn.interaction import GlobalInteraction
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from kunlun_jax.nn.pooling import make_pooling
+from pallas_kernels.dispatch import accumulator
 from pallas_kernels.jagged import zero_padding
 
 
@@ -181,11 +182,15 @@ class Kunlun(nnx.Module):
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
     ) -> Float[Array, "batch tasks"]:
-        """Logits, float32. `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given."""
+        """Logits, float32 (float64 where that is the dtype of the computation).
+
+        `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given.
+        """
         *_, (x, _, _) = self.states(batch, embedded)
         x = rearrange(x, "batch tokens dim -> batch (tokens dim)")
         x = self.dropout(x, deterministic=dropout is None, rngs=dropout)
-        return self.head(x).astype(jnp.float32)
+        logits = self.head(x)
+        return logits.astype(accumulator(logits.dtype))
 
     def states(
         self, batch: Batch, embedded: Embedded

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.rotary import RoteConfig, event_times, rotate
+from pallas_kernels.dispatch import accumulator
 from pallas_kernels.window_attention import shapes
 from pallas_kernels.window_attention.api import window_attention
 
@@ -44,8 +45,8 @@ class WindowAttention(nnx.Module):
             raise ValueError(
                 f"dim is {dim} and heads {heads}; ROTE turns pairs of channels, so a head needs an even whole width"
             )
-        # Norms compute in float32 whatever the rest computes in.
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        # Norms compute in float32 where the rest computes in bfloat16.
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.heads, self.dim, self.window, self.rote = heads, dim, window, rote

@@ -71,8 +71,8 @@ class ContextTokens(nnx.Module):
             x = jnp.einsum("bne,ned->bnd", x, self.project[...].astype(self.dtype))
         if self.dense is None:
             return x
-        # In float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
-        mean, std = np.asarray([self.moments.mean], np.float32), np.asarray([self.moments.std], np.float32)
+        # In the batch's float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
+        mean, std = (np.asarray([x], batch.dense.dtype) for x in (self.moments.mean, self.moments.std))
         dense = self.dense(((batch.dense - mean) / std).astype(self.dtype))
         dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return jnp.concatenate([dense, x], axis=1) if self.embedded else dense

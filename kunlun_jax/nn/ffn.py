@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels.dispatch import accumulator
 from pallas_kernels.gdpa import shapes
 from pallas_kernels.gdpa.api import gdpa
 
@@ -98,13 +99,13 @@ class PersonalizedFFN(nnx.Module):
 
 
 def layer_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
-    """Zero mean and unit variance over channels, computed in float32, no affine parameters."""
-    y = x.astype(jnp.float32)
+    """Zero mean and unit variance over channels, computed in float32 or better, no affine parameters."""
+    y = x.astype(accumulator(x.dtype))
     y = y - y.mean(-1, keepdims=True)
     return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
-    """Unit root mean square over channels, computed in float32, no affine parameters."""
-    y = x.astype(jnp.float32)
+    """Unit root mean square over channels, computed in float32 or better, no affine parameters."""
+    y = x.astype(accumulator(x.dtype))
     return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.nn.mlp import MLP, linear_flops
+from pallas_kernels.dispatch import accumulator
 
 
 class WukongExpert(nnx.Module):
@@ -39,12 +40,13 @@ class WukongExpert(nnx.Module):
     ):
         init = nnx.initializers.normal(tokens_in**-0.5)
         self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
-        # Norms compute in float32 whatever the rest computes in.
-        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        # Norms compute in float32 where the rest computes in bfloat16.
+        norm_dtype = accumulator(jnp.dtype(dtype))
+        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
         self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
         self.residual = nnx.Linear(tokens_in, fm_tokens + linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels.dispatch import accumulator
 from pallas_kernels.seed_attention import shapes
 from pallas_kernels.seed_attention.api import seed_attention
 
@@ -41,7 +42,8 @@ class SeedAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.seeds = nnx.Param(jax.random.normal(rngs.params(), (seeds, dim), jnp.float32))
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=jnp.float32, rngs=rngs) if norm_seeds else None
+        norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
+        self.norm = nnx.LayerNorm(dim, **norm) if norm_seeds else None
         self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
         self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)

@@ -50,12 +50,12 @@ def rotate(
     tau: Float[Array, " rows"],
     config: RoteConfig,
 ) -> Float[Array, "rows heads dim"]:
-    """Turns channel pairs ``(i, i + dim / 2)`` of `x`; norms stay. `dim` must be even."""
+    """Turns channel pairs ``(i, i + dim / 2)`` of `x`, by angles in the dtype of `tau`. `dim` must be even."""
     pairs = x.shape[-1] // 2
-    exponent = jnp.arange(pairs, dtype=jnp.float32) / pairs
-    angle = jnp.zeros((x.shape[0], pairs), jnp.float32)
+    exponent = jnp.arange(pairs, dtype=tau.dtype) / pairs
+    angle = jnp.zeros((x.shape[0], pairs), tau.dtype)
     if config.position:
-        angle += positions.astype(jnp.float32)[:, None] * (config.base**-exponent)[None, :]
+        angle += positions.astype(tau.dtype)[:, None] * (config.base**-exponent)[None, :]
     if config.time:
         angle += tau[:, None] * (config.time_base**-exponent)[None, :]
     cos, sin = (f(angle)[:, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))

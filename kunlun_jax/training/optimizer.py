@@ -84,7 +84,7 @@ def row_wise_adagrad(learning_rate: float, initial: float = 0.0, epsilon: float 
     """
 
     def init(params):
-        return RowWiseAdagradState(jax.tree.map(lambda p: jnp.full(p.shape[:1], initial, jnp.float32), params))
+        return RowWiseAdagradState(jax.tree.map(lambda p: jnp.full(p.shape[:1], initial, p.dtype), params))
 
     def update(updates, state, params=None):
         del params

@@ -1,0 +1,296 @@
+"""Is the PyTorch twin the same model, and which is faster here? ``python -m experiments.parity``.
+
+First the differences by part, forward and gradient, in float64 and float32, of presets with new weights carried over to
+the twin. Then examples/s of the training step and of inference: JAX, PyTorch eager and PyTorch compiled take turns in
+one process on the same batch, so that a busy machine slows all of them alike; the median over rounds counts. Histories
+are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having none, or all
+"full". PyTorch pads to the longest history of the batch.
+
+What the JSON file has of the same settings is not run again (--fresh does). PyTorch takes minutes to
+compile: with the cores shared with other work, one setting of small took 10 minutes; all are not yet timed. ``--presets
+small --lengths jagged --batch small 64 --rounds 5`` is a short run. Expected:
+float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
+``experiments/results/cpu/parity.json`` and a picture beside it.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import torch
+import tyro
+from flax import nnx
+from matplotlib.figure import Figure
+
+from experiments.configs import PRESETS
+from kunlun_jax.batch import Batch
+from kunlun_jax.config import TrainConfig
+from kunlun_jax.data.dataset import EventRows, Ragged, Rows
+from kunlun_jax.data.pack import capacity_names, pack
+from kunlun_jax.data.schema import Categorical, Schema
+from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
+from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.nn.embedding import init_tables
+from kunlun_jax.torch_reference import parity
+from kunlun_jax.torch_reference.batch import from_packed
+from kunlun_jax.torch_reference.optimizer import Trainer as TorchTrainer
+from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.training.step import Trainer
+from pallas_kernels.jagged import aligned
+
+Lengths = Literal["jagged", "full"]
+LIMITS = (1e-10, 1e-8)
+"""Largest relative differences in float64, of outputs and of gradients."""
+MEAN = 0.073
+"""Mean length over the longest: KuaiRand-Pure's impressions, 5.1 of 70, are near an exponential distribution."""
+STEPS = 1000
+"""Of the run whose schedule the optimizers follow."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the comparison."""
+
+    presets: tuple[str, ...] = ("small", "base")
+    """Presets to compare and to time."""
+    lengths: tuple[Lengths, ...] = ("jagged", "full")
+    """Lengths of histories to time."""
+    batch: tuple[tuple[str, int], ...] = (("small", 256), ("base", 16))
+    """Examples of a batch by preset, for the speed; base's own 1024 take minutes a step on a CPU."""
+    rounds: int = 7
+    """Times that each is measured, in turn with the others; the median is reported."""
+    threads: int = 2
+    """Threads of PyTorch; JAX takes all cores."""
+    fresh: bool = False
+    """Whether to run again what the file has."""
+    out: Path = Path("experiments/results/cpu/parity.json")
+    """JSON file for the result; the picture goes beside it."""
+
+    def __post_init__(self):
+        lacking = sorted(set(self.presets) - set(PRESETS) | set(self.presets) - set(dict(self.batch)))
+        if lacking:
+            raise ValueError(f"presets names {lacking}; use those of {sorted(PRESETS)} that batch gives a size")
+        if self.rounds < 5:
+            raise ValueError(f"rounds is {self.rounds}; a median of fewer than 5 says little")
+
+
+def random_batch(schema: Schema, size: int, longest: int, lengths: Lengths, seed: int = 0) -> Batch:
+    """A batch of random ids and numbers with histories of at most `longest` events."""
+    rng = np.random.default_rng(seed)
+    request = 1_700_000_000_000 + rng.integers(0, 10**6, size)
+
+    def ids(count: int, features: tuple[Categorical, ...]) -> np.ndarray:
+        columns = [rng.integers(0, feature.size, count) for feature in features]
+        return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.int64)
+
+    def history(event) -> EventRows:
+        count = np.full(size, longest)
+        if lengths == "jagged":
+            count = np.minimum(rng.exponential(MEAN * longest, size).astype(np.int64), longest)
+        splits = np.concatenate([[0], np.cumsum(count)])
+        age = np.concatenate([np.zeros(0), *(np.sort(rng.exponential(5e8, n))[::-1] for n in count)]).astype(np.int64)
+        dense = rng.normal(size=(splits[-1], len(event.dense))).astype(np.float32)
+        return EventRows(ids(splits[-1], event.categorical), dense, np.repeat(request, count) - age - 1, splits, count)
+
+    lists = {
+        feature.name: Ragged(ids(2 * size, (feature,))[:, 0], 2 * np.arange(size + 1))
+        for feature in schema.multi_valued
+    }
+    rows = Rows(
+        row=np.arange(size),
+        categorical=ids(size, schema.categorical),
+        multi_valued=lists,
+        dense=rng.normal(size=(size, len(schema.dense))).astype(np.float32),
+        events={event.name: history(event) for event in schema.events},
+        labels=rng.integers(0, 2, (size, len(schema.tasks))).astype(np.float32),
+        weights=np.ones(size, np.float32),
+        request_time_ms=request,
+    )
+    needed = {name: aligned(np.diff(events.splits)).sum() for name, events in rows.events.items()}
+    return pack(schema, rows, size, {name: int(needed.get(name, 8 * size)) for name in capacity_names(schema)})[0]
+
+
+def make_pair(schema: Schema, config: TrainConfig, dtype: str) -> parity.Pair:
+    """A preset with new weights, and its twin."""
+    model_config = dataclasses.replace(config.model, dtype=dtype)
+    model = Kunlun(schema, model_config, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+    scale = model_config.embedding_scale
+    tables = init_tables(model.schema, model_config.embedding_dim, scale=scale, key=jax.random.key(0))
+    return parity.Pair.of(model, tables, schema, model_config)
+
+
+def differences(schema: Schema, config: TrainConfig, dtype: str) -> dict[str, Any]:
+    """Kind of part -> relative differences of outputs and of gradients, None where there are none."""
+    with parity.precision(dtype):
+        batch = random_batch(schema, 8, config.loader.max_events, "jagged", seed=1)
+        return dict(parity.compare(make_pair(schema, config, dtype), batch).by_kind())
+
+
+def subjects(schema: Schema, config: TrainConfig, batch: Batch) -> dict[str, Callable[[], Any]]:
+    """What is timed: "train/jax" -> a call that returns when its work is done."""
+    pair = make_pair(schema, config, "float32")
+    trainer = Trainer(pair.model(pair.params), config.optimizer, steps=STEPS, log_every=20, seed=0)
+    state, on_device, padded = trainer.init(), jax.device_put(batch), from_packed(batch)
+    kept = trainer.init()
+
+    def jax_train() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(trainer.step(state, on_device))
+
+    runs: dict[str, Callable[[], Any]] = {
+        "train/jax": jax_train,
+        "predict/jax": lambda: jax.block_until_ready(trainer.predict(kept, on_device)),
+    }
+    for name in ("eager", "compiled"):
+        learner = TorchTrainer(copy.deepcopy(pair.twin), config.optimizer, steps=STEPS)
+        fixed = copy.deepcopy(pair.twin).eval()
+        forward: Callable = fixed
+        if name == "compiled":
+            learner.forward, forward = torch.compile(learner.model), torch.compile(fixed)
+        runs[f"train/torch {name}"] = lambda learner=learner: learner.step(padded)
+        runs[f"predict/torch {name}"] = lambda forward=forward: torch.no_grad()(forward)(padded)
+    return runs
+
+
+def speed(schema: Schema, config: TrainConfig, lengths: Lengths, size: int, rounds: int) -> dict[str, Any]:
+    """Examples/s of each subject, the median over rounds in which all take turns."""
+    batch = random_batch(schema, size, config.loader.max_events, lengths)
+    load = os.getloadavg()
+    runs = subjects(schema, config, batch)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    first = {}
+    for name, run in runs.items():
+        began = time.perf_counter()
+        run()
+        first[name] = time.perf_counter() - began
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    events = {name: np.asarray(packed.lengths) for name, packed in batch.events.items()}
+    return {
+        "batch": size,
+        "mean_events": {name: float(n.mean()) for name, n in events.items()},
+        "longest_events": {name: int(n.max()) for name, n in events.items()},
+        "load_average_before_and_after": [load, os.getloadavg()],
+        "seconds": seconds,
+        "first_call_seconds": first,
+        "examples_per_second": {name: size / statistics.median(s) for name, s in seconds.items()},
+    }
+
+
+def ratio(cell: dict[str, Any], task: str) -> float:
+    """Examples/s of JAX over those of the better PyTorch mode."""
+    rates = {name.removeprefix(f"{task}/"): rate for name, rate in cell["examples_per_second"].items() if task in name}
+    return rates.pop("jax") / max(rates.values())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers for a person."""
+    lines = [f"{'preset, dtype, part':<36} {'output':>9} {'gradient':>9}"]
+    for cell, kinds in result["differences"].items():
+        for kind, row in kinds.items():
+            lines.append(f"{cell + ' ' + kind:<36} " + " ".join(f"{'-' if x is None else f'{x:.1e}':>9}" for x in row))
+    lines.append(f"\n{'examples/s':<24} {'jax':>9} {'eager':>9} {'compiled':>9}  jax / best of torch")
+    for cell, numbers in result["speed"].items():
+        for task in ("train", "predict"):
+            rates = [numbers["examples_per_second"][f"{task}/{x}"] for x in ("jax", "torch eager", "torch compiled")]
+            lines.append(
+                f"{cell + ' ' + task:<24} " + " ".join(f"{x:9.1f}" for x in rates) + f"  {ratio(numbers, task):.2f}"
+            )
+    return "\n".join(lines)
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Differences by part, and examples/s by setting."""
+    figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for cell, kinds in result["differences"].items():
+        for index, (marker, what) in enumerate((("o", "output"), ("x", "gradient"))):
+            found = {kind: max(row[index], 1e-18) for kind, row in kinds.items() if row[index] is not None}
+            color = "#2f6fb0" if "float64" in cell else "#c8553d"
+            left.plot([parity.KINDS.index(k) for k in found], list(found.values()), marker, color=color, alpha=0.6)
+            left.plot([], [], marker, color=color, label=f"{cell.split()[1]}, {what}") if "small" in cell else None
+    left.set_yscale("log")
+    left.set_xticks(range(len(parity.KINDS)), parity.KINDS, rotation=35, ha="right", fontsize=8)
+    left.set_ylabel("largest relative difference")
+    left.legend(frameon=False, fontsize=8)
+    rows = [
+        (f"{cell}\n{task}", numbers, task) for cell, numbers in result["speed"].items() for task in ("train", "predict")
+    ]
+    for shift, name, color in (
+        (-0.27, "jax", "#2f6fb0"),
+        (0, "torch eager", "#999999"),
+        (0.27, "torch compiled", "#444444"),
+    ):
+        rates = [numbers["examples_per_second"][f"{task}/{name}"] for _, numbers, task in rows]
+        right.bar([i + shift for i in range(len(rows))], rates, 0.26, color=color, label=name)
+    right.set_yscale("log")
+    right.set_ylim(bottom=1)
+    right.set_xticks(range(len(rows)), [label for label, _, _ in rows], fontsize=7)
+    right.set_ylabel("examples/s (median)")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, compares, prints and writes; returns the exit code."""
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.parity", description=__doc__)
+    torch.set_num_threads(args.threads)
+    schema = SyntheticSource(SyntheticConfig()).schema
+    result: dict[str, Any] = {"differences": {}, "speed": {}, "made_by": {}}
+    if args.out.exists() and not args.fresh:
+        result |= json.loads(args.out.read_text())
+    part_settings = {name: made["settings"] for name, made in result["made_by"].items()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def cell(part: str, name: str, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> None:
+        if part_settings.get(f"{part} {name}") != settings:
+            print(f"{part} of {name} ...", file=sys.stderr)
+            result[part][name] = run()
+            result["made_by"][f"{part} {name}"] = {"settings": settings, "environment": environment()}
+            write_atomic(args.out, json.dumps(result, indent=2) + "\n")
+
+    for preset in args.presets:
+        config = PRESETS[preset][1]
+        for dtype in ("float64", "float32"):
+            run = functools.partial(differences, schema, config, dtype)
+            cell("differences", f"{preset} {dtype}", {"torch": torch.__version__}, run)
+    for preset in args.presets:
+        config, size = PRESETS[preset][1], dict(args.batch)[preset]
+        for lengths in args.lengths:
+            settings = {"torch": torch.__version__, "batch": size, "rounds": args.rounds, "threads": args.threads}
+            run = functools.partial(speed, schema, config, lengths, size, args.rounds)
+            cell("speed", f"{preset} {lengths}", settings, run)
+    print(table(result))
+    picture(result, args.out.with_suffix(".png"))
+    print(f"written to {args.out}")
+    wrong = [
+        f"{name}, {kind}: {row}"
+        for name, kinds in result["differences"].items()
+        if "float64" in name
+        for kind, row in kinds.items()
+        if any(x is not None and not x <= limit for x, limit in zip(row, LIMITS, strict=True))
+    ]
+    for line in wrong:
+        print(f"error: differs by more than {LIMITS}: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

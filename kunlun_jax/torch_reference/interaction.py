@@ -1,0 +1,59 @@
+"""GlobalInteraction: a mixture of Wukong experts over context and history tokens.
+
+expert:  X' = LN([FMB(X) | LCB(X)] + W_r X)                                      Wukong (P)
+FM(X) = (X X^T) Y,  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+mixture: M experts in parallel, expert m on tokens m, m + M, m + 2M ..., outputs side by side   Kunlun (R; parts O)
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kunlun_jax.torch_reference.mlp import MLP
+
+
+class WukongExpert(nn.Module):
+    """One Wukong layer, ``tokens_in -> fm_tokens + linear_tokens`` tokens; `rank` columns of Y, `hidden` of the MLP."""
+
+    def __init__(
+        self,
+        tokens_in: int,
+        dim: int,
+        *,
+        fm_tokens: int,
+        linear_tokens: int,
+        rank: int,
+        hidden: tuple[int, ...],
+        activation: str,
+    ):
+        super().__init__()
+        self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5)
+        self.fm_norm = nn.LayerNorm(tokens_in * rank, eps=1e-5)
+        self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation)
+        self.linear = nn.Linear(tokens_in, linear_tokens, bias=False)
+        self.residual = nn.Linear(tokens_in, fm_tokens + linear_tokens, bias=False)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.fm_tokens = fm_tokens
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
+        """`fm_tokens` tokens of products, then `linear_tokens` of linear maps."""
+        products = x @ x.transpose(1, 2) @ self.fm_map
+        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
+        fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
+        lcb, residual = (layer(x.transpose(1, 2)).transpose(1, 2) for layer in (self.linear, self.residual))
+        return self.norm(torch.cat([fmb, lcb], dim=1) + residual)
+
+
+class GlobalInteraction(nn.Module):
+    """`experts` Wukong experts over `tokens_in` tokens of width `dim`; `expert` are their sizes."""
+
+    def __init__(self, tokens_in: int, dim: int, *, experts: int, **expert):
+        super().__init__()
+        self.experts = nn.ModuleList(
+            WukongExpert(len(range(m, tokens_in, experts)), dim, **expert) for m in range(experts)
+        )
+
+    def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
+        """The tokens of expert 0, then those of expert 1, ..."""
+        return torch.cat([expert(x[:, m :: len(self.experts)]) for m, expert in enumerate(self.experts)], dim=1)

@@ -1,0 +1,65 @@
+"""Pooling a history into a fixed number of tokens.
+
+PMA:  H = MHA(Q_learned, S, S)                                                    InterFormer (P)
+HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave    Kunlun (R, sizes r)
+H = sum_{i=1..k} Z_i^T H_seed W_i                                           SumKronLinear (R)
+"""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from kunlun_jax.torch_reference.operators import seed_attention
+
+
+class SeedAttention(nn.Module):
+    """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it stands, HSP with `norm_seeds`."""
+
+    def __init__(self, seeds: int, dim: int, *, heads: int, norm_seeds: bool):
+        super().__init__()
+        self.seeds = nn.Parameter(torch.randn(seeds, dim))
+        self.norm = nn.LayerNorm(dim, eps=1e-5) if norm_seeds else nn.Identity()
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.heads = heads
+
+    def forward(
+        self, events: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch seeds dim"]:
+        """H_seed; without events it is the bias of the last map."""
+        q = rearrange(self.query(self.norm(self.seeds)), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
+        k, v = rearrange(
+            self.key_value(events), "batch time (two heads dim) -> two batch time heads dim", two=2, heads=self.heads
+        )
+        return self.out(rearrange(seed_attention(q, k, v, mask), "batch seeds heads dim -> batch seeds (heads dim)"))
+
+
+class SumKronLinear(nn.Module):
+    """Y = sum_i Z_i^T H W_i, with Z_i ``[seeds, tokens]`` and W_i ``[dim, dim]``, i = 1 .. rank."""
+
+    def __init__(self, seeds: int, tokens: int, dim: int, rank: int):
+        super().__init__()
+        self.token_maps = nn.Parameter(torch.randn(rank, seeds, tokens) * (seeds * rank) ** -0.5)
+        self.channel_maps = nn.Parameter(torch.randn(rank, dim, dim) * dim**-0.5)
+
+    def forward(self, x: Float[Tensor, "batch seeds dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Y of each example."""
+        mixed = einsum(self.token_maps, x, "rank seeds tokens, batch seeds dim -> rank batch tokens dim")
+        return einsum(mixed, self.channel_maps, "rank batch tokens dim, rank dim out -> batch tokens out")
+
+
+class HSP(nn.Module):
+    """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`."""
+
+    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int):
+        super().__init__()
+        self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True)
+        self.condense = SumKronLinear(seeds, tokens, dim, rank)
+
+    def forward(
+        self, events: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """H of each history."""
+        return self.condense(self.attention(events, mask))
