@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -111,3 +112,12 @@ def test_each_event_type_gets_its_own():
 def test_compute_dtype():
     assert KunlunConfig(dtype="bfloat16").compute_dtype == jnp.bfloat16
     assert KunlunConfig(dtype="auto").compute_dtype == jnp.float32  # on a CPU
+
+
+def test_float64_needs_x64():
+    with pytest.raises(
+        ValueError, match=r"model\.dtype is 'float64', in which JAX computes only under jax\.enable_x64"
+    ):
+        _ = KunlunConfig(dtype="float64").compute_dtype
+    with jax.enable_x64(True):
+        assert KunlunConfig(dtype="float64").compute_dtype == jnp.float64
