@@ -127,6 +127,9 @@ class Kunlun(nnx.Module):
         of the last layer.
       dense_moments: of the dense features (`kunlun_jax.data.dataset`), used if config.standardize; None: as they are.
       rngs: stream "params".
+
+    Raises:
+      ValueError: an event type has a name that `nnx.Dict` needs, or `base_rate` does not fit the tasks.
     """
 
     def __init__(
@@ -139,6 +142,13 @@ class Kunlun(nnx.Module):
         rngs: nnx.Rngs,
     ):
         types = config.event_types(tuple(event.name for event in schema.events))
+        # Modules by event type are attributes of nnx.Dict, so one called "items" would stand in for its method.
+        taken = [name for name in types if hasattr(nnx.Dict, name)]
+        if taken:
+            raise ValueError(
+                f"schema {schema.name!r} has event types {taken}, names that flax.nnx.Dict needs itself; rename them, "
+                f"e.g. {taken[0]!r} to '{taken[0]}_event'"
+            )
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in types))
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale

@@ -214,6 +214,13 @@ def test_an_event_type_that_the_schema_lacks():
         tiny_model(skip_events=("like",))
 
 
+def test_an_event_type_with_the_name_of_a_method_of_nnx_dict():
+    event = dataclasses.replace(SCHEMA.events[0], name="items")
+    schema = dataclasses.replace(SCHEMA, events=(event, *SCHEMA.events[1:]))
+    with pytest.raises(ValueError, match=r"event types \['items'\].*rename them"):
+        Kunlun(schema, CONFIG, base_rate=(0.1, 0.2), rngs=nnx.Rngs(params=jax.random.key(0)))
+
+
 def test_layers_hold_what_the_plan_says():
     for changes in (
         {},
