@@ -6,10 +6,9 @@ one process on the same batch, so that a busy machine slows all of them alike; t
 are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having none, or all
 "full". PyTorch pads to the longest history of the batch.
 
-What the JSON file has of the same settings is not run again (--fresh does). PyTorch takes minutes to
-compile: with the cores shared with other work, one setting of small took 10 minutes; all are not yet timed. ``--presets
-small --lengths jagged --batch small 64 --rounds 5`` is a short run. Expected:
-float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
+What the JSON file has of the same settings is not run again (--fresh does). ``--presets small --lengths jagged
+--rounds 5`` takes 4 minutes on two idle cores, mostly for PyTorch to compile; the other settings are not yet timed.
+Expected: float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
 ``experiments/results/cpu/parity.json`` and a picture beside it.
 """
 
