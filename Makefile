@@ -12,7 +12,7 @@ VENV_LOCK ?= .venv-lock
 PY := $(VENV)/bin/python
 
 # XLA allocates a step's temporary memory anew each time, and glibc fetches it from the kernel page by page: with huge
-# pages a step of the small preset takes 357 page faults instead of 46,857 (LOG.md).
+# pages a step of the KuaiRand preset takes 357 page faults instead of 46,857 (LOG.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
