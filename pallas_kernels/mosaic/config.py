@@ -1,0 +1,45 @@
+"""Block sizes of a Mosaic kernel, and where they come from."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of one streaming kernel; a tile's width is always the whole head.
+
+    Attributes:
+      block: streamed rows of a step, a multiple of 16.
+      stages: slots for streamed tiles, at least 2.
+      stationary_stages: slots for stationary tiles of each compute warpgroup, 1 or 2.
+      units: stationary tiles worked on at once, one for each compute warpgroup, 1 or 2.
+      run: stationary tiles that a unit takes one after the other in one item. More than 1 needs all streamed tiles of
+        an example to fit in the slots at once; they are then loaded once for the whole run.
+      polynomial: share of the scores, in eighths, whose activation uses polynomials on the FMA units instead of the
+        special-function units.
+      weights_in_smem: on sm_90, hand the weights to the second product through shared memory and not in registers.
+        Slower, and the only way that the interpreter knows.
+      ping_pong: on sm_90, let the two compute warpgroups take turns on the tensor cores.
+    """
+
+    block: int = 128
+    stages: int = 2
+    stationary_stages: int = 1
+    units: int = 2
+    run: int = 1
+    polynomial: int = 0
+    weights_in_smem: bool = False
+    ping_pong: bool = True
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("stages", 2, 8),
+            ("stationary_stages", 1, 2),
+            ("units", 1, 2),
+            ("run", 1, 64),
+            ("polynomial", 0, 8),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"Config.{name} is {value}; it must be {low} to {high}")
+        if self.block % 16 or not 16 <= self.block <= 256:
+            raise ValueError(f"Config.block is {self.block}; it must be a multiple of 16, 16 to 256")

@@ -1,0 +1,128 @@
+"""The work list of a Mosaic kernel: who computes which rows against which, made on the device from the offsets.
+
+A kernel keeps a tile of rows (the stationary side) and streams the rows of the same example past it (the streamed
+side). In the forward pass and for dq the queries stay and the keys stream; for dk and dv it is the other way round. An
+item of the list is a run of stationary tiles of one example. The list has a static bound and a count of the items in
+use; a persistent kernel, one block for each multiprocessor, deals them out in turns that reverse each round, so the
+longest items, which come first, do not all fall to the same block. Items cover every row of the stationary array that
+an example owns, and those behind the last one, so that the kernel writes all of its output and nothing is zeroed first.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.jagged import ROW_ALIGNMENT
+
+FIELDS = 8
+ROW, COUNT, EXTENT, OTHER_ROW, OTHER_COUNT = range(5)
+
+
+class Side(NamedTuple):
+    """Where the rows of each example are in one packed array.
+
+    Attributes:
+      start: first row, int32.
+      length: rows that hold something, int32.
+      extent: rows up to the next example's, multiple of 8, int32; those behind `length` are written as zeros.
+      rows: static, rows of the array; those behind the last example belong to nobody.
+    """
+
+    start: Int[Array, " batch"]
+    length: Int[Array, " batch"]
+    extent: Int[Array, " batch"]
+    rows: int
+
+
+class WorkList(NamedTuple):
+    """Items of work, longest first where that was asked for.
+
+    Attributes:
+      items: int32; the columns are `ROW` (first stationary row), `COUNT` (its rows that hold something, may be 0),
+        `EXTENT` (its rows to write), `OTHER_ROW` and `OTHER_COUNT` (streamed rows), then zeros up to `FIELDS`.
+      used: ``[1]`` int32, items in use.
+    """
+
+    items: Int[Array, "items fields"]
+    used: Int[Array, "1"]
+
+
+def packed(row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], rows: int) -> Side:
+    """The side of a jagged array of `rows` rows, see `pallas_kernels.jagged`."""
+    return Side(row_splits[:-1], lengths, row_splits[1:] - row_splits[:-1], rows)
+
+
+def dense(batch: int, keys: int) -> Side:
+    """The side of ``[batch, keys, ...]`` seen as ``[batch * keys, ...]``."""
+    each = jnp.full(batch, keys, jnp.int32)
+    return Side(jnp.arange(batch, dtype=jnp.int32) * keys, each, each, batch * keys)
+
+
+def capacity(side: Side, item_rows: int) -> int:
+    """Most items of `item_rows` rows that the rows of this side can need, the ones behind the last example included."""
+    segments, blocks, per_item = side.start.shape[0] + 1, side.rows // ROW_ALIGNMENT, item_rows // ROW_ALIGNMENT
+    return (blocks + segments * (per_item - 1)) // per_item
+
+
+def work_list(stationary: Side, streamed: Side, *, item_rows: int, balance: bool) -> WorkList:
+    """Cuts the stationary rows of every example into items of `item_rows` rows, the last of them possibly shorter.
+
+    Args:
+      stationary: rows to cut; `rows` and every start and extent are multiples of 8.
+      streamed: rows of the same examples that each item meets.
+      item_rows: rows of an item, a multiple of 8.
+      balance: put the examples with most streamed rows first. Costs a sort of the batch; of no use where every example
+        streams the same number of rows.
+    """
+    behind = stationary.start[-1] + stationary.extent[-1]
+    zero = jnp.zeros(1, jnp.int32)
+    start = jnp.append(stationary.start, behind)
+    length = jnp.append(stationary.length, zero)
+    extent = jnp.append(stationary.extent, jnp.int32(stationary.rows) - behind)
+    # Nothing is to be streamed past rows that hold nothing: they are only written as zeros.
+    other_start = jnp.append(streamed.start, zero)
+    other_length = jnp.append(streamed.length, zero)
+    if balance:
+        order = jnp.argsort(other_length, descending=True, stable=True)
+        start, length, extent, other_start, other_length = (
+            x[order] for x in (start, length, extent, other_start, other_length)
+        )
+
+    ends = jnp.cumsum((extent + (item_rows - 1)) // item_rows, dtype=jnp.int32)
+    item = jnp.arange(capacity(stationary, item_rows), dtype=jnp.int32)
+    # Items behind the last one in use belong to nobody; the kernel does not come to them.
+    owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="compare_all"), start.shape[0] - 1)
+    owner = owner.astype(jnp.int32)
+    first = (item - jnp.append(zero, ends[:-1])[owner]) * item_rows
+    count = jnp.clip(length[owner] - first, 0, item_rows)
+    columns = (
+        start[owner] + first,
+        count,
+        jnp.clip(extent[owner] - first, 0, item_rows),
+        other_start[owner],
+        jnp.where(count > 0, other_length[owner], 0),
+    )
+    fill = (jnp.zeros_like(item),) * (FIELDS - len(columns))
+    return WorkList(jnp.stack(columns + fill, axis=1), ends[-1:])
+
+
+def clear_gaps(
+    values: Float[Array, "rows heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    *,
+    behind: int,
+) -> Float[Array, "rows heads dim"]:
+    """`values` with zeros in the rows that a streamed tile can touch though no example owns them.
+
+    A tile is a box of rows in memory, so the last one of an example reads on into the gap before the next example,
+    which may hold NaN; a weight of zero does not remove that. The rows of the next example itself are finite wherever
+    training is. At most seven rows an example and `behind` rows after the last example are written.
+    """
+    gap = row_splits[:-1, None] + lengths[:, None] + jnp.arange(ROW_ALIGNMENT - 1, dtype=jnp.int32)[None, :]
+    gap = jnp.where(gap < row_splits[1:, None], gap, values.shape[0])
+    tail = row_splits[-1] + jnp.arange(behind, dtype=jnp.int32)
+    index = jnp.append(gap.reshape(-1), tail)
+    return values.at[index].set(jnp.zeros((), values.dtype), mode="drop")
