@@ -32,7 +32,7 @@ from pallas_kernels.mosaic.schedule import WorkList
 TILE_ROWS = 64
 """Stationary rows of a compute warpgroup: the rows of one wgmma."""
 
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 232, 40
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
 
 
 class Score(NamedTuple):
