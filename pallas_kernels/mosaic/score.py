@@ -14,7 +14,8 @@ class Score(NamedTuple):
 
     Attributes:
       weights: (S, polynomial) -> weights, for the forward pass.
-      backward: (S, polynomial) -> (weights, derivative); the gradient of S is ``derivative * D``, D that of the weights.
+      backward: (S, polynomial) -> (weights, derivative);
+        the gradient of S is ``derivative * D``, D that of the weights.
       value_scale: factor of the sum over ``weights y``, applied once at the end.
       key_scale: factor of the sum over ``dS x``.
     """

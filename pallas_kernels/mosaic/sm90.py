@@ -330,7 +330,7 @@ def attend(
 
 
 def store(smem, gmem, row, extent, head) -> None:
-    """Stores the first `extent` rows of a tile, a multiple of 8, in pieces of a power of two: a copy has a fixed size."""
+    """Stores the first `extent` rows of a tile, a multiple of 8, in pieces of a power of two: copies have fixed sizes."""
     rows = smem.shape[0]
 
     @pl.when(extent >= rows)
