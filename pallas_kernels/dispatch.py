@@ -39,6 +39,36 @@ def choose(operator: str, implementation: str | None, available: Mapping[str, Ca
     return available[implementation]
 
 
+def check_offsets(
+    operator: str, row_splits: jax.Array, lengths: jax.Array, names: tuple[str, str] = ("row_splits", "lengths")
+) -> None:
+    """Checks the offsets of packed rows.
+
+    Args:
+      operator: the operator's name, for messages.
+      row_splits: ``[batch + 1]``.
+      lengths: ``[batch]``.
+      names: what the operator calls the two, for messages.
+
+    Raises:
+      TypeError: one that is not int32.
+      ValueError: the two do not have one axis each, do not fit each other, or there is no example.
+    """
+    splits_name, lengths_name = names
+    for name, array in zip(names, (row_splits, lengths), strict=True):
+        if array.dtype != jnp.int32:
+            raise TypeError(f"{operator}: {name} has dtype {array.dtype}; it must be int32")
+        if array.ndim != 1:
+            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must have one axis")
+    if row_splits.shape[0] != lengths.shape[0] + 1:
+        raise ValueError(
+            f"{operator}: {splits_name} has {row_splits.shape[0]} entries and {lengths_name} {lengths.shape[0]}; "
+            f"{splits_name} must have one more than {lengths_name}"
+        )
+    if lengths.shape[0] == 0:
+        raise ValueError(f"{operator}: {lengths_name} is empty; a batch has at least one example")
+
+
 def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: jax.Array, lengths: jax.Array) -> None:
     """Checks what all three operators ask of their operands.
 
@@ -52,18 +82,7 @@ def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: j
       TypeError: operands that are no floats or not all of one dtype; row_splits or lengths that are not int32.
       ValueError: heads or dim differ between operands, or row_splits and lengths do not fit each other.
     """
-    for name, array in (("row_splits", row_splits), ("lengths", lengths)):
-        if array.dtype != jnp.int32:
-            raise TypeError(f"{operator}: {name} has dtype {array.dtype}; it must be int32")
-        if array.ndim != 1:
-            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must have one axis")
-    if row_splits.shape[0] != lengths.shape[0] + 1:
-        raise ValueError(
-            f"{operator}: row_splits has {row_splits.shape[0]} entries and lengths {lengths.shape[0]}; "
-            "row_splits must have one more than lengths"
-        )
-    if lengths.shape[0] == 0:
-        raise ValueError(f"{operator}: lengths is empty; a batch has at least one example")
+    check_offsets(operator, row_splits, lengths)
     first_name, first = next(iter(arrays.items()))
     if not jnp.issubdtype(first.dtype, jnp.floating):
         raise TypeError(f"{operator}: {first_name} has dtype {first.dtype}; it must be floating")

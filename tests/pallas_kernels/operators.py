@@ -46,6 +46,11 @@ class Layout:
         return jnp.asarray(self.splits), jnp.asarray(self.lengths, jnp.int32)
 
     @property
+    def others(self) -> "Layout":
+        """Another layout of as many rows: each example has the length of the one before it."""
+        return Layout(self.lengths[-1:] + self.lengths[:-1], self.spare)
+
+    @property
     def mask(self) -> np.ndarray:
         """Rows that hold an event, counted one by one."""
         mask = np.zeros(self.rows, bool)
@@ -71,6 +76,7 @@ class Operator:
       define: (layout, operands) -> output by definition.
       operands: (layout, rng, dtype) -> operands.
       jagged: for each operand, then the output: whether it is packed rows.
+      own_keys: whether packed k and v have ``layout.others`` for their layout.
     """
 
     name: str
@@ -79,6 +85,15 @@ class Operator:
     define: Callable
     operands: Callable
     jagged: tuple[bool, ...]
+    own_keys: bool = False
+
+    def layouts(self, layout: Layout) -> tuple[Layout | None, ...]:
+        """Layout of the output, q, k and v; None for what is not packed."""
+        keys = layout.others if self.own_keys else layout
+        packed = self.jagged[-1:] + self.jagged[:-1]
+        return tuple(
+            x if is_packed else None for x, is_packed in zip((layout, layout, keys, keys), packed, strict=True)
+        )
 
     def cotangent(self, layout: Layout, rng: np.random.Generator, dtype) -> jax.Array:
         """Random cotangent of the output, its padding poisoned."""
@@ -133,17 +148,28 @@ def _softmax(scores):
 
 
 @functools.cache
-def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1.3) -> Operator:
+def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1.3, keys: str = "dense") -> Operator:
+    """`keys` is dense, jagged (with lengths of their own) or self (the queries' lengths)."""
     options = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
 
+    def keys_of(layout):
+        return layout.others if keys == "jagged" else layout
+
     def call(implementation, layout, operands):
-        return gdpa_api.gdpa(*operands, *layout.offsets, implementation=implementation, **options)
+        offsets = layout.offsets + (layout.others.offsets if keys == "jagged" else ())
+        return gdpa_api.gdpa(*operands, *offsets, implementation=implementation, **options)
 
     def reference(layout, operands, upcast):
-        return gdpa_reference.gdpa(*operands, *layout.offsets, upcast=upcast, **options)
+        if keys == "dense":
+            return gdpa_reference.gdpa(*operands, *layout.offsets, upcast=upcast, **options)
+        return gdpa_reference.gdpa_jagged(
+            *operands, *layout.offsets, *keys_of(layout).offsets, upcast=upcast, **options
+        )
 
     def define(layout, operands):
         q, k, v = operands
+        if keys != "dense":
+            k, v = (_segments(keys_of(layout), x) for x in (k, v))
         out = []
         for b, rows in enumerate(_segments(layout, q)):
             scores = activation_by_name(activation).value(pre_scale * jnp.einsum("qhd,khd->hqk", rows, k[b]))
@@ -151,10 +177,14 @@ def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1
         return _pack(layout, out, q)
 
     def operands(layout, rng, dtype):
+        if keys != "dense":
+            return tuple(x.random(rng, dtype) for x in (layout, keys_of(layout), keys_of(layout)))
         k, v = (jnp.asarray(rng.standard_normal((len(layout.lengths), KEYS, HEADS, DIM)), dtype) for _ in range(2))
         return layout.random(rng, dtype), k, v
 
-    return Operator(f"gdpa-{activation}", call, reference, define, operands, (True, False, False, True))
+    name = f"gdpa-{activation}" if keys == "dense" else f"gdpa-{keys}-{activation}"
+    packed = (True, keys != "dense", keys != "dense", True)
+    return Operator(name, call, reference, define, operands, packed, keys == "jagged")
 
 
 @functools.cache

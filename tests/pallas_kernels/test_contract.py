@@ -11,7 +11,13 @@ from tests.pallas_kernels import operators
 from tests.pallas_kernels.operators import LENGTHS, Layout, with_gradients
 
 IMPLEMENTATIONS = ("xla", "reference")
-OPERATORS = (operators.gdpa(), operators.window_attention(3, 9), operators.seed_attention())
+OPERATORS = (
+    operators.gdpa(),
+    operators.gdpa(keys="jagged"),
+    operators.gdpa(keys="self"),
+    operators.window_attention(3, 9),
+    operators.seed_attention(),
+)
 WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (10**6, 10**6), (0, 10**6))
 
 
@@ -44,11 +50,11 @@ def assert_agrees(operator, implementation, layout, dtype, tolerance):
     """Output and every gradient of poisoned operands, within `tolerance` of the largest value of the definition's."""
     operands, cotangent, expected = operators.problem(operator, layout, dtype)
     actual = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
-    for name, x, y, packed in zip("oqkv", actual, expected, operator.jagged[-1:] + operator.jagged, strict=False):
+    for name, x, y, packed in zip("oqkv", actual, expected, operator.layouts(layout), strict=True):
         assert x.dtype == dtype
         if packed:
-            np.testing.assert_array_equal(x[~layout.mask], 0, err_msg=f"padding of {name}")
-            x, y = x[layout.mask], y[layout.mask]
+            np.testing.assert_array_equal(x[~packed.mask], 0, err_msg=f"padding of {name}")
+            x, y = x[packed.mask], y[packed.mask]
         assert np.isfinite(y).all()
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1.0, float(np.abs(y).max(initial=0))))
 
@@ -90,37 +96,39 @@ class TestContract:
         actual = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
         plain = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
         factors = (2, 5, 5, 5)
-        for x, y, z, factor, packed in zip(
-            actual, plain, exact, factors, operator.jagged[-1:] + operator.jagged, strict=False
-        ):
+        for x, y, z, factor, packed in zip(actual, plain, exact, factors, operator.layouts(layout), strict=True):
             assert x.dtype == jnp.bfloat16
-            x, y, z = (np.asarray(array, np.float32)[layout.mask if packed else slice(None)] for array in (x, y, z))
+            x, y, z = (np.asarray(array, np.float32)[packed.mask if packed else slice(None)] for array in (x, y, z))
             assert np.abs(x - z).max() <= factor * np.abs(y - z).max()
 
     def test_examples_do_not_see_each_other(self, operator, implementation, rng):
         layout, changed = Layout(LENGTHS), 5
         operands = operator.operands(layout, rng, jnp.float32)
         cotangent = operator.cotangent(layout, rng, jnp.float32)
-        start, end = layout.splits[changed], layout.splits[changed] + layout.lengths[changed]
+        layouts = operator.layouts(layout)
+
+        def rows_of(packed):
+            return slice(packed.splits[changed], packed.splits[changed] + packed.lengths[changed])
 
         def perturb(x, packed):
             if packed:
-                return x.at[start:end].multiply(-3)
+                return x.at[rows_of(packed)].multiply(-3)
             return x.at[changed].multiply(-3) if x.shape[0] == len(layout.lengths) else x
 
-        others = tuple(perturb(x, packed) for x, packed in zip(operands, operator.jagged, strict=False))
+        others = tuple(perturb(x, packed) for x, packed in zip(operands, layouts[1:], strict=True))
         function = jax.jit(
             lambda operands, cotangent: with_gradients(
                 under_test(operator, implementation), layout, operands, cotangent
             )
         )
         before = function(operands, cotangent)
-        after = function(others, perturb(cotangent, operator.jagged[-1]))
+        after = function(others, perturb(cotangent, layouts[0]))
         compared = 0
-        for x, y, packed in zip(before, after, operator.jagged[-1:] + operator.jagged, strict=False):
+        for x, y, packed in zip(before, after, layouts, strict=True):
             if packed:
-                keep = layout.mask & ((np.arange(layout.rows) < start) | (np.arange(layout.rows) >= end))
-                assert (x[start:end] != y[start:end]).any()
+                keep = packed.mask
+                keep[rows_of(packed)] = False
+                assert (x[rows_of(packed)] != y[rows_of(packed)]).any()
             elif x.shape[0] == len(layout.lengths):
                 keep = np.arange(len(layout.lengths)) != changed
                 assert (x[changed] != y[changed]).any()
@@ -195,3 +203,10 @@ class _Traced:
 
     def __init__(self, splits, lengths):
         self.offsets = (splits, lengths)
+
+    @property
+    def others(self):
+        """As `Layout.others`."""
+        lengths = jnp.roll(self.offsets[1], 1)
+        ends = jnp.cumsum((lengths + 7) // 8 * 8, dtype=jnp.int32)
+        return _Traced(jnp.pad(ends, (1, 0)), lengths)
