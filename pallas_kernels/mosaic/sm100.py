@@ -37,7 +37,7 @@ SHARED_MEMORY, TENSOR_MEMORY = 227 * 1024, 512
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 216, 80
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 200, 112
 
 
 def shared_memory(dim: int, itemsize: int, *, backward: bool, config: Config) -> int:
@@ -340,16 +340,16 @@ def attend(
                     results = []
                     for start in range(0, block, chunk):
                         polynomial = start >= block - block * config.polynomial // 8
-                        s_d = [
-                            plgpu.async_load_tmem(
-                                source.at[:, pl.ds(start, chunk)], layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
-                            )
-                            for source in sources
-                        ]
+
+                        def part(source, start=start):
+                            columns = pl.ds(start, chunk)
+                            return plgpu.async_load_tmem(source.at[:, columns], layout=plgpu.Layout.TCGEN05_TMEM_NATIVE)
+
                         if backward:
-                            result = dict(zip(("value", "key"), score.backward(*s_d, polynomial), strict=True))
+                            weights, derivative = score.backward(part(sources[0]), polynomial)
+                            result = {"value": weights, "key": derivative * part(sources[1])}
                         else:
-                            result = {"value": score.weights(*s_d, polynomial)}
+                            result = {"value": score.weights(part(sources[0]), polynomial)}
                         results.append({name: result[name].astype(dtype) for name in sums})
                     # The weights lie where the scores were, so all of those are read first.
                     plgpu.wait_load_tmem()
