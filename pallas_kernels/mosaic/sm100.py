@@ -37,7 +37,7 @@ SHARED_MEMORY, TENSOR_MEMORY = 227 * 1024, 512
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 200, 112
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 216, 80
 
 
 def shared_memory(dim: int, itemsize: int, *, backward: bool, config: Config) -> int:
@@ -350,28 +350,30 @@ def attend(
                             result = {"value": weights, "key": derivative * part(sources[1])}
                         else:
                             result = {"value": score.weights(part(sources[0]), polynomial)}
-                        results.append({name: result[name].astype(dtype) for name in sums})
+                        result = {name: result[name].astype(dtype) for name in sums}
+                        # Finishes a chunk before the next one: all of them at once do not fit in the registers.
+                        results.append(lax.optimization_barrier(result))
                     # The weights lie where the scores were, so all of those are read first.
                     plgpu.wait_load_tmem()
-                    for start, result in zip(range(0, block, chunk), results, strict=True):
-                        for name in sums:
-                            weights = result[name]
-                            if ragged:
-                                weights = masked(weights, left - start)
-                            plgpu.async_store_tmem(targets[name].at[:, pl.ds(start, chunk)], weights)
+
+                    def put(mask):
+                        for start, result in zip(range(0, block, chunk), results, strict=True):
+                            for name in sums:
+                                columns = pl.ds(start, chunk)
+                                plgpu.async_store_tmem(targets[name].at[:, columns], mask(result[name], left - start))
+
+                    if ragged:
+                        pl.when(left < block)(lambda: put(masked))
+                    when(left >= block if ragged else True, lambda: put(lambda weights, _: weights))
                     plgpu.commit_tmem()
                     plgpu.barrier_arrive(weights_full.at[barrier])
 
                 def masked(weights, left):
                     """`weights` with zero in the columns from `left` on."""
-
-                    def mask():
-                        column = plgpu.broadcasted_iota(
-                            jnp.int32, weights.shape, 1, layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
-                        )
-                        return jnp.where(column < left, weights, jnp.zeros((), dtype))
-
-                    return lax.cond(left < chunk, mask, lambda: weights)
+                    column = plgpu.broadcasted_iota(
+                        jnp.int32, weights.shape, 1, layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
+                    )
+                    return jnp.where(column < left, weights, jnp.zeros((), dtype))
 
                 def compute_turn(t, first, last, score_step):
                     @pl.loop(0, count)
@@ -422,8 +424,8 @@ def attend(
             for_each_item(used[0], heads, blocks, compute_item, jnp.int32(0))
             plgpu.wait_smem_to_gmem(0)
 
-        @pl.when(wg == units)
-        def _memory():
+        def serve():
+            """The work of the warpgroup without a unit."""
             if units == 2:
                 plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
@@ -433,13 +435,13 @@ def attend(
                 for unit in range(units):
                     pl.when(warp == unit + 1)(lambda unit=unit: issue(unit))
 
-        for unit in range(units):
+        def compute_in_warpgroup(unit):
+            if units == 2:
+                plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            compute(unit)
 
-            @pl.when(wg == unit)
-            def _compute(unit=unit):
-                if units == 2:
-                    plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-                compute(unit)
+        # One switch and not a condition for each warpgroup: nothing then is kept, and spilled, for the next condition.
+        lax.switch(wg, [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)] + [serve])
 
     return plgpu.kernel(
         entry,
