@@ -11,6 +11,8 @@ class Config:
       block: streamed rows of a step, a multiple of 16.
       stages: slots for streamed tiles, at least 2.
       stationary_stages: slots for stationary tiles of each compute warpgroup, 1 or 2.
+      score_stages: on sm_100, slots for the scores of each unit in tensor memory, 1 or 2. With 2 the products of
+        one step overlap the score function of the next.
       units: stationary tiles worked on at once, one for each compute warpgroup, 1 or 2.
       run: stationary tiles that a unit takes one after the other in one item. More than 1 needs all streamed tiles of
         an example to fit in the slots at once; they are then loaded once for the whole run.
@@ -24,6 +26,7 @@ class Config:
     block: int = 128
     stages: int = 2
     stationary_stages: int = 1
+    score_stages: int = 1
     units: int = 2
     run: int = 1
     polynomial: int = 0
@@ -34,6 +37,7 @@ class Config:
         for name, low, high in (
             ("stages", 2, 8),
             ("stationary_stages", 1, 2),
+            ("score_stages", 1, 2),
             ("units", 1, 2),
             ("run", 1, 64),
             ("polynomial", 0, 8),
