@@ -11,31 +11,43 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def _log_choice(operator: str, implementation: str, platform: str) -> None:
+def _log_choice(operator: str, implementation: str, platform: str, reason: str | None = None) -> None:
     """Logs once per process and choice: the cache is what makes it once."""
-    logger.info("%s: implementation %r chosen for platform %r", operator, implementation, platform)
+    because = "" if reason is None else f", for 'mosaic' cannot run: {reason}"
+    logger.info("%s: implementation %r chosen for platform %r%s", operator, implementation, platform, because)
 
 
-def choose(operator: str, implementation: str | None, available: Mapping[str, Callable]) -> Callable:
+def choose(
+    operator: str,
+    implementation: str | None,
+    available: Mapping[str, Callable],
+    refusal: Callable[[], str | None] | None = None,
+) -> Callable:
     """The function that `implementation` names among those `available`.
 
     Args:
       operator: the operator's name, for messages.
-      implementation: a key of `available`, or None to pick by the platform of the default device, which is logged
-        once. Today that is ``"xla"`` on every platform.
+      implementation: a key of `available`, or None to pick, which is logged once: ``"mosaic"`` if it is there and can
+        run, else ``"xla"``; on a GPU the log says why it cannot.
       available: name -> function.
+      refusal: why ``"mosaic"`` cannot run on these operands here, or None if it can.
 
     Raises:
-      ValueError: the name is not among those available; the message lists them.
+      ValueError: the name is not among those available, or ``"mosaic"`` is asked for and cannot run; the message
+        lists the names or gives the reason.
     """
+    reason = refusal() if "mosaic" in available and refusal is not None and implementation in (None, "mosaic") else None
     if implementation is None:
-        implementation = "xla"
-        _log_choice(operator, implementation, jax.default_backend())
+        implementation = "xla" if "mosaic" not in available or reason is not None else "mosaic"
+        platform = jax.default_backend()
+        _log_choice(operator, implementation, platform, reason if platform == "gpu" else None)
     if implementation not in available:
         raise ValueError(
             f"{operator}: implementation={implementation!r} does not exist; there are "
             f"{', '.join(repr(name) for name in available)}, or None to pick by platform"
         )
+    if implementation == "mosaic" and reason is not None:
+        raise ValueError(f"{operator}: implementation='mosaic' cannot run: {reason}")
     return available[implementation]
 
 

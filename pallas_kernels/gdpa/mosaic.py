@@ -8,13 +8,15 @@ on the order of the blocks. The scores are computed in each of the three, so the
 
 import dataclasses
 import functools
+import importlib
+import types
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
-from pallas_kernels.mosaic import schedule, sm90, target
+from pallas_kernels.mosaic import schedule, target
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
 
@@ -31,21 +33,29 @@ class Configs:
     dkv: Config
 
 
-def default_configs(dim: int, keys: int | None) -> Configs:
+def default_configs(generation: str, dim: int, keys: int | None) -> Configs:
     """Block sizes for heads of width `dim` and `keys` dense keys, None for jagged ones.
 
-    They fit in shared memory and compile without spills; those measured on a chip take their place.
+    They fit in shared memory and tensor memory and compile without spills; none was timed on a chip.
     """
-    kept = {"run": 4} if keys is not None else {}
-    forward = Config(block=128, stages=2, stationary_stages=2, **(kept if keys is not None and keys <= 256 else {}))
-    if dim < 128:
-        forward = dataclasses.replace(forward, stages=4, **(kept if keys is not None and keys <= 512 else {}))
-    dq = Config(block=64, stages=4, **(kept if keys is not None and keys <= 256 else {}))
-    return Configs(forward, dq, Config(block=64, stages=2))
+
+    def kept(config: Config) -> Config:
+        """Keeps the keys of an example in shared memory for four turns where they fit there."""
+        fits = keys is not None and keys <= config.block * config.stages
+        return dataclasses.replace(config, run=4) if fits else config
+
+    narrow = dim < 128
+    if generation == "sm90":
+        forward = Config(block=128, stages=4 if narrow else 2, stationary_stages=2)
+        return Configs(kept(forward), kept(Config(block=64, stages=4)), Config(block=64, stages=2))
+    forward = Config(block=128, stages=4 if narrow else 2, polynomial=4)
+    dq = Config(block=64, stages=4 if narrow else 2, polynomial=4)
+    dkv = Config(block=128, stages=2, units=1, polynomial=4)
+    return Configs(kept(forward), kept(dq), dkv)
 
 
-def refusal(q: jax.Array, k: jax.Array) -> str | None:
-    """Why the kernels cannot run on such operands here, or None."""
+def refusal(q: jax.Array) -> str | None:
+    """Why the kernels cannot run on such queries here, or None."""
     chip = target.current()
     if isinstance(chip, str):
         return chip
@@ -53,12 +63,12 @@ def refusal(q: jax.Array, k: jax.Array) -> str | None:
         return f"the kernels take bfloat16 and float16, and q has dtype {q.dtype}"
     if q.shape[-1] not in DIMS:
         return f"the kernels take heads of width {', '.join(map(str, DIMS))}, and q has {q.shape[-1]}"
-    if chip.generation not in _ATTEND:
-        return f"there is no kernel for generation {chip.generation} yet"
     return None
 
 
-_ATTEND = {"sm90": sm90}
+def _kernel(chip: target.Target) -> types.ModuleType:
+    """The streaming kernel of a generation; Mosaic is imported only where a kernel is built."""
+    return importlib.import_module(f"pallas_kernels.mosaic.{chip.generation}")
 
 
 def gdpa(
@@ -67,22 +77,15 @@ def gdpa(
     v: Float[Array, "batch keys heads dim"] | Float[Array, "key_rows heads dim"],
     row_splits: Int[Array, " splits"],
     lengths: Int[Array, " batch"],
+    key_splits: Int[Array, " splits"] | None = None,
+    key_lengths: Int[Array, " batch"] | None = None,
     *,
     activation: str,
     pre_scale: float,
     post_scale: float,
-    key_splits: Int[Array, " splits"] | None = None,
-    key_lengths: Int[Array, " batch"] | None = None,
     configs: Configs | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`; `configs` overrides the block sizes.
-
-    Raises:
-      ValueError: the kernels cannot run here or on these operands; the message says why.
-    """
-    reason = refusal(q, k)
-    if reason is not None:
-        raise ValueError(f"gdpa: implementation='mosaic' cannot run: {reason}")
+    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first; `configs` overrides the block sizes."""
     rows = q.shape[0]
     # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
     # zeros adds nothing to any output and gets no part in any gradient that is kept.
@@ -94,10 +97,8 @@ def gdpa(
         k, v = (x.reshape(batch * keys, heads, dim) for x in (k, v))
     else:
         k, v = _fill(k, 0), _fill(v, 0)
-        if key_splits is None:
-            key_splits, key_lengths = row_splits, lengths
-    configs = configs or default_configs(q.shape[-1], keys)
     chip = target.current()
+    configs = configs or default_configs(chip.generation, q.shape[-1], keys)
     if chip.interpreted:
         configs = Configs(
             *(dataclasses.replace(getattr(configs, f.name), weights_in_smem=True) for f in dataclasses.fields(configs))
@@ -126,7 +127,7 @@ def _sides(keys, q, k, offsets):
 
 def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
     """`keys`: dense keys that stream, None if what streams is jagged."""
-    kernel = _ATTEND[chip.generation]
+    kernel = _kernel(chip)
     if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
         raise ValueError(
             f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "

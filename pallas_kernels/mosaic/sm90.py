@@ -14,8 +14,6 @@ share of the work list (`pallas_kernels.mosaic.schedule`), and the loading warpg
 ``config.run > 1`` the streamed tiles stay in shared memory for a run of stationary tiles.
 """
 
-import math
-
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -27,6 +25,7 @@ from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score, in_chunks
+from pallas_kernels.mosaic.streaming import for_each_item, store
 
 TILE_ROWS = 64
 """Stationary rows of a compute warpgroup: the rows of one wgmma."""
@@ -107,18 +106,6 @@ def attend(
         own, other = operands[: len(stationary)], operands[len(stationary) :]
         wg = lax.axis_index("wg")
 
-        def for_each_item(body, step):
-            """``body(item, head, step) -> step`` for the items of this block; `step` is carried through."""
-            # Read in each branch: values from before it would be spilled by the loading warpgroup's few registers.
-            processor = lax.axis_index("processor")
-            mine = lax.div(used[0] * heads - processor + (blocks - 1), jnp.int32(blocks))
-
-            def round_body(turn_index, step):
-                index = turn_index * blocks + processor
-                return body(lax.div(index, jnp.int32(heads)), lax.rem(index, jnp.int32(heads)), step)
-
-            return lax.fori_loop(0, mine, round_body, step)
-
         def tiles_of(item):
             """Turns of the item, and streamed tiles of each turn."""
             turns = 1 if run == 1 else pl.cdiv(items[item, schedule.EXTENT], units * TILE_ROWS)
@@ -167,7 +154,7 @@ def attend(
 
                 return over_turns(turns, load_turn, steps)
 
-            for_each_item(load_item, (jnp.int32(0), jnp.int32(0)))
+            for_each_item(used[0], heads, blocks, load_item, (jnp.int32(0), jnp.int32(0)))
             # Every slot has been given free once more than it was filled.
             for slot in range(units * slots):
                 plgpu.barrier_wait(own_free.at[slot])
@@ -305,9 +292,9 @@ def attend(
                     pl.run_scoped(accumulate, *(acc for _ in sums))
                     plgpu.commit_smem()
                     extent = items[item, schedule.EXTENT] - first
-                    at = pl.multiple_of(items[item, schedule.ROW] + first, 8)
+                    at = items[item, schedule.ROW] + first
                     for smem, gmem in zip(staging, outputs, strict=True):
-                        store(smem, gmem, at, extent, head)
+                        store(smem, gmem.at[:, head], at, extent)
                     plgpu.commit_smem_to_gmem_group()
                     return own_step + 1, (
                         jnp.where(last, other_step + count, other_step) if run > 1 else other_step + count
@@ -315,7 +302,7 @@ def attend(
 
                 return over_turns(turns, compute_turn, steps)
 
-            for_each_item(compute_item, (jnp.int32(0), jnp.int32(0)))
+            for_each_item(used[0], heads, blocks, compute_item, (jnp.int32(0), jnp.int32(0)))
             plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
@@ -327,23 +314,3 @@ def attend(
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )(work.items, work.used, *stationary, *streamed)
-
-
-def store(smem, gmem, row, extent, head) -> None:
-    """Stores the first `extent` rows of a tile, a multiple of 8, in pieces of a power of two: copies have fixed sizes."""
-    rows = smem.shape[0]
-
-    @pl.when(extent >= rows)
-    def _whole():
-        plgpu.copy_smem_to_gmem(smem, gmem.at[pl.ds(row, rows), head], commit_group=False)
-
-    for size in (2**i for i in range(3, int(math.log2(rows)))):
-        # The pieces in front of this one are the higher bits of the extent.
-        @pl.when((extent > 0) & (extent < rows) & ((extent & size) != 0))
-        def _piece(size=size):
-            offset = pl.multiple_of(extent & (-2 * size), 8)
-            plgpu.copy_smem_to_gmem(
-                smem.at[pl.ds(offset, size)],
-                gmem.at[pl.ds(pl.multiple_of(row + offset, 8), size), head],
-                commit_group=False,
-            )

@@ -1,4 +1,4 @@
-"""Which chip a Mosaic kernel is built for: the one at hand, one to interpret, or one to compile for that is not there."""
+"""The chip that a Mosaic kernel is built for: the one at hand, one to interpret, or one that is not there."""
 
 import contextlib
 import contextvars
@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
-import jax.experimental.pallas.mosaic_gpu as plgpu
 
 GENERATIONS = {"9.0": "sm90", "10.0": "sm100"}
 """Compute capability -> generation that has kernels."""
@@ -53,6 +52,8 @@ def interpret(generation: str, *, processors: int = 4, detect_races: bool = Fals
 
     Races are printed as ``RACE DETECTED``, not raised. See `build_for` on caches.
     """
+    import jax.experimental.pallas.mosaic_gpu as plgpu  # slow to import, and of use here alone
+
     device = jax.sharding.AbstractDevice(device_kind=_NAMES[generation], platform="gpu", num_cores=processors)
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     parameters = plgpu.InterpretGPUParams(detect_races=detect_races)
