@@ -46,7 +46,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Says everything that tells a case from the others; block and stages always, the rest where not the default."""
+        """What tells the case from all others; of the config, block and stages, and what is not the default."""
         generation = self.generation.replace("_", "").removesuffix("a")
         parts = [self.operator, generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
         parts += [f"block{self.config.block}", f"stages{self.config.stages}"]

@@ -4,9 +4,10 @@
     python -m pallas_kernels.compile_check --chip h100 --select dkv   # some
 
 Each case is compiled by a process of its own. Prints registers, spills, shared memory and tensor memory of each kernel
-and, after a run over a chip's whole catalogue, writes them to ``experiments/results/compile/CHIP.json``. The exit status
-is 1 if a kernel spills, does not fit, or does not compile. The compiler is no part of the environment, for with it JAX
-looks for a GPU at each start; `make kernels` installs it beside.
+and, after a run over a chip's whole catalogue, writes them to ``experiments/results/compile/CHIP.json``. The exit
+status is 1 if a kernel spills, does not fit, or does not compile, 2 if there was nothing to compile or to compile with.
+The compiler is no part of the environment, for with it JAX looks for a GPU at each start; `make kernels` installs it
+beside.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import json
 import os
 import pickle
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -97,8 +97,10 @@ def check(case: Case, chip: Chip, folder: Path) -> Result:
     environment = os.environ | dict.fromkeys(DUMPS, "1")
     # Unbuffered, so that what Python prints does not fall into the middle of what the compiler prints.
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "CUDA_ROOT": str(_ptxas(folder).parent.parent)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(folder)])
-    # With these jax writes files instead, or fetches a compiled kernel and prints nothing.
+    environment["JAX_TRACEBACK_FILTERING"] = "off"  # else the last lines are about the filtering
+    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Reports in files, other options of the compiler, kernels fetched from a cache: none would be the check asked for.
     for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         environment.pop(name, None)
     started = time.perf_counter()
@@ -114,15 +116,20 @@ def check(case: Case, chip: Chip, folder: Path) -> Result:
     except subprocess.TimeoutExpired:
         return Result(case.name, (), (f"did not compile in {TIMEOUT} s",), time.perf_counter() - started)
     seconds = time.perf_counter() - started
-    errors = process.stderr.decode(errors="replace").strip()
     if process.returncode:
-        last = "\n".join(errors.splitlines()[-8:])
+        last = _last_lines(process.stderr.decode(errors="replace"))
         return Result(case.name, (), (f"did not compile, exit status {process.returncode}:\n{last}",), seconds)
     try:
         kernels = parse(process.stdout.decode(errors="replace"))
     except ValueError as error:
         return Result(case.name, (), (str(error),), seconds)
     return Result(case.name, tuple(kernels), tuple(fault for k in kernels for fault in k.faults(chip)), seconds)
+
+
+def _last_lines(errors: str) -> str:
+    """The end of a traceback, files named from their packages on: these lines go into a file that others read."""
+    errors = re.sub(r'File "[^"]*/(?:site-packages|lib/python3\.\d+)/', 'File "', errors)
+    return "\n".join(errors.replace(f"{REPOSITORY}{os.sep}", "").strip().splitlines()[-8:])
 
 
 def check_all(cases: Sequence[Case], chip: Chip, folder: Path, jobs: int) -> Iterator[Result]:
@@ -134,18 +141,25 @@ def check_all(cases: Sequence[Case], chip: Chip, folder: Path, jobs: int) -> Ite
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-COLUMNS = f"{'registers':>9} {'threads':>7} {'spill st/ld':>11} {'stack':>5} {'shared':>7} {'tmem':>4} {'s':>5}  verdict"
+HEADINGS = ("registers", "threads", "spill st/ld", "stack", "shared", "tmem", "s")
+
+
+def _row(name: str, width: int, values: Sequence[object]) -> str:
+    columns = (f"{value!s:>{max(len(heading), 3)}}" for value, heading in zip(values, HEADINGS, strict=True))
+    return " ".join([f"{name:{width}}", *columns])
 
 
 def rows(result: Result, width: int) -> list[str]:
-    """The lines of the table for one result."""
+    """The lines of the table for one result, the case's name in `width` characters."""
     verdict = "FAILED: " + "; ".join(result.faults) if result.faults else "ok"
-    if not result.kernels:
-        return [f"{result.case:{width}} {'-':>9} {'-':>7} {'-':>11} {'-':>5} {'-':>7} {'-':>4} {result.seconds:5.1f}  {verdict}"]
-    return [
-        f"{result.case:{width}} {k.registers:>9} {k.threads:>7} {f'{k.spill_stores}/{k.spill_loads}':>11} {k.stack:>5} "
-        f"{k.shared_memory:>7} {k.tensor_memory_columns:>4} {result.seconds:5.1f}  {verdict}"
+    seconds = f"{result.seconds:.0f}"
+    measured: list[tuple[object, ...]] = [
+        (k.registers, k.threads, f"{k.spill_stores}/{k.spill_loads}", k.stack, k.shared_memory, k.tensor_memory_columns)
         for k in result.kernels
+    ]
+    return [
+        f"{_row(result.case, width, (*values, seconds))}  {verdict}"
+        for values in measured or [("-",) * (len(HEADINGS) - 1)]
     ]
 
 
@@ -181,14 +195,17 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
 
 
 def run(chip: Chip, select: str, jobs: int, folder: Path, output: Path) -> list[Result]:
-    """Checks the cases of one chip whose name contains `select`, prints the table, and writes all of them if all ran."""
+    """Checks the cases of a chip with `select` in their name, prints the table, and writes it if they are all."""
     cases = [case for case in catalogue.cases(chip) if select in case.name]
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {select!r} in its name" if select else ""))
         return []
     width = max(len(case.name) for case in cases)
-    print(f"{chip.name}, {chip.generation}: shared and spills in bytes, as launched; tmem in columns; s is the whole process")
-    print(f"{'case':{width}} {COLUMNS}", flush=True)
+    print(
+        f"{chip.name}, {chip.generation}: registers and spilled bytes of a thread; shared memory of a block in bytes,"
+    )
+    print("static and dynamic, as launched; columns of tensor memory; seconds of the whole process")
+    print(_row("case", width, HEADINGS), flush=True)
     started, results = time.perf_counter(), []
     with tqdm(total=len(cases), desc=chip.name, unit="kernel", dynamic_ncols=True, disable=None) as bar:
         for result in check_all(cases, chip, folder, jobs):
@@ -206,11 +223,15 @@ def run(chip: Chip, select: str, jobs: int, folder: Path, output: Path) -> list[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.compile_check", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.compile_check", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=list(CHIPS), help="chips, all unless given")
     parser.add_argument("--select", default="", metavar="SUBSTRING", help="only cases with this in their name; no JSON")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once, one a core unless given")
-    parser.add_argument("--compiler", help=f"folder of the CUDA compiler, else {COMPILER_VARIABLE}, else .cuda-compiler")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
+    parser.add_argument(
+        "--compiler", help=f"folder of the CUDA compiler, else {COMPILER_VARIABLE}, else .cuda-compiler"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
