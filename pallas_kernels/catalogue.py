@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.activations import activation
 from pallas_kernels.mosaic import schedule, sm90
 from pallas_kernels.mosaic.chips import Chip
 from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.score import pointwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,6 @@ BATCH, HEADS, ROWS = 64, 4, 64 * 512
 
 def build_gdpa_sm90(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """Jagged queries against dense keys, one pass of the streaming kernel for Hopper."""
-    function = activation(case.activation)
-    score = sm90.Score(
-        function.value, lambda s, d: (function.value(s), function.derivative(s) * d), value_scale=1.0, key_scale=1.0
-    )
 
     def run(row_splits, lengths, q, k, v, grad):
         queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
@@ -87,7 +83,7 @@ def build_gdpa_sm90(case: Case, chip: Chip) -> tuple[Callable, tuple]:
             stationary,
             streamed,
             work,
-            score=score,
+            score=pointwise(case.activation, 1.0, 1.0),
             sums=sums,
             ragged=case.ragged,
             config=case.config,
@@ -101,7 +97,7 @@ def build_gdpa_sm90(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 
 def gdpa_sm90() -> Iterator[Case]:
-    """Each pass with every width of a head, float16 and the masked variant at the widest.
+    """Each pass with every width of a head; at the widest also float16, other activations, and the masked variant.
 
     dk and dv stream the jagged queries, so they are always masked.
     """
@@ -121,6 +117,9 @@ def gdpa_sm90() -> Iterator[Case]:
             for config in (default, *others):
                 yield case(dim, config)
         yield case(128, default, dtype="float16")
+        for name in ("gelu", "silu", "relu"):
+            yield case(128, default, activation=name)
+        yield case(128, dataclasses.replace(default, polynomial=4), activation="gelu")
         if direction != "dkv":
             yield case(128, default, ragged=True, keys=200)
 

@@ -127,9 +127,14 @@ def check(case: Case, chip: Chip, folder: Path) -> Result:
 
 
 def _last_lines(errors: str) -> str:
-    """The end of a traceback, files named from their packages on: these lines go into a file that others read."""
+    """What the compiler complained of, and the end of the traceback.
+
+    Files are named from their packages on: these lines go into a file that others read.
+    """
     errors = re.sub(r'File "[^"]*/(?:site-packages|lib/python3\.\d+)/', 'File "', errors)
-    return "\n".join(errors.replace(f"{REPOSITORY}{os.sep}", "").strip().splitlines()[-8:])
+    errors = errors.replace(f"{REPOSITORY}{os.sep}", "").partition("=== Source Location Trace")[0]
+    lines = errors.strip().splitlines()
+    return "\n".join([line for line in lines[:-8] if re.search(r"\berror: |^LLVM ERROR", line)][:3] + lines[-8:])
 
 
 def check_all(cases: Sequence[Case], chip: Chip, folder: Path, jobs: int) -> Iterator[Result]:
