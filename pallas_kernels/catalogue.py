@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.mosaic import schedule, sm90
+from pallas_kernels.gdpa import mosaic
+from pallas_kernels.mosaic import schedule, target
+from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.chips import Chip
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
@@ -47,7 +49,7 @@ class Case:
     @property
     def name(self) -> str:
         """What tells the case from all others; of the config, block and stages, and what is not the default."""
-        generation = self.generation.replace("_", "").removesuffix("a")
+        generation = _module(self.generation)
         parts = [self.operator, generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
         parts += [f"block{self.config.block}", f"stages{self.config.stages}"]
         for field in dataclasses.fields(self.config):
@@ -65,21 +67,22 @@ BATCH, HEADS, ROWS = 64, 4, 64 * 512
 """Sizes of every case; no kernel is compiled for them in particular, so small ones do."""
 
 
-def build_gdpa_sm90(case: Case, chip: Chip) -> tuple[Callable, tuple]:
-    """Jagged queries against dense keys, one pass of the streaming kernel for Hopper."""
+def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """Jagged queries against dense keys, one pass of the streaming kernel."""
+    kernel = mosaic.kernel_of(target.Target(_module(case.generation), chip.multiprocessors))
 
     def run(row_splits, lengths, q, k, v, grad):
         queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
         k, v = (x.reshape(BATCH * case.keys, HEADS, case.dim) for x in (k, v))
         own, other = (keys, queries) if case.direction == "dkv" else (queries, keys)
-        item_rows = case.config.units * case.config.run * sm90.TILE_ROWS
+        item_rows = case.config.units * case.config.run * kernel.TILE_ROWS
         work = schedule.work_list(own, other, item_rows=item_rows, balance=case.direction == "dkv")
         stationary, streamed, sums = {
             "forward": ((q,), (k, v), ("value",)),
             "dq": ((q, grad), (k, v), ("key",)),
             "dkv": ((k, v), (q, grad), ("key", "value")),
         }[case.direction]
-        return sm90.attend(
+        return kernel.attend(
             stationary,
             streamed,
             work,
@@ -96,35 +99,43 @@ def build_gdpa_sm90(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     return run, (splits, lengths, packed, dense, dense, packed)
 
 
-def gdpa_sm90() -> Iterator[Case]:
-    """Each pass with every width of a head; at the widest also float16, other activations, and the masked variant.
+def _module(generation: str) -> str:
+    """``"sm_90a"``, a compiler's name for a generation, as the name of the module with its kernel."""
+    return generation.replace("_", "").removesuffix("a")
+
+
+def gdpa() -> Iterator[Case]:
+    """The default configs of gdpa: every width of a head with dense keys that are kept in shared memory and with jagged
+    ones; at the widest also float16, every activation that takes special functions, and the rest of the polynomials.
 
     dk and dv stream the jagged queries, so they are always masked.
     """
-    # The second config of a pass keeps the 256 keys of an example in shared memory for a run of four tiles.
-    configs = {
-        "forward": (Config(block=128, stages=2), Config(block=128, stages=2, run=4)),
-        "dq": (Config(block=64, stages=2), Config(block=64, stages=4, run=4)),
-        "dkv": (Config(block=64, stages=2),),
-    }
-    for direction, (default, *others) in configs.items():
+    for generation in ("sm_90a", "sm_100a"):
+        for dim in mosaic.DIMS:
+            for keys in (256, None):
+                configs = mosaic.default_configs(_module(generation), dim, keys)
+                for direction in ("forward", "dq", "dkv"):
+                    if direction == "dkv" and keys is None:
+                        continue  # the same as with dense keys
+                    config = getattr(configs, direction)
+                    fields = {"ragged": keys is None or direction == "dkv", "keys": keys or 200}
 
-        def case(dim, config, direction=direction, **fields):
-            fields.setdefault("ragged", direction == "dkv")
-            return Case("gdpa", direction, "sm_90a", dim, build_gdpa_sm90, config, **fields)
+                    def case(config=config, dim=dim, direction=direction, fields=fields, **more):
+                        return Case("gdpa", direction, generation, dim, build_gdpa, config, **fields, **more)  # noqa: B023
 
-        for dim in (32, 64, 128):
-            for config in (default, *others):
-                yield case(dim, config)
-        yield case(128, default, dtype="float16")
-        for name in ("gelu", "silu", "relu"):
-            yield case(128, default, activation=name)
-        yield case(128, dataclasses.replace(default, polynomial=4), activation="gelu")
-        if direction != "dkv":
-            yield case(128, default, ragged=True, keys=200)
+                    yield case()
+                    if dim < 128:
+                        continue
+                    for name in KERNEL_ACTIVATIONS:
+                        if name != Case.activation and keys is not None:
+                            yield case(activation=name)
+                    if keys is not None:
+                        yield case(dtype="float16")
+                        for share in {0, 4, 8} - {config.polynomial}:
+                            yield case(dataclasses.replace(config, polynomial=share), activation="gelu")
 
 
-GENERATORS = (gdpa_sm90,)
+GENERATORS = (gdpa,)
 
 
 def cases(chip: Chip) -> tuple[Case, ...]:

@@ -66,7 +66,7 @@ def refusal(q: jax.Array) -> str | None:
     return None
 
 
-def _kernel(chip: target.Target) -> types.ModuleType:
+def kernel_of(chip: target.Target) -> types.ModuleType:
     """The streaming kernel of a generation; Mosaic is imported only where a kernel is built."""
     return importlib.import_module(f"pallas_kernels.mosaic.{chip.generation}")
 
@@ -127,7 +127,7 @@ def _sides(keys, q, k, offsets):
 
 def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
     """`keys`: dense keys that stream, None if what streams is jagged."""
-    kernel = _kernel(chip)
+    kernel = kernel_of(chip)
     if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
         raise ValueError(
             f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "

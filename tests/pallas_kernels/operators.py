@@ -58,9 +58,9 @@ class Layout:
             mask[start : start + length] = True
         return mask
 
-    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan) -> jax.Array:
+    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan, dim: int = DIM) -> jax.Array:
         """Random rows whose padding is poisoned."""
-        values = rng.standard_normal((self.rows, HEADS, DIM))
+        values = rng.standard_normal((self.rows, HEADS, dim))
         values[~self.mask] = poison
         return jnp.asarray(values, dtype)
 
@@ -77,6 +77,7 @@ class Operator:
       operands: (layout, rng, dtype) -> operands.
       jagged: for each operand, then the output: whether it is packed rows.
       own_keys: whether packed k and v have ``layout.others`` for their layout.
+      dim: width of a head.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Operator:
     operands: Callable
     jagged: tuple[bool, ...]
     own_keys: bool = False
+    dim: int = DIM
 
     def layouts(self, layout: Layout) -> tuple[Layout | None, ...]:
         """Layout of the output, q, k and v; None for what is not packed."""
@@ -98,8 +100,8 @@ class Operator:
     def cotangent(self, layout: Layout, rng: np.random.Generator, dtype) -> jax.Array:
         """Random cotangent of the output, its padding poisoned."""
         if self.jagged[-1]:
-            return layout.random(rng, dtype)
-        return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, DIM)), dtype)
+            return layout.random(rng, dtype, dim=self.dim)
+        return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, self.dim)), dtype)
 
 
 def with_gradients(function: Callable, layout: Layout, operands, cotangent):
@@ -126,7 +128,7 @@ def problem(operator: Operator, layout: Layout, dtype, seed: int = 20):
     """Random operands, a cotangent, and what the definition gives for them in at least float32."""
     rng = np.random.default_rng(seed)
     operands, cotangent = operator.operands(layout, rng, dtype), operator.cotangent(layout, rng, dtype)
-    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if dtype == jnp.bfloat16 else x, (operands, cotangent))
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype.itemsize == 2 else x, (operands, cotangent))
     return operands, cotangent, tuple(np.asarray(x) for x in _definition(operator, layout)(*exact))
 
 
@@ -148,7 +150,14 @@ def _softmax(scores):
 
 
 @functools.cache
-def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1.3, keys: str = "dense") -> Operator:
+def gdpa(
+    activation: str = "gelu",
+    pre_scale: float = 0.7,
+    post_scale: float = 1.3,
+    keys: str = "dense",
+    dim: int = DIM,
+    dense_keys: int = KEYS,
+) -> Operator:
     """`keys` is dense, jagged (with lengths of their own) or self (the queries' lengths)."""
     options = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
 
@@ -178,13 +187,15 @@ def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1
 
     def operands(layout, rng, dtype):
         if keys != "dense":
-            return tuple(x.random(rng, dtype) for x in (layout, keys_of(layout), keys_of(layout)))
-        k, v = (jnp.asarray(rng.standard_normal((len(layout.lengths), KEYS, HEADS, DIM)), dtype) for _ in range(2))
-        return layout.random(rng, dtype), k, v
+            return tuple(x.random(rng, dtype, dim=dim) for x in (layout, keys_of(layout), keys_of(layout)))
+        shape = (len(layout.lengths), dense_keys, HEADS, dim)
+        k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+        return layout.random(rng, dtype, dim=dim), k, v
 
     name = f"gdpa-{activation}" if keys == "dense" else f"gdpa-{keys}-{activation}"
+    name += "" if dim == DIM else f"-d{dim}"
     packed = (True, keys != "dense", keys != "dense", True)
-    return Operator(name, call, reference, define, operands, packed, keys == "jagged")
+    return Operator(name, call, reference, define, operands, packed, keys == "jagged", dim)
 
 
 @functools.cache

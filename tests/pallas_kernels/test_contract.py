@@ -1,4 +1,4 @@
-"""The contract of the operators: one class, run for every operator with every implementation."""
+"""The contract for the implementations of every platform, with what float64 and float32 make possible."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
+from tests.pallas_kernels.contract import Contract, Traced, under_test
 from tests.pallas_kernels.operators import LENGTHS, Layout, with_gradients
 
 IMPLEMENTATIONS = ("xla", "reference")
@@ -27,11 +28,6 @@ def float64():
         yield jnp.float64
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20)
-
-
 @pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
     return request.param
@@ -40,10 +36,6 @@ def implementation(request):
 @pytest.fixture(params=OPERATORS, ids=lambda operator: operator.name)
 def operator(request):
     return request.param
-
-
-def under_test(operator, implementation):
-    return lambda layout, operands: operator.call(implementation, layout, operands)
 
 
 def assert_agrees(operator, implementation, layout, dtype, tolerance):
@@ -59,7 +51,9 @@ def assert_agrees(operator, implementation, layout, dtype, tolerance):
         np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1.0, float(np.abs(y).max(initial=0))))
 
 
-class TestContract:
+class TestContract(Contract):
+    dtype = jnp.float32
+
     def test_float64_agrees_with_the_definition(self, operator, implementation, float64):
         assert_agrees(operator, implementation, Layout(LENGTHS), float64, 1e-12)
 
@@ -82,87 +76,6 @@ class TestContract:
     def test_capacity_off_the_alignment(self, operator, implementation, float64):
         assert_agrees(operator, implementation, Layout((5, 17), spare=3), float64, 1e-12)
 
-    def test_all_examples_empty(self, operator, implementation, rng, float64):
-        layout = Layout((0, 0, 0), spare=16)
-        operands = operator.operands(layout, rng, float64)
-        cotangent = operator.cotangent(layout, rng, float64)
-        results = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
-        for result in results:
-            np.testing.assert_array_equal(result, 0)
-
-    def test_bfloat16_error_is_that_of_bfloat16(self, operator, implementation):
-        layout = Layout(LENGTHS)
-        operands, cotangent, exact = operators.problem(operator, layout, jnp.bfloat16)
-        actual = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
-        plain = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
-        factors = (2, 5, 5, 5)
-        for x, y, z, factor, packed in zip(actual, plain, exact, factors, operator.layouts(layout), strict=True):
-            assert x.dtype == jnp.bfloat16
-            x, y, z = (np.asarray(array, np.float32)[packed.mask if packed else slice(None)] for array in (x, y, z))
-            assert np.abs(x - z).max() <= factor * np.abs(y - z).max()
-
-    def test_examples_do_not_see_each_other(self, operator, implementation, rng):
-        layout, changed = Layout(LENGTHS), 5
-        operands = operator.operands(layout, rng, jnp.float32)
-        cotangent = operator.cotangent(layout, rng, jnp.float32)
-        layouts = operator.layouts(layout)
-
-        def rows_of(packed):
-            return slice(packed.splits[changed], packed.splits[changed] + packed.lengths[changed])
-
-        def perturb(x, packed):
-            if packed:
-                return x.at[rows_of(packed)].multiply(-3)
-            return x.at[changed].multiply(-3) if x.shape[0] == len(layout.lengths) else x
-
-        others = tuple(perturb(x, packed) for x, packed in zip(operands, layouts[1:], strict=True))
-        function = jax.jit(
-            lambda operands, cotangent: with_gradients(
-                under_test(operator, implementation), layout, operands, cotangent
-            )
-        )
-        before = function(operands, cotangent)
-        after = function(others, perturb(cotangent, layouts[0]))
-        compared = 0
-        for x, y, packed in zip(before, after, layouts, strict=True):
-            if packed:
-                keep = packed.mask
-                keep[rows_of(packed)] = False
-                assert (x[rows_of(packed)] != y[rows_of(packed)]).any()
-            elif x.shape[0] == len(layout.lengths):
-                keep = np.arange(len(layout.lengths)) != changed
-                assert (x[changed] != y[changed]).any()
-            else:
-                continue  # the gradient of shared seeds is a sum over all examples
-            np.testing.assert_array_equal(x[keep], y[keep])
-            compared += 1
-        assert compared >= 3
-
-    def test_one_compilation_for_all_lengths(self, operator, implementation, rng):
-        traces = []
-        rows, batch = 64, 3
-
-        @jax.jit
-        def function(operands, splits, lengths):
-            traces.append(1)
-            layout = _Traced(splits, lengths)
-            return operator.call(implementation, layout, operands)
-
-        for lengths in ((20, 0, 31), (0, 0, 0), (8, 8, 8)):
-            layout = Layout(lengths)
-            layout = Layout(lengths, spare=rows - int(layout.splits[-1]))
-            assert layout.rows == rows and len(lengths) == batch
-            operands = operator.operands(layout, rng, jnp.float32)
-            assert np.isfinite(function(operands, *layout.offsets)).all()
-        assert len(traces) == 1
-
-    def test_large_scores_do_not_overflow(self, operator, implementation, rng):
-        layout = Layout((40, 3))
-        operands = tuple(x * 1e3 for x in operator.operands(layout, rng, jnp.float32))
-        cotangent = operator.cotangent(layout, rng, jnp.float32)
-        for result in with_gradients(under_test(operator, implementation), layout, operands, cotangent):
-            assert np.isfinite(result).all()
-
     def test_under_shard_map_shared_operands_get_summed_gradients(self, operator, implementation, rng, float64):
         layouts = [Layout((5, 0, 33), spare=40), Layout((20, 41, 0), spare=16)]
         assert layouts[0].rows == layouts[1].rows
@@ -179,7 +92,7 @@ class TestContract:
         in_specs = tuple(P() if same else P("data") for same in shared)
 
         def local(operands, splits, lengths, cotangent):
-            function = lambda *operands: operator.call(implementation, _Traced(splits, lengths), operands)  # noqa: E731
+            function = lambda *operands: operator.call(implementation, Traced(splits, lengths), operands)  # noqa: E731
             out, pullback = jax.vjp(function, *operands)
             return out, pullback(cotangent)
 
@@ -196,17 +109,3 @@ class TestContract:
         np.testing.assert_allclose(out, np.concatenate([x[0] for x in single]), rtol=0, atol=1e-12)
         for actual, x, y, same in zip(gradients, single[0][1:], single[1][1:], shared, strict=True):
             np.testing.assert_allclose(actual, x + y if same else np.concatenate([x, y]), rtol=0, atol=1e-12)
-
-
-class _Traced:
-    """Offsets of a layout while they are traced."""
-
-    def __init__(self, splits, lengths):
-        self.offsets = (splits, lengths)
-
-    @property
-    def others(self):
-        """As `Layout.others`."""
-        lengths = jnp.roll(self.offsets[1], 1)
-        ends = jnp.cumsum((lengths + 7) // 8 * 8, dtype=jnp.int32)
-        return _Traced(jnp.pad(ends, (1, 0)), lengths)
