@@ -54,12 +54,9 @@ class WindowAttention(nnx.Module):
 
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
-        q, k, v = rearrange(
-            self.qkv(self.norm(events.values)),
-            "rows (three heads dim) -> three rows heads dim",
-            three=3,
-            heads=self.heads,
-        )
+        # Split before the heads are told apart: each part is then a slice, where an axis in front would be a transpose.
+        parts = jnp.split(self.qkv(self.norm(events.values)), 3, axis=-1)
+        q, k, v = (rearrange(x, "rows (heads dim) -> rows heads dim", heads=self.heads) for x in parts)
         positions = events.positions()
         tau = event_times(age, positions, self.rote)
         return rotate(q, positions, tau, self.rote), rotate(k, positions, tau, self.rote), v
