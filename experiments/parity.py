@@ -4,7 +4,8 @@ First the differences by part, forward and gradient, in float64 and float32, of 
 the twin. Then examples/s of the training step and of inference: JAX, PyTorch eager and PyTorch compiled take turns in
 one process on the same batch, so that a busy machine slows all of them alike. A turn is a few calls in a row, as a run
 makes them, behind one that brings back memory and caches and is written down apart; the median over turns counts.
-Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having none, or all
+Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having
+none, or all
 "full". PyTorch pads to the longest history of the batch.
 
 What the JSON file has of the same settings is not run again (--fresh does). ``--presets small --lengths jagged
