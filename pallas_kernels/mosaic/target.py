@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import jax
 
+from pallas_kernels.mosaic import chips
+
 GENERATIONS = {"9.0": "sm90", "10.0": "sm100"}
 """Compute capability -> generation that has kernels."""
 
@@ -26,11 +28,8 @@ class Target:
     interpreted: bool = False
 
 
-H100 = Target("sm90", 132)
-B200 = Target("sm100", 148)
-
 _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
-_NAMES = {"sm90": "NVIDIA H100 80GB HBM3", "sm100": "NVIDIA B200"}
+_KINDS = {"sm90": chips.H100.device_kind, "sm100": chips.B200.device_kind}
 
 
 @contextlib.contextmanager
@@ -54,7 +53,7 @@ def interpret(generation: str, *, processors: int = 4, detect_races: bool = Fals
     """
     import jax.experimental.pallas.mosaic_gpu as plgpu  # slow to import, and of use here alone
 
-    device = jax.sharding.AbstractDevice(device_kind=_NAMES[generation], platform="gpu", num_cores=processors)
+    device = jax.sharding.AbstractDevice(device_kind=_KINDS[generation], platform="gpu", num_cores=processors)
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     parameters = plgpu.InterpretGPUParams(detect_races=detect_races)
     with (
