@@ -19,6 +19,8 @@ from pallas_kernels import pairs, tiles
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
+_MOST_KEY_TILE_ROWS = 128
+
 
 def gdpa(
     q: Float[Array, "rows heads dim"],
@@ -54,10 +56,22 @@ class _Plan(NamedTuple):
     shift: Int[Array, " tiles"]
 
 
+def _key_tile_rows(rows: int, batch: int) -> int:
+    """Rows of a key tile: those of any tile, and more where an example has at least four such tiles on average.
+
+    The wider it is, the fewer sums of outputs a query tile takes for the same scores, and the more of the last tile of
+    an example is empty.
+    """
+    size = tiles.tile_rows(rows, batch)
+    while size < _MOST_KEY_TILE_ROWS and 8 * size * batch <= rows:
+        size *= 2
+    return size
+
+
 def _plan(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[int, int, int, _Plan]:
     """Rows of a query tile and of a key tile, pairs of a step, and the pairs."""
     heads, batch = q.shape[1], lengths.shape[0]
-    size, key_size = (tiles.tile_rows(x.shape[0], batch) for x in (q, k))
+    size, key_size = tiles.tile_rows(q.shape[0], batch), _key_tile_rows(k.shape[0], batch)
     chunk = tiles.chunk_tiles(heads * size * key_size)
     queries, keys = (
         tiles.schedule(*offsets, rows=-(-x.shape[0] // 8) * 8, tile_rows=rows, chunk=1)

@@ -5,9 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pallas_kernels import tiles
+from pallas_kernels.gdpa import xla_jagged
 from pallas_kernels.gdpa.api import gdpa
 from tests.pallas_kernels.operators import Layout
 
@@ -35,12 +38,7 @@ def filled(lengths):
     return Layout(lengths, spare=ROWS - layout.rows)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@example((0, 0, 0, 0), (70, 0, 1, 33))
-@example((250, 0, 1, 9), (0, 250, 9, 1))
-@given(LENGTHS, LENGTHS)
-def test_xla_agrees_with_the_reference(lengths, key_lengths):
-    layout, keys = filled(lengths), filled(key_lengths)
+def assert_agree(layout, keys):
     with jax.enable_x64(True):
         rng = np.random.default_rng(20)
         operands = tuple(x.random(rng, jnp.float64) for x in (layout, keys, keys))
@@ -49,3 +47,24 @@ def test_xla_agrees_with_the_reference(lengths, key_lengths):
     for x, y, packed in zip(actual, expected, (layout, layout, keys, keys), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-12 * max(1.0, float(np.abs(y).max())))
         np.testing.assert_array_equal(x[~packed.mask], 0)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@example((0, 0, 0, 0), (70, 0, 1, 33))
+@example((250, 0, 1, 9), (0, 250, 9, 1))
+@given(LENGTHS, LENGTHS)
+def test_xla_agrees_with_the_reference(lengths, key_lengths):
+    assert_agree(filled(lengths), filled(key_lengths))
+
+
+def test_key_tiles_wider_than_query_tiles():
+    layout, keys = Layout((5, 300, 0), spare=0), Layout((0, 700, 261), spare=3)
+    assert tiles.tile_rows(layout.rows, 3) == 32 and xla_jagged._key_tile_rows(keys.rows, 3) == 64
+    assert_agree(layout, keys)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "size"), [(72, 3, 16), (1023, 4, 32), (1024, 4, 64), (2048, 4, 128), (10**6, 4, 128)]
+)
+def test_a_key_tile_is_wide_where_examples_have_several(rows, batch, size):
+    assert xla_jagged._key_tile_rows(rows, batch) == size

@@ -74,7 +74,9 @@ def test_activations(activation):
 @pytest.mark.parametrize("keys", ["dense", "self"])
 def test_widths_of_a_head(dim, keys):
     # 136 keys: more than one tile, the last of them masked.
-    assert_error_of_16_bits(operators.gdpa(dim=dim, keys=keys, dense_keys=136, pre_scale=dim**-0.5), Layout((150, 0, 9)))
+    assert_error_of_16_bits(
+        operators.gdpa(dim=dim, keys=keys, dense_keys=136, pre_scale=dim**-0.5), Layout((150, 0, 9))
+    )
 
 
 @given(
