@@ -21,9 +21,12 @@ class Contract:
 
     Attributes:
       dtype: of the operands, where the test is not about one.
+      lengths: of the examples.
+      changed: an example that is not empty, nor is the one before it.
     """
 
     dtype = jnp.bfloat16
+    lengths, changed = LENGTHS, 5
 
     @pytest.fixture
     def rng(self):
@@ -31,7 +34,7 @@ class Contract:
 
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
     def test_16_bit_error_is_that_of_16_bits(self, operator, implementation, dtype):
-        layout = Layout(LENGTHS)
+        layout = Layout(self.lengths)
         operands, cotangent, exact = operators.problem(operator, layout, dtype)
         actual = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
         plain = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
@@ -50,7 +53,7 @@ class Contract:
             np.testing.assert_array_equal(result, 0)
 
     def test_examples_do_not_see_each_other(self, operator, implementation, rng):
-        layout, changed = Layout(LENGTHS), 5
+        layout, changed = Layout(self.lengths), self.changed
         operands = operator.operands(layout, rng, self.dtype)
         cotangent = operator.cotangent(layout, rng, self.dtype)
         layouts = operator.layouts(layout)

@@ -21,6 +21,8 @@ OPERATORS = (
     operators.gdpa(keys="self", dim=64),
 )
 ON_GPU = jax.default_backend() == "gpu"
+# Interpreted kernels take seconds each: on a CPU the wider part of the tests waits for `make test-slow`.
+slow = pytest.mark.usefixtures() if ON_GPU else pytest.mark.slow
 GENERATIONS = ("chip",) if ON_GPU else ("sm90", "sm100")
 
 
@@ -61,15 +63,20 @@ def assert_error_of_16_bits(operator, layout, dtype=jnp.bfloat16, seed=20):
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 class TestMosaicContract(Contract):
+    # Two tiles and their tails; as few rows as do, for an interpreted kernel takes seconds.
+    lengths, changed = (0, 1, 70, 9, 0), 3
+
     def test_capacity_off_the_alignment(self, operator):
         assert_error_of_16_bits(operator, Layout((5, 17), spare=3))
 
 
+@slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     assert_error_of_16_bits(operators.gdpa(activation, dim=32, pre_scale=0.2), Layout((3, 0, 40)))
 
 
+@slow
 @pytest.mark.parametrize("dim", mosaic.DIMS)
 @pytest.mark.parametrize("keys", ["dense", "self"])
 def test_widths_of_a_head(dim, keys):
@@ -79,6 +86,7 @@ def test_widths_of_a_head(dim, keys):
     )
 
 
+@slow
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 5, 8, 63, 64, 65, 128, 300]), min_size=1, max_size=5),
     keys=st.sampled_from(["dense", "jagged"]),
