@@ -133,7 +133,6 @@ def attend(
             weights_full=tensor_barrier(num_barriers=units * score_slots),
             score_free=None if config.products_in_order else tensor_barrier(num_barriers=units * score_slots),
             sum_full=tensor_barrier(num_barriers=units),
-            sum_free=tensor_barrier(num_barriers=units),
             collective_axes="wg",
         )
 
@@ -170,7 +169,6 @@ def attend(
         weights_full,
         score_free,
         sum_full,
-        sum_free,
     ):
         items, used, *operands = inputs
         own, other = operands[: len(stationary)], operands[len(stationary) :]
@@ -285,12 +283,9 @@ def attend(
                         if not backward:
                             when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
 
-                        @pl.when(j == 0)
-                        def _wait():
-                            plgpu.barrier_wait(sum_free.at[unit])
-
                         def out_of(score_slot):
                             barrier = unit * score_slots + score_slot
+                            # These weights come after the sums of the turn before were read by the same warpgroup.
                             plgpu.barrier_wait(weights_full.at[barrier])
                             _, weights = score_tiles(unit, score_slot)
                             for name in sums:
@@ -336,7 +331,6 @@ def attend(
                 return lax.cond(count > 0, lambda: over_turns(turns, issue_turn, steps), lambda: steps)
 
             for_each_item(used[0], heads, blocks, issue_item, (jnp.int32(0),) * 3)
-            plgpu.barrier_wait(sum_free.at[unit])
             for slot in range(score_slots if score_free is not None else 0):
                 plgpu.barrier_wait(score_free.at[unit * score_slots + slot])
 
@@ -349,7 +343,6 @@ def attend(
                     plgpu.barrier_arrive(barrier.at[slot])
             for slot in range(score_slots if score_free is not None else 0):
                 plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
-            plgpu.barrier_arrive(sum_free.at[unit])
 
             def compute_item(item, head, score_step):
                 turns, count = tiles_of(item)
@@ -439,11 +432,6 @@ def attend(
                             at = items[item, schedule.ROW] + start
                             store(out_smem.at[unit], outputs[i].at[:, head, columns], at, extent)
                             plgpu.commit_smem_to_gmem_group()
-
-                    @pl.when(steps > 0)
-                    def _free():
-                        plgpu.wait_load_tmem()
-                        plgpu.barrier_arrive(sum_free.at[unit])
 
                     return score_step + steps
 
