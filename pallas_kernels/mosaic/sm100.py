@@ -461,7 +461,7 @@ def attend(
 
     return plgpu.kernel(
         entry,
-        out_type=[jax.ShapeDtypeStruct((rows, heads, dim), dtype) for _ in sums],
+        out_type=(jax.ShapeDtypeStruct((rows, heads, dim), dtype),) * len(sums),
         grid=(blocks,),
         grid_names=("processor",),
         num_threads=units + 1,
