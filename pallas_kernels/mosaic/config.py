@@ -20,6 +20,8 @@ class Config:
         special-function units.
       weights_in_smem: on sm_90, hand the weights to the second product through shared memory and not in registers.
         Slower, and the only way that the interpreter knows.
+      products_in_order: on sm_100, rely on the tensor cores to run products in the order of issue where one overwrites
+        what another reads, instead of waiting between the two. Published kernels do; the interpreter calls it a race.
       ping_pong: on sm_90, let the two compute warpgroups take turns on the tensor cores.
     """
 
@@ -31,6 +33,7 @@ class Config:
     run: int = 1
     polynomial: int = 0
     weights_in_smem: bool = False
+    products_in_order: bool = False
     ping_pong: bool = True
 
     def __post_init__(self):

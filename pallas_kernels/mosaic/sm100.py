@@ -81,7 +81,7 @@ def attend(
       For each of `sums` an array of the shape and dtype of `a`; rows that hold nothing are zero.
 
     Raises:
-      ValueError: the config needs more shared or tensor memory than there is.
+      ValueError: the block does not suit, or the config needs more shared or tensor memory than there is.
     """
     rows, heads, dim = stationary[0].shape
     dtype = stationary[0].dtype
@@ -90,10 +90,13 @@ def attend(
     own_slots, score_slots = config.stationary_stages, config.score_stages
     swizzle = min(128, dim * dtype.itemsize)
     piece = swizzle // dtype.itemsize  # columns written out at once
-    chunk = min(CHUNK, block)
+    chunk = block // 8 if config.polynomial else CHUNK
+    starts = range(0, block, chunk)
     blocks = max(1, min(processors, work.items.shape[0] * heads))
     bytes_needed = shared_memory(dim, dtype.itemsize, backward=backward, config=config)
     columns_needed = tensor_memory(dim, backward=backward, outputs=len(sums), config=config)
+    if block % 32 or (config.polynomial and block % 64):
+        raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
     if bytes_needed > SHARED_MEMORY:
         raise ValueError(f"{config} needs {bytes_needed} bytes of shared memory of {SHARED_MEMORY} at dim {dim}")
     if columns_needed > TENSOR_MEMORY:
@@ -128,9 +131,8 @@ def attend(
             free=[tensor_barrier(num_arrivals=units, num_barriers=stages) for _ in streamed],
             score_full=tensor_barrier(num_barriers=units * score_slots),
             weights_full=tensor_barrier(num_barriers=units * score_slots),
-            score_free=tensor_barrier(num_barriers=units * score_slots),
+            score_free=None if config.products_in_order else tensor_barrier(num_barriers=units * score_slots),
             sum_full=tensor_barrier(num_barriers=units),
-            sum_free=tensor_barrier(num_barriers=units),
             collective_axes="wg",
         )
 
@@ -167,7 +169,6 @@ def attend(
         weights_full,
         score_free,
         sum_full,
-        sum_free,
     ):
         items, used, *operands = inputs
         own, other = operands[: len(stationary)], operands[len(stationary) :]
@@ -239,7 +240,7 @@ def attend(
             def issue_item(item, _, steps):
                 turns, count = tiles_of(item)
 
-                def issue_turn(_, first, last, steps):
+                def issue_turn(t, first, last, steps):
                     own_step, other_step, score_step = steps
                     own_slot = slot_of(own_step, own_slots)
                     tiles = [smem.at[unit, own_slot] for smem in own_smem]
@@ -250,14 +251,20 @@ def attend(
 
                         def into(score_slot):
                             barrier = unit * score_slots + score_slot
-                            (s, *d), _ = score_tiles(unit, score_slot)
+                            (s, *d), weights = score_tiles(unit, score_slot)
+
+                            def put(target, a, b, replaced):
+                                # What lies here as weights has to be multiplied first.
+                                if replaced is not None and score_free is not None:
+                                    plgpu.barrier_wait(score_free.at[barrier])
+                                plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
+
                             when(first, lambda: plgpu.barrier_wait(full[0].at[slot]))
-                            # The weights that were here have been multiplied.
-                            plgpu.barrier_wait(score_free.at[barrier])
-                            plgpu.tcgen05_mma(s, tiles[0], x.transpose((1, 0)), accumulate=False)
+                            put(s, tiles[0], x, weights["value"])
                             if backward:
                                 when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                                plgpu.tcgen05_mma(d[0], tiles[1], y.transpose((1, 0)), accumulate=False)
+                                # S has waited already where both are replaced.
+                                put(d[0], tiles[1], y, weights["key"] if weights["value"] is None else None)
                             plgpu.tcgen05_commit_arrive(score_full.at[barrier])
 
                         for_static(slot_of(score_step + j, score_slots), score_slots, into)
@@ -276,17 +283,15 @@ def attend(
                         if not backward:
                             when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
 
-                        @pl.when(j == 0)
-                        def _wait():
-                            plgpu.barrier_wait(sum_free.at[unit])
-
                         def out_of(score_slot):
                             barrier = unit * score_slots + score_slot
+                            # These weights come after the sums of the turn before were read by the same warpgroup.
                             plgpu.barrier_wait(weights_full.at[barrier])
                             _, weights = score_tiles(unit, score_slot)
                             for name in sums:
                                 plgpu.tcgen05_mma(sum_tmem[unit][name], weights[name], y_x[name], accumulate=j > 0)
-                            plgpu.tcgen05_commit_arrive(score_free.at[barrier])
+                            if score_free is not None:
+                                plgpu.tcgen05_commit_arrive(score_free.at[barrier])
 
                         for_static(slot_of(score_step + j, score_slots), score_slots, out_of)
                         for name, barrier in zip(names, (free[1], free[0]), strict=True):
@@ -297,24 +302,36 @@ def attend(
                         def _full():
                             plgpu.tcgen05_commit_arrive(sum_full.at[unit])
 
+                    def work():
+                        @pl.loop(0, count + 1)
+                        def _step(j):
+                            # With two slots the scores of the next step do not wait for the weights of this one.
+                            if score_slots == 2:
+                                pl.when(j < count)(lambda: scores(j))
+                            pl.when(j > 0)(lambda: products(j - 1))
+                            if score_slots == 1:
+                                pl.when(j < count)(lambda: scores(j))
+
+                    def pass_by():
+                        @pl.loop(0, count)
+                        def _step(j):
+                            slot = slot_of(other_step + j, stages)
+                            for i in range(2):
+                                when(first, lambda i=i: plgpu.barrier_wait(full[i].at[slot]))
+                                when(last, lambda i=i: plgpu.tcgen05_commit_arrive(free[i].at[slot]))
+
+                        plgpu.tcgen05_commit_arrive(own_free.at[unit * own_slots + own_slot])
+
                     plgpu.barrier_wait(own_full.at[unit * own_slots + own_slot])
-
-                    @pl.loop(0, count + 1)
-                    def _step(j):
-                        # With two slots the scores of the next step are begun before the weights of this one are there.
-                        if score_slots == 2:
-                            pl.when(j < count)(lambda: scores(j))
-                        pl.when(j > 0)(lambda: products(j - 1))
-                        if score_slots == 1:
-                            pl.when(j < count)(lambda: scores(j))
-
-                    return own_step + 1, jnp.where(last, other_step + count, other_step), score_step + count
+                    active = (t * units + unit) * TILE_ROWS < items[item, schedule.COUNT]
+                    lax.cond(active, work, pass_by)
+                    done = jnp.where(active, count, 0)
+                    return own_step + 1, jnp.where(last, other_step + count, other_step), score_step + done
 
                 return lax.cond(count > 0, lambda: over_turns(turns, issue_turn, steps), lambda: steps)
 
             for_each_item(used[0], heads, blocks, issue_item, (jnp.int32(0),) * 3)
-            plgpu.barrier_wait(sum_free.at[unit])
-            for slot in range(score_slots):
+            for slot in range(score_slots if score_free is not None else 0):
                 plgpu.barrier_wait(score_free.at[unit * score_slots + slot])
 
         def compute(unit):
@@ -324,9 +341,8 @@ def attend(
             for slot in range(stages):
                 for barrier in free:
                     plgpu.barrier_arrive(barrier.at[slot])
-            for slot in range(score_slots):
+            for slot in range(score_slots if score_free is not None else 0):
                 plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
-            plgpu.barrier_arrive(sum_free.at[unit])
 
             def compute_item(item, head, score_step):
                 turns, count = tiles_of(item)
@@ -338,8 +354,10 @@ def attend(
                     sources, targets = score_tiles(unit, score_slot)
                     plgpu.barrier_wait(score_full.at[barrier])
                     results = []
-                    for start in range(0, block, chunk):
-                        polynomial = start >= block - block * config.polynomial // 8
+                    for start in starts:
+                        # The chunks with the polynomial lie between the others, so that both kinds of units are busy.
+                        share = [(start + add) * config.polynomial // block for add in (0, chunk)]
+                        polynomial = share[0] < share[1]
 
                         def part(source, start=start):
                             columns = pl.ds(start, chunk)
@@ -357,7 +375,7 @@ def attend(
                     plgpu.wait_load_tmem()
 
                     def put(mask):
-                        for start, result in zip(range(0, block, chunk), results, strict=True):
+                        for start, result in zip(starts, results, strict=True):
                             for name in sums:
                                 columns = pl.ds(start, chunk)
                                 plgpu.async_store_tmem(targets[name].at[:, columns], mask(result[name], left - start))
@@ -376,7 +394,12 @@ def attend(
                     return jnp.where(column < left, weights, jnp.zeros((), dtype))
 
                 def compute_turn(t, first, last, score_step):
-                    @pl.loop(0, count)
+                    start = (t * units + unit) * TILE_ROWS
+                    held, extent = items[item, schedule.COUNT] - start, items[item, schedule.EXTENT] - start
+                    # A unit without rows, or whose rows meet none, only writes zeros.
+                    steps = jnp.where(held > 0, count, 0)
+
+                    @pl.loop(0, steps)
                     def _step(j):
                         for_static(
                             slot_of(score_step + j, score_slots),
@@ -384,9 +407,7 @@ def attend(
                             lambda slot: weigh(other_count - j * block, slot),
                         )
 
-                    start = (t * units + unit) * TILE_ROWS
-                    held, extent = items[item, schedule.COUNT] - start, items[item, schedule.EXTENT] - start
-                    pl.when(count > 0)(lambda: plgpu.barrier_wait(sum_full.at[unit]))
+                    pl.when(steps > 0)(lambda: plgpu.barrier_wait(sum_full.at[unit]))
                     for i, name in enumerate(sums):
                         scale = score.value_scale if name == "value" else score.key_scale
                         for column in range(0, dim, piece):
@@ -394,14 +415,14 @@ def attend(
                             # The copy before has read the staging tile.
                             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-                            @pl.when(count > 0)
+                            @pl.when(steps > 0)
                             def _sum(name=name, columns=columns, scale=scale):
                                 layout = plgpu.Layout.TCGEN05
                                 value = plgpu.async_load_tmem(sum_tmem[unit][name].at[:, columns], layout=layout)
                                 row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, piece), 0, layout=layout)
                                 out_smem.at[unit][...] = jnp.where(row < held, value * scale, 0.0).astype(dtype)
 
-                            @pl.when(count == 0)
+                            @pl.when(steps == 0)
                             def _zero():
                                 # The sums were never begun, and may hold NaN.
                                 zero = jnp.zeros((TILE_ROWS, piece), dtype)
@@ -412,12 +433,7 @@ def attend(
                             store(out_smem.at[unit], outputs[i].at[:, head, columns], at, extent)
                             plgpu.commit_smem_to_gmem_group()
 
-                    @pl.when(count > 0)
-                    def _free():
-                        plgpu.wait_load_tmem()
-                        plgpu.barrier_arrive(sum_free.at[unit])
-
-                    return score_step + count
+                    return score_step + steps
 
                 return over_turns(turns, compute_turn, score_step)
 
