@@ -170,7 +170,7 @@ CASES = (
 
 TOYS = (
     *_gdpa("pffn 256", 6, (24, 40), (0.5,), keys=16, dim=32),
-    *_gdpa("self", 6, (24, 40), (0.5,), dim=32),
+    *_gdpa("self", 6, (24,), (0.5,), dim=32),
     Case("narrow", 6, 24, 0.5, keys=16, dim=16, activation="silu"),
     Case("seeds", 6, 24, 0.5, seeds=4, dim=32, activation="softmax"),
     Case("window", 6, 24, 0.5, window=(5, 5), dim=32, activation="softmax"),

@@ -175,7 +175,7 @@ def peaks(small: bool) -> dict[str, Any]:
     """A matrix product and a copy measured on this device: FLOP/s and bytes/s, with the seconds they come from."""
     from experiments.kernel_benchmark.clock import take_turns
 
-    size = 512 if small else 8192
+    size = 256 if small else 8192
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     values = jax.random.normal(jax.random.key(2), (2**20 if small else 2**30,), jnp.bfloat16)
     product = jax.jit(lambda a, b: jnp.matmul(a, b))

@@ -31,10 +31,15 @@ ACTIVATIONS = {
 """Our names -> theirs."""
 
 
-def load(path: Path):
-    """Their function. They import themselves as ``ads_mkl.ops.oss``, so that name is made to mean the checkout."""
+def check(path: Path) -> None:
+    """Whether PATH is the checkout, before anything large is imported; FileNotFoundError if not."""
     if not (path / FILE).is_file():
         raise FileNotFoundError(f"{path.name} holds no {FILE}; give a checkout of ads_model_kernel_library")
+
+
+def load(path: Path):
+    """Their function. They import themselves as ``ads_mkl.ops.oss``, so that name is made to mean the checkout."""
+    check(path)
     for name, place in (("ads_mkl", []), ("ads_mkl.ops", []), ("ads_mkl.ops.oss", [str(path)])):
         package = types.ModuleType(name)
         package.__path__ = place
@@ -139,6 +144,7 @@ def main() -> int:
     began, cases = time.monotonic(), json.load(sys.stdin)
     why = None
     try:
+        check(args.path)
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device")

@@ -294,6 +294,7 @@ def meta(run: Run, path: Path | None, budget_s: float) -> int:
         child.wait()
     finally:
         timer.cancel()
+        child.stdout.close()
     if child.returncode and missing():
         case, pass_ = missing()[0]
         put(case, pass_, cannot_run(case, pass_, META, f"its process ended with {child.returncode}"))

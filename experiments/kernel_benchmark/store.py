@@ -2,8 +2,8 @@
 
 ``experiments/results/<device>/kernels.json``: ``{"device": ..., "environments": {id: ...}, "peaks": ..., "rows":
 {name: row}}``. A row holds for the sources that made it: files of `pallas_kernels` and of this benchmark, versions, the
-device, and for our GPU kernels the tuned block sizes. So a commit that changes only a document makes no row old, and a change
-that is not committed does.
+device, and for our GPU kernels the tuned block sizes. So a commit that changes only a document makes no row old, and a
+change that is not committed does.
 """
 
 import functools

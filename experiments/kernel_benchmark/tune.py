@@ -1,10 +1,10 @@
 """Block sizes of the Mosaic GDPA, measured on the device at hand.
 
 Each kind of shape (`pallas_kernels.mosaic.tuning.Key`) has a list of candidates, the default first. Kinds take turns,
-one candidate each, so that a short budget gives every kind something; a candidate is timed in turn with the best so far, so
-that drifting clocks favour neither, and one whose result is wrong never wins. dq and dkv run in one backward pass, so
-each is varied with the other at its default. Every measurement goes into ``tuning.json`` beside the results, which a
-second run continues from, and the best into the operator's tuning file.
+one candidate each, so that a short budget gives every kind something; a candidate is timed in turn with the best so
+far, so that drifting clocks favour neither, and one whose result is wrong never wins. dq and dkv run in one backward
+pass, so each is varied with the other at its default. Every measurement goes into ``tuning.json`` beside the results,
+which a second run continues from, and the best into the operator's tuning file.
 """
 
 import dataclasses
