@@ -130,7 +130,7 @@ def problem(case: Case) -> Problem:
     elif case.keys is not None:
         shapes, packed, out = [rows, dense, dense], (True, False, False, True), rows
     else:
-        shapes, packed, out = [rows] * 3, (True,) * 4, rows
+        shapes, packed, out = [rows] * 3, (True, True, True, True), rows
     keys = jax.random.split(jax.random.key(11), 4)
     q, k, v, cotangent = (_normal(key, shape) for key, shape in zip(keys, [*shapes, out], strict=True))
     order = np.argsort(-lengths, kind="stable")

@@ -6,6 +6,7 @@ results like any other.
 
 import dataclasses
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,7 @@ def operator(case: Case, implementation: str) -> Callable:
     """(q, k, v, row_splits, lengths) -> output, by one of our implementations."""
     if case.operator == "seed_attention":
         return functools.partial(seed_attention, scale=case.scale, implementation=implementation)
-    if case.operator == "window_attention":
+    if case.window is not None:
         return functools.partial(window_attention, window=case.window, scale=case.scale, implementation=implementation)
     return functools.partial(gdpa, activation=case.activation, pre_scale=case.scale, implementation=implementation)
 
@@ -145,9 +146,7 @@ def tokamax(problem: Problem) -> Subject:
         raise CannotRun("tokamax is not installed")
     if problem.case.operator != "gdpa":
         raise CannotRun("tokamax is measured at the shapes of gdpa alone")
-    import tokamax as library
-
-    case = problem.case
+    library, case = importlib.import_module("tokamax"), problem.case
 
     def attention(q, k, v, lengths):
         own = None if case.keys else lengths

@@ -47,7 +47,7 @@ def load(path: Path):
     return importlib.import_module(MODULE).generalized_dot_product_attention
 
 
-def plain(torch, activation, q, k, v, scale):
+def plain(torch, activation, operands, scale):
     """The definition for one example, ``[rows, heads, dim]``, in the dtype of its operands."""
     functions = {
         "gelu": torch.nn.functional.gelu,
@@ -58,6 +58,7 @@ def plain(torch, activation, q, k, v, scale):
         "hardswish": torch.nn.functional.hardswish,
         "identity": lambda x: x,
     }
+    q, k, v = operands
     weights = functions[activation](torch.einsum("qhd,khd->hqk", q, k) * scale)
     return torch.einsum("hqk,khd->qhd", weights, v)
 
@@ -103,7 +104,7 @@ def measure(torch, do_bench, function, case):
             exact, rough = [], []
             for dtype, into in ((torch.float32, exact), (torch.bfloat16, rough)):
                 own = [x.detach()[i].to(dtype).requires_grad_() for x, i in zip((q, k, v), at, strict=True)]
-                out = plain(torch, case["activation"], *own, case["scale"])
+                out = plain(torch, case["activation"], own, case["scale"])
                 if len(results) == 1:
                     into.append(out.detach())
                 else:

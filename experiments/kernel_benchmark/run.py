@@ -21,8 +21,9 @@ from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.implementations import CannotRun, Subject, reason
 from experiments.kernel_benchmark.store import Store, cannot_run, row_name
 from pallas_kernels import roofline
+from pallas_kernels.roofline import Pass
 
-PASSES = ("forward", "backward")
+PASSES: tuple[Pass, ...] = ("forward", "backward")
 ERROR_LIMIT = {"forward": 2, "backward": 5}
 """Times the error of plain bf16 that a kernel may be off."""
 META = "meta-triton"
@@ -200,13 +201,13 @@ class Run:
                 bar.update()
 
     def _row(
-        self, case: Case, pass_: str, name: str, subject: Subject, seconds: float, errors: list[float] | None
+        self, case: Case, pass_: Pass, name: str, subject: Subject, seconds: float, errors: list[float] | None
     ) -> dict[str, Any]:
         row = measured_row(self.store, case, pass_, name, seconds, errors, subject.cost)
         return row | {"examples": subject.examples, "note": subject.note, "same_function": subject.same}
 
 
-def measured_row(store_: Store, case: Case, pass_: str, name: str, seconds: float, errors, cost) -> dict[str, Any]:
+def measured_row(store_: Store, case: Case, pass_: Pass, name: str, seconds: float, errors, cost) -> dict[str, Any]:
     """The row of a time: rates, and shares of what the chip can do."""
     flops = cost.forward_flops if pass_ == "forward" else cost.backward_flops
     row = {

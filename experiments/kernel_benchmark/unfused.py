@@ -106,7 +106,7 @@ def truth(problem: Problem) -> dict[str, dict[str, list[np.ndarray]]] | None:
 @functools.cache
 def _with_gradients(case: Case):
     def run(operands, cotangent, lengths):
-        out, pullback = jax.vjp(lambda *operands: attend(case, *operands, lengths), *operands)
+        out, pullback = jax.vjp(lambda *operands: attend(case, *operands, lengths=lengths), *operands)
         return out, pullback(cotangent)
 
     return jax.jit(run)
