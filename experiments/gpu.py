@@ -67,7 +67,7 @@ def pieces(library: Path | None) -> tuple[Piece, ...]:
 def environment(piece: Piece) -> dict[str, str]:
     """Environment of a piece: JAX on the GPU, and without TF32 where float32 is compared with a definition."""
     changes = {
-        "JAX_PLATFORMS": os.environ.get("KUNLUN_GPU_PLATFORM", "cuda"),
+        "JAX_PLATFORMS": os.environ.get("KUNLUN_GPU_PLATFORM", "cuda,cpu"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONUNBUFFERED": "1",
     }

@@ -33,6 +33,7 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Version of each package that a time depends on; "absent" where it is not installed."""
     found = {}
