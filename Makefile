@@ -29,7 +29,7 @@ NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --igno
 # Arguments for the compile check, e.g. make kernels KERNELS="--chip h100 --select dkv"
 KERNELS ?=
 
-.PHONY: help quickstart test test-slow test-newest-jax kernels lint format notebooks lock clean
+.PHONY: help quickstart test test-slow test-newest-jax kernels lint format notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -141,6 +141,28 @@ lint: dev  ## style and types
 format: dev  ## mend what ruff can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# --- on a machine with a GPU ---
+
+# The machine's own Python with its own jax, torch and triton: nothing is installed. Pure-Python packages that it lacks
+# are read from .carry, unpacked there or as wheels; `make carry` fills it on a machine that has an index.
+GPU_PYTHON ?= $(or $(PYTHON),python3)
+# A checkout of facebookresearch/ads_model_kernel_library, to measure Meta's kernels, too.
+ADS_KERNEL_LIBRARY ?=
+CARRY ?= pytest iniconfig pluggy pygments packaging hypothesis sortedcontainers beartype jaxtyping wadler-lindig einops \
+  tyro docstring-parser typeguard typing-extensions tqdm optax
+empty :=
+space := $(empty) $(empty)
+
+gpu:  ## contract, block sizes and benchmark on a GPU, within 9 minutes; continues where it was cut off
+	@PYTHONPATH=$(subst $(space),:,$(strip $(CURDIR) $(CURDIR)/.carry $(wildcard $(CURDIR)/.carry/*.whl))) \
+	  $(GPU_PYTHON) -m experiments.gpu $(if $(ADS_KERNEL_LIBRARY),--ads-kernel-library $(ADS_KERNEL_LIBRARY))
+
+carry: dev  ## put pure-Python packages that a GPU machine may lack into .carry, as locked
+	@for name in $(CARRY); do \
+	  $(PY) -m pip freeze --disable-pip-version-check --all | grep -i -E "^$${name//-/[-_.]}==" || echo "$$name"; \
+	done > $(VENV)/carry.txt
+	$(PY) $(PIP_INSTALL) --upgrade --no-deps --only-binary :all: --target .carry -r $(VENV)/carry.txt
 
 notebooks: dev  ## run the notebooks and store them with their outputs
 	@for notebook in notebooks/*.ipynb; do \

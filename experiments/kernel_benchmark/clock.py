@@ -1,0 +1,114 @@
+"""How calls are timed: in turn with each other, many in a row, and never two that are not finished.
+
+A round lets every subject run a number of calls one behind the other and waits for the last; the time of a call is the
+round's share, so what it costs to start a call hides behind the one before, as in a training step. Calls shorter than
+10 ms run 10 or more in a row and at least 20 ms; longer ones 2 in a row, as starting them costs less than a
+thousandth; with 5 rounds no median rests on fewer than 10 calls. Subjects take turns in each round, so clocks and
+temperature drift alike for all. Where NVIDIA's CUPTI answers, the time of the kernels alone stands beside it.
+"""
+
+import dataclasses
+import math
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass
+class Times:
+    """Seconds of a call by round, calls in a row of a round, and seconds of the first call with its compilation."""
+
+    rounds: list[float]
+    calls: int
+    first: float
+
+    @property
+    def median(self) -> float:
+        """Median over rounds."""
+        return statistics.median(self.rounds)
+
+
+def calls_in_a_row(seconds: float) -> int:
+    """Calls of a round, by the time of one."""
+    return 2 if seconds > 0.01 else min(200, max(10, math.ceil(0.02 / max(seconds, 1e-6))))
+
+
+def first_call(call: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds of the first call, seconds of a call when warm, and the result."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(call())
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    result = jax.block_until_ready(call())
+    return first, time.perf_counter() - began, result
+
+
+def take_turns(subjects: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Times of each subject over `rounds` rounds; all are compiled and warmed up before."""
+    times = {}
+    for name, call in subjects.items():
+        first, warm, _ = first_call(call)
+        times[name] = Times([], calls_in_a_row(warm), first)
+    for _ in range(rounds):
+        for name, call in subjects.items():
+            times[name].rounds.append(_round(call, times[name].calls))
+    return times
+
+
+def _round(call: Callable[[], Any], calls: int) -> float:
+    result = None
+    began = time.perf_counter()
+    for _ in range(calls):
+        del result  # its memory is free for the next call
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - began) / calls
+
+
+def kernel_seconds(call: Callable[[], Any], iterations: int = 5) -> tuple[float | None, str]:
+    """Median seconds that a call's kernels take, gaps between them left out, by CUPTI; else None and why."""
+    if jax.default_backend() != "gpu":
+        return None, "no GPU"
+    try:
+        from jax.experimental.mosaic.gpu import profiler
+
+        readings = []
+        for _ in range(iterations):  # one by one: loops on the device need not launch the same kernels each time
+            _, milliseconds = profiler.measure(_Callable(call))()
+            readings.append(milliseconds)
+        if any(reading is None for reading in readings):
+            return None, "CUPTI saw no kernels"
+        return statistics.median(readings) / 1e3, ""
+    except Exception as error:  # a second opinion only: why it is missing stands in the results
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+class _Callable(jax.stages.Wrapped):
+    """A call that is compiled already, and that the profiler must not compile again around its operands."""
+
+    def __init__(self, call: Callable[[], Any]):
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+def clocks() -> str | None:
+    """What nvidia-smi says of the card's clocks and power now; None where there is none."""
+    fields = "name,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{fields}: {done.stdout.strip().splitlines()[0]}" if done.stdout.strip() else None

@@ -1,0 +1,224 @@
+"""Block sizes by device: what was measured on it, else built-in defaults for its generation of chips.
+
+An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/nvidia-h100-80gb-hbm3.json``, written by
+``python -m experiments.kernels tune``:
+
+    {"format": 1, "device": "NVIDIA H100 80GB HBM3", "generation": "sm90", "made_by": {...},
+     "entries": [{"pass": "forward", "dim": 128, "keys": 256, "activation": "special", "dtype": "bfloat16",
+                  "config": {"block": 128, "stages": 2}, "seconds": 0.0011, "default_seconds": 0.0013}]}
+
+`lookup` gives the config of a shape; one that nobody tuned gets the default, and the log says so once.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pallas_kernels.activations import ACTIVATIONS
+from pallas_kernels.mosaic import sm90
+from pallas_kernels.mosaic.config import Config
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+PASSES = ("forward", "dq", "dkv")
+CLASSES = ("special", "plain")
+"""Activations that need the special-function units, and those that do not: one kernel's time is much like another's."""
+DTYPES = ("bfloat16", "float16")
+JAGGED = "jagged"
+SHARED_MEMORY = 227 * 1024 - 1024
+"""Bytes that the tiles of a block may take: what a block can have on sm_90 and sm_100, less what barriers need."""
+
+_PLAIN = ("relu", "leaky_relu", "relu_squared", "hardswish", "identity")
+_OUTPUTS = {"forward": 1, "dq": 1, "dkv": 2}
+_REGISTERS = 226
+"""Registers of a compute thread that accumulators and weights may take, of 240; more spills."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a tuned config is looked up by.
+
+    Attributes:
+      pass_: "forward", "dq" or "dkv".
+      dim: width of a head.
+      keys: dense keys of an example, or "jagged".
+      activation: "special" or "plain", see `activation_class`.
+      dtype: name of the 16-bit dtype of the operands.
+    """
+
+    pass_: str
+    dim: int
+    keys: int | str
+    activation: str
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        for name, value, allowed in (
+            ("pass", self.pass_, PASSES),
+            ("activation", self.activation, CLASSES),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if not isinstance(self.dim, int) or self.dim < 16:
+            raise ValueError(f"dim is {self.dim!r}; it must be a whole number, 16 or more")
+        if self.keys != JAGGED and (not isinstance(self.keys, int) or self.keys < 1):
+            raise ValueError(f"keys is {self.keys!r}; it must be a positive number or 'jagged'")
+
+    def __str__(self) -> str:
+        return f"{self.pass_} d{self.dim} keys {self.keys} {self.activation} {self.dtype}"
+
+
+def activation_class(activation: str) -> str:
+    """The class of an activation's name, or of "softmax"; ValueError for an unknown one."""
+    if activation != "softmax" and activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} does not exist; there are softmax, {', '.join(ACTIVATIONS)}")
+    return "plain" if activation in _PLAIN else "special"
+
+
+def slug(device_kind: str) -> str:
+    """The name of a device's files: lower case, runs of anything but letters and digits as one hyphen."""
+    return re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+
+
+def generation(device_kind: str) -> str:
+    """The generation, "sm90" or "sm100"; ValueError for a device that no Mosaic kernel here is for."""
+    for name, chips in {"sm90": ("h100", "h200", "h800", "gh200"), "sm100": ("b200", "b100")}.items():
+        if any(chip in device_kind.lower() for chip in chips):
+            return name
+    raise ValueError(f"device {device_kind!r}: Mosaic kernels are for Hopper and data-center Blackwell chips")
+
+
+def default(key: Key, generation: str) -> Config:
+    """The built-in config; ValueError for a generation without one."""
+    if generation not in ("sm90", "sm100"):
+        raise ValueError(f"generation={generation!r} has no built-in block sizes; there are sm90 and sm100")
+    widest = {"forward": 256, "dq": 64, "dkv": 32}[key.pass_]  # the widest heads with registers for 128 streamed rows
+    return Config(block=128 if key.dim <= widest else 64, stages=2)
+
+
+def fits(key: Key, config: Config, generation: str = "sm90") -> bool:
+    """Whether a config's tiles fit into shared memory and, by estimate, into registers, and its run into its slots."""
+    if generation != "sm90":
+        raise ValueError(f"generation={generation!r}: block sizes can be checked for sm90 alone so far")
+    backward, outputs = key.pass_ != "forward", _OUTPUTS[key.pass_]
+    if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
+        return False
+    # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
+    scores = config.block // 2 * (2 if backward else 1)
+    weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
+    if scores + weights + outputs * key.dim // 2 > _REGISTERS:
+        return False
+    # The rows of an example that stream past must all be held at once for a run, so their number must be known.
+    streamed = key.keys if key.pass_ in ("forward", "dq") else JAGGED
+    return config.run == 1 or (streamed != JAGGED and -(-int(streamed) // config.block) <= config.stages)
+
+
+def candidates(key: Key, generation: str = "sm90") -> Iterator[Config]:
+    """Configs worth measuring, the default first and then those that keep more in flight first."""
+    first = default(key, generation)
+    yield first
+    found = [
+        Config(block=block, stages=stages, stationary_stages=slots, run=run, ping_pong=ping_pong)
+        for block, stages, slots, run, ping_pong in itertools.product(
+            (32, 64, 96, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16), (True, False)
+        )
+    ]
+    found = [config for config in found if config != first and fits(key, config, generation)]
+    # One change from the default says most; of the others, large blocks first, as they have the least overhead.
+    changes = {config: sum(getattr(config, f.name) != getattr(first, f.name) for f in FIELDS) for config in found}
+    yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
+
+
+FIELDS = dataclasses.fields(Config)
+
+
+def config_from_json(fields: Any, where: str) -> Config:
+    """A config from its JSON object; ValueError naming the file, the field and what would be right."""
+    names = [field.name for field in FIELDS]
+    if not isinstance(fields, dict):
+        raise ValueError(f"{where}: config is {fields!r}; it must be an object of {', '.join(names)}")
+    unknown = sorted(set(fields) - set(names))
+    if unknown:
+        raise ValueError(f"{where}: config has the unknown fields {', '.join(unknown)}; there are {', '.join(names)}")
+    for field in FIELDS:
+        value = fields.get(field.name, field.default)
+        if type(value) is not type(field.default):
+            raise ValueError(
+                f"{where}: config.{field.name} is {value!r}; it must be of type {type(field.default).__name__}"
+            )
+    try:
+        return Config(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+@functools.cache
+def read(path: Path) -> dict[Key, Config]:
+    """The configs of a tuning file, {} if there is none.
+
+    Raises:
+      ValueError: another format, unknown or missing fields, a config that is not valid or does not fit the chip, or two
+        entries of one key.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path.name}: format must be {FORMAT}; tune anew")
+    lacking = [name for name in ("device", "generation", "made_by", "entries") if name not in content]
+    if lacking:
+        raise ValueError(f"{path.name} lacks {', '.join(lacking)}")
+    found: dict[Key, Config] = {}
+    needed, noted = {"pass", "dim", "keys", "activation", "dtype", "config"}, {"seconds", "default_seconds", "measured"}
+    for number, entry in enumerate(content["entries"]):
+        where = f"{path.name}, entry {number}"
+        if missing := sorted(needed - set(entry)):
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        if unknown := sorted(set(entry) - needed - noted):
+            raise ValueError(f"{where} has the unknown fields {', '.join(unknown)}")
+        try:
+            key = Key(entry["pass"], entry["dim"], entry["keys"], entry["activation"], entry["dtype"])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        config = config_from_json(entry["config"], where)
+        if content["generation"] == "sm90" and not fits(key, config):
+            raise ValueError(f"{where}: {config} does not fit {key} on {content['generation']}")
+        if key in found:
+            raise ValueError(f"{where}: {key} stands there twice")
+        found[key] = config
+    return found
+
+
+def lookup(key: Key, device_kind: str, folder: Path) -> Config:
+    """The config for a shape on a device: the tuned one, else the default, which is logged once.
+
+    Args:
+      key: the shape.
+      device_kind: the name that JAX gives the device.
+      folder: the operator's tuning files.
+
+    Raises:
+      ValueError: a device that no kernel is for, or a tuning file that is not valid.
+    """
+    tuned = read(folder / f"{slug(device_kind)}.json").get(key)
+    if tuned is not None:
+        return tuned
+    _log_default(folder.parent.name, key, device_kind)
+    return default(key, generation(device_kind))
+
+
+@functools.cache
+def _log_default(operator: str, key: Key, device_kind: str) -> None:
+    """Logs once per process and shape: the cache is what makes it once."""
+    logger.info("%s: %s is not tuned for %s; built-in block sizes are used", operator, key, device_kind)

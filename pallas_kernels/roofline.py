@@ -1,0 +1,142 @@
+"""The least time that a chip can take for a counted cost: what a measured time is a share of.
+
+Three units work side by side, and none can be faster than its own part of the work:
+
+    t >= max(FLOPs / peak, bytes / bandwidth, special operations / (16 multiprocessors clock))
+
+The last is the special-function units, 16 results a clock in each multiprocessor: at heads of 128 a tanh for each score
+takes half as long as both matrix products on H100, and as long on B200.
+"""
+
+import dataclasses
+from typing import Literal
+
+from pallas_kernels.costs import Cost
+
+Pass = Literal["forward", "backward"]
+
+SPECIAL_PER_CLOCK = 16
+"""Results of special-function units in one clock of one multiprocessor."""
+
+_SPECIAL = {
+    "gelu": (1, 2),
+    "gelu_tanh": (1, 1),
+    "silu": (1, 1),
+    "softmax": (1, 1),
+    "relu": (0, 0),
+    "leaky_relu": (0, 0),
+    "relu_squared": (0, 0),
+    "hardswish": (0, 0),
+    "identity": (0, 0),
+}
+"""Special-function operations per score, forward and backward. An erf counts as one, which is what its exponential
+takes; its derivative needs another. silu counts as the tanh that it can be written with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a chip can do at most.
+
+    Attributes:
+      name: for tables.
+      flops: bf16 matrix products, FLOP/s.
+      bandwidth: device memory, bytes/s.
+      processors: multiprocessors.
+      clock: of the multiprocessors, Hz.
+      source: "datasheet" or "measured".
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    processors: int
+    clock: float
+    source: str = "datasheet"
+
+    @property
+    def special(self) -> float:
+        """Special-function operations per second."""
+        return SPECIAL_PER_CLOCK * self.processors * self.clock
+
+    def measured(self, *, flops: float, bandwidth: float) -> "Chip":
+        """The same chip with peaks that were measured on it, FLOP/s and bytes/s."""
+        return dataclasses.replace(self, flops=flops, bandwidth=bandwidth, source="measured")
+
+
+H100 = Chip("H100 SXM", 989e12, 3.35e12, 132, 1.83e9)
+H200 = Chip("H200", 989e12, 4.8e12, 132, 1.83e9)
+B200 = Chip("B200", 2250e12, 8e12, 148, 1.85e9)
+
+_BY_KIND = {"h100": H100, "h200": H200, "b200": B200}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The datasheet of a device by the name that JAX gives it; None for one whose datasheet is not here.
+
+    H100 cards for PCIe are slower than the SXM ones and have no datasheet here.
+    """
+    kind = device_kind.lower()
+    if "pcie" in kind or "nvl" in kind:
+        return None
+    return next((chip for name, chip in _BY_KIND.items() if name in kind), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The least time of one pass, by what takes it.
+
+    Attributes:
+      matrix: seconds of the matrix products.
+      memory: seconds of the bytes that have to move.
+      special: seconds of the special-function units.
+      flops: counted FLOPs of the pass.
+    """
+
+    matrix: float
+    memory: float
+    special: float
+    flops: int
+
+    @property
+    def seconds(self) -> float:
+        """The largest of the three."""
+        return max(self.matrix, self.memory, self.special)
+
+    @property
+    def flops_per_second(self) -> float:
+        """The rate at that time, FLOP/s; 0 for a pass without work."""
+        return self.flops / self.seconds if self.seconds else 0.0
+
+    @property
+    def bound(self) -> str:
+        """Which of the three it is: "matrix", "memory" or "special"."""
+        return max(("matrix", "memory", "special"), key=lambda name: getattr(self, name))
+
+
+def limit(cost: Cost, pass_: Pass, chip: Chip, *, heads: int, activation: str, polynomial: float = 0.0) -> Limit:
+    """The roofline of one pass of an operator.
+
+    Args:
+      cost: counted work of the call, see `pallas_kernels.costs`.
+      pass_: "forward" or "backward".
+      chip: peaks, of a datasheet or measured.
+      heads: heads, as `cost.pairs` counts those of one.
+      activation: a name of `pallas_kernels.activations`, or "softmax".
+      polynomial: share of the scores, 0 to 1, that take their activation from polynomials on the FMA units instead.
+
+    Raises:
+      ValueError: an unknown pass or activation, or a share outside 0 to 1.
+    """
+    if pass_ not in ("forward", "backward"):
+        raise ValueError(f"pass_={pass_!r}; it must be 'forward' or 'backward'")
+    if activation not in _SPECIAL:
+        raise ValueError(
+            f"activation={activation!r} has no count of special functions; there are {', '.join(_SPECIAL)}"
+        )
+    if not 0 <= polynomial <= 1:
+        raise ValueError(f"polynomial={polynomial}; it must be 0 to 1")
+    forward = pass_ == "forward"
+    flops = cost.forward_flops if forward else cost.backward_flops
+    moved = cost.forward_bytes if forward else cost.backward_bytes
+    special = cost.pairs * heads * _SPECIAL[activation][0 if forward else 1] * (1 - polynomial)
+    return Limit(flops / chip.flops, moved / chip.bandwidth, special / chip.special, flops)

@@ -1,0 +1,241 @@
+"""`experiments.kernels` at toy sizes: what it writes, that it continues, and what it does with what cannot run."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gpu, kernels
+from experiments.kernel_benchmark import cases, clock, implementations, meta_triton, run, store, tune, unfused
+from experiments.kernel_benchmark.cases import Case
+from experiments.kernel_benchmark.store import Store
+from pallas_kernels.mosaic import tuning
+from pallas_kernels.mosaic.config import Config
+
+FEW = ["--groups", "narrow"]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """Results of one run, and the folder that holds them."""
+    folder = tmp_path_factory.mktemp("kernels")
+    assert kernels.main([*FEW, "--out", str(folder / "kernels.json")]) == 0
+    return folder, json.loads((folder / "kernels.json").read_text())
+
+
+def test_every_case_pass_and_implementation_has_a_row(first):
+    folder, content = first
+    chosen = [case for case in cases.TOYS if case.group in FEW]
+    names = {"mosaic", "xla", "unfused", "tokamax", "reference", "meta-triton"}
+    expected = {store.row_name(c.name, p, n) for c in chosen for p in run.PASSES for n in names}
+    assert set(content["rows"]) == expected
+    measured = [row for row in content["rows"].values() if "seconds" in row]
+    assert len(measured) + len(store.unable(content["rows"].values())) == len(expected)
+    for row in measured:
+        assert row["seconds"] > 0 and len(row["round_seconds"]) == 5
+        assert row["flops_per_second"] == pytest.approx(row["flops"] / row["seconds"])
+        assert 0 < max(row["error_ratios"]) <= row["error_limit"] and not row["wrong"]
+        environment = content["environments"][row["environment"]]
+        assert environment["device"] == "cpu" and environment["commit"] and environment["versions"]["jax"]
+    assert {row["implementation"] for row in measured} >= {"xla", "unfused", "reference"}
+    assert (folder / "kernels.png").stat().st_size > 20_000
+
+
+def test_a_second_run_measures_nothing_and_prints_the_table(first, monkeypatch, capsys):
+    folder, content = first
+    monkeypatch.setattr(run.Run, "_case", lambda *_: pytest.fail("measured again"))
+    assert kernels.main([*FEW, "--out", str(folder / "kernels.json")]) == 0
+    printed = capsys.readouterr().out
+    unable = len(store.unable(content["rows"].values()))
+    assert f"{len(content['rows']) - unable} rows measured, {unable} cannot run" in printed
+    assert "tokamax is not installed" in printed and "give --peers.ads-kernel-library PATH" in printed
+    assert "toy shapes" in printed and "0 rows are left" in printed
+    assert json.loads((folder / "kernels.json").read_text())["rows"] == content["rows"]
+
+
+def test_other_sources_make_rows_old_and_a_spent_budget_leaves_them(first, monkeypatch, capsys):
+    folder, content = first
+    monkeypatch.setattr(store, "sources", lambda: "changed")
+    assert kernels.main([*FEW, "--out", str(folder / "kernels.json"), "--budget-s", "0"]) == 0
+    assert f"{len(content['rows']) // 6 * 5} rows are left for another run" in capsys.readouterr().out
+
+
+def test_a_wrong_result_is_told(tmp_path, monkeypatch, capsys):
+    right = implementations.operator
+    monkeypatch.setattr(implementations, "operator", lambda *a: lambda *b: right(*a)(*b) * jnp.bfloat16(1.1))
+    out = str(tmp_path / "kernels.json")
+    assert kernels.main([*FEW, "--implementations", "reference", "--out", out]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_call_that_twice_took_the_process_with_it_is_not_tried_again(tmp_path):
+    case = cases.TOYS[0]
+    results = Store(tmp_path / "kernels.json")
+    name = store.row_name(case.name, "forward", "xla")
+    for attempts in (1, 2):
+        results.content["running"] = {"name": name, "attempts": attempts}
+        guard = run.Guard(results, 60)
+        guard.after_a_crash({name: (case, "forward", "xla")})
+        assert ("cannot_run" in results.rows.get(name, {})) == (attempts == 2)
+        with guard.watch(case, "forward", "xla"):
+            assert results.content["running"] == {"name": name, "attempts": attempts + 1}
+        assert "running" not in results.content
+
+
+def test_metas_library_says_why_it_does_not_run(tmp_path):
+    results = Store(tmp_path / "kernels.json")
+    results.content["peaks"] = {"matmul_flops_per_second": 1e9}
+    chosen = tuple(case for case in cases.TOYS if case.group in ("narrow", "seeds"))
+    todo = run.Run(results, chosen, (), 5, time.monotonic() + 60)
+    assert run.meta(todo, tmp_path, 30) == 0
+    reasons = {row["case"].split(":")[0]: row["cannot_run"] for row in results.rows.values()}
+    assert len(results.rows) == 4 and reasons["seeds"] == "it is not measured for seed_attention"
+    assert "give a checkout of ads_model_kernel_library" in reasons["narrow"]
+    with pytest.raises(FileNotFoundError, match="give a checkout of ads_model_kernel_library"):
+        meta_triton.load(tmp_path)
+
+
+def test_metas_library_is_found_under_the_name_that_it_has_for_itself(tmp_path, monkeypatch):
+    path = tmp_path / meta_triton.FILE
+    path.parent.mkdir(parents=True)
+    path.write_text("from .math import answer\ndef generalized_dot_product_attention(): return answer\n")
+    (path.parent / "math.py").write_text("from ads_mkl.ops.oss.gdpa.triton.other import answer\n")
+    (path.parent / "other.py").write_text("answer = 42\n")
+    for name in [name for name in sys.modules if name.startswith("ads_mkl")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert meta_triton.load(tmp_path)() == 42
+    for name in [name for name in sys.modules if name.startswith("ads_mkl")]:
+        del sys.modules[name]
+
+
+def test_lengths_and_costs_are_those_of_the_published_tables():
+    full, half = Case("self", 1152, 512, 1.0), Case("self", 1152, 512, 0.5)
+    assert (full.lengths() == 512).all()
+    assert half.lengths().min() < 10 and half.lengths().max() <= 512 and abs(half.lengths().mean() - 256) < 15
+    assert full.cost(full.lengths()).forward_flops == 4 * 4 * 128 * 1152 * 512**2
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES) == 41
+    assert {case.group for case in cases.TOYS} <= {case.group for case in cases.CASES}
+
+
+@pytest.mark.parametrize("case", [c for c in cases.TOYS if c.max_length == 24], ids=lambda case: case.group)
+def test_what_serves_as_truth_is_the_definition(case):
+    """Against loops over examples and heads on plain slices, in float64."""
+    problem = cases.problem(case)
+    examples = np.arange(case.batch)
+    operands, _, lengths = unfused.padded(problem, examples, 24)
+    found = unfused.attend(case, *(x.astype(jnp.float32) for x in operands), lengths)
+    erf = np.vectorize(math.erf)
+    acts = {"gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2, "silu": lambda x: x / (1 + np.exp(-x))}
+    acts["softmax"] = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    q, k, v = (np.asarray(x, np.float64) for x in problem.operands)
+    for b, (start, n) in enumerate(zip(problem.host_splits, problem.host_lengths, strict=False)):
+        rows = slice(start, start + n)
+        own = [
+            x[rows] if packed else x if x.ndim == 3 else x[b]
+            for x, packed in zip((q, k, v), problem.packed[:3], strict=True)
+        ]
+        for head in range(case.heads):
+            scores = own[0][:, head] @ own[1][:, head].T / np.sqrt(case.dim)
+            if case.window is not None:
+                offset = np.subtract.outer(np.arange(n), np.arange(n))
+                scores = np.where(np.abs(offset) <= case.window[0], scores, -np.inf)
+            exact = acts[case.activation](scores) @ own[2][:, head]
+            np.testing.assert_allclose(found[b, : len(exact), head], exact, rtol=0, atol=2e-5)
+
+
+def test_padded_rows_are_those_of_the_packed_ones():
+    values = jnp.arange(24.0)[:, None]
+    padded = unfused.pad(values, np.array([0, 8, 16]), np.array([3, 8, 1]), 8)
+    np.testing.assert_array_equal(padded[..., 0], [[0, 1, 2, 0, 0, 0, 0, 0], range(8, 16), [16, 0, 0, 0, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(1e-6, 200), (1e-3, 20), (5e-3, 10), (0.1, 2)])
+def test_short_calls_run_in_a_row(seconds, calls):
+    assert clock.calls_in_a_row(seconds) == calls
+
+
+def test_bad_flags():
+    with pytest.raises(ValueError, match="rounds is 3"):
+        kernels.Arguments(rounds=3)
+    with pytest.raises(ValueError, match=r"groups names \['pfn'\]"):
+        kernels.Arguments(groups=("pfn",))
+    with pytest.raises(ValueError, match=r"implementations names \['cuda'\]"):
+        kernels.Arguments(implementations=("cuda",))
+
+
+def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypatch):
+    """With a stand-in for the kernel: larger blocks are slower, and blocks of 32 give a wrong result."""
+    shape = Case("tune", 4, 16, 0.5, keys=16, dim=32, heads=2)
+    monkeypatch.setattr(tune, "MOST", 8)
+    monkeypatch.setattr(tuning, "candidates", lambda key, _: iter([Config(block=b) for b in (128, 32, 64)]))
+    times = []
+
+    def take_turns(calls, rounds):
+        return {name: clock.Times([times.pop(0)] * rounds, 10, 0.0) for name in calls}
+
+    def build(problem, configs):
+        factor = 3.0 if Config(block=32) in configs.values() else 1.0
+        operator = implementations.operator(problem.case, "reference")
+        offsets = (problem.row_splits, problem.lengths)
+        scaled = lambda *x: operator(*x) * jnp.bfloat16(factor)  # noqa: E731
+        return implementations.compiled(scaled, problem.operands, offsets, problem.cotangent)
+
+    monkeypatch.setattr(clock, "take_turns", take_turns)
+    arguments = {"generation": "sm90", "build": build, "shapes": (shape,)}
+    tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path / "gdpa" / "tuning", **arguments)
+    todo = tuner.plan()
+    assert [(key.pass_, config.block) for _, key, config in todo[:4]] == [
+        ("forward", 128),
+        ("dq", 128),
+        ("dkv", 128),
+        ("forward", 32),
+    ]
+    forward = [item for item in todo if item[1].pass_ == "forward"]
+    times[:] = [0.004, 0.001, 0.002]  # the default; then 64, half as long as the default in its turn
+    for item in forward[:2]:
+        tuner.measure(*item)
+    tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path / "gdpa" / "tuning", **arguments)
+    assert len(tuner.plan()) == len(todo) - 2
+    tuner.measure(*forward[2])
+    key = forward[0][1]
+    assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Config(block=64)
+    assert "wrong" in tuner.measured(key)[1]["cannot_run"] and "cannot run: forward d32" in tuner.table()
+    (entry,) = json.loads((tmp_path / "gdpa/tuning/cpu.json").read_text())["entries"]
+    assert entry["seconds"] == 0.001 and entry["default_seconds"] == 0.002
+
+
+def test_tuning_without_a_gpu_says_so(tmp_path, capsys):
+    assert kernels.main(["tune", "--out", str(tmp_path / "tuning.json")]) == 1
+    assert "cannot tune: Mosaic kernels need a GPU" in capsys.readouterr().err
+
+
+def test_a_piece_that_fails_or_hangs_does_not_keep_the_next_from_running(tmp_path, monkeypatch, capfd):
+    pieces = (
+        gpu.Piece("fails", ("no_such_module",), 30),
+        gpu.Piece("hangs", ("asyncio", "-c", "never"), gpu.GRACE_S + 1),
+        gpu.Piece("passes", ("this",), 30, once=True),
+    )
+    monkeypatch.setattr(gpu, "pieces", lambda library: pieces)
+    monkeypatch.setattr(gpu, "GRACE_S", 1)
+    hang = tmp_path / "hang.py"
+    hang.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pieces = (pieces[0], gpu.Piece("hangs", ("hang",), 3), pieces[2])
+    for expected in ("passed", "passed before, for the same sources"):
+        assert gpu.main(["--logs", str(tmp_path / "logs")]) == 1
+        summary = capfd.readouterr().out.split("=== summary")[1]
+        assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 3 s" in summary
+        assert f"s  {expected}" in summary
+    assert "begun" in (tmp_path / "logs" / "hangs.log").read_text()
+
+
+def test_the_pieces_take_nine_minutes_at_most():
+    pieces = gpu.pieces(Path("library"))
+    assert [piece.name for piece in pieces] == ["contract", "tune", "kernels"]
+    assert sum(piece.limit_s for piece in pieces) <= 540
+    assert pieces[2].command[-2:] == ("--peers.ads-kernel-library", "library")

@@ -1,0 +1,95 @@
+"""Tuned block sizes: what is looked up, what is refused, and which candidates there are."""
+
+import json
+import logging
+
+import pytest
+
+from pallas_kernels.activations import ACTIVATIONS
+from pallas_kernels.mosaic import sm90, tuning
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.tuning import Key
+
+H100 = "NVIDIA H100 80GB HBM3"
+KEY = Key("forward", 128, 256, "special")
+
+
+def write(folder, entries, **changes):
+    """A tuning file of one device; the cache of `tuning.read` is by path, so each test has its own folder."""
+    content = {"format": 1, "device": H100, "generation": "sm90", "made_by": {}, "entries": entries} | changes
+    folder.mkdir(exist_ok=True)
+    path = folder / "nvidia-h100-80gb-hbm3.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def entry(**changes):
+    return {
+        "pass": "forward",
+        "dim": 128,
+        "keys": 256,
+        "activation": "special",
+        "dtype": "bfloat16",
+        "config": {"block": 64, "stages": 4},
+    } | changes
+
+
+def test_a_tuned_shape_and_one_that_is_not(tmp_path, caplog):
+    write(tmp_path / "tuning", [entry(), entry(keys="jagged", config={"block": 96})])
+    with caplog.at_level(logging.INFO):
+        assert tuning.lookup(KEY, H100, tmp_path / "tuning") == Config(block=64, stages=4)
+        assert tuning.lookup(Key("forward", 128, "jagged", "special"), H100, tmp_path / "tuning") == Config(block=96)
+        assert not caplog.records
+        other = Key("dkv", 128, 256, "special")
+        for _ in range(3):
+            assert tuning.lookup(other, H100, tmp_path / "tuning") == tuning.default(other, "sm90")
+    assert len(caplog.records) == 1 and "dkv d128 keys 256 special bfloat16 is not tuned for" in caplog.text
+
+
+def test_a_device_without_a_file_and_one_without_kernels(tmp_path):
+    assert tuning.lookup(KEY, "NVIDIA B200", tmp_path) == tuning.default(KEY, "sm100")
+    with pytest.raises(ValueError, match="device 'NVIDIA L4'"):
+        tuning.lookup(KEY, "NVIDIA L4", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "changes", "message"),
+    [
+        ([entry(config={"blocks": 64})], {}, r"entry 0: config has the unknown fields blocks; there are block, stages"),
+        ([entry(config={"block": 65})], {}, r"entry 0: Config.block is 65"),
+        ([entry(config={"block": "64"})], {}, r"entry 0: config.block is '64'; it must be of type int"),
+        ([entry(config=[64])], {}, r"entry 0: config is \[64\]; it must be an object"),
+        ([entry(config={"block": 256, "stages": 4})], {}, r"entry 0: .* does not fit forward d128"),
+        ([entry(**{"pass": "backward"})], {}, r"entry 0: pass is 'backward'; it must be one of forward, dq, dkv"),
+        ([entry(keys="some")], {}, r"entry 0: keys is 'some'"),
+        ([entry(), entry()], {}, r"entry 1: forward d128 .* stands there twice"),
+        ([entry(), {"pass": "dq"}], {}, r"entry 1 lacks activation, config, dim, dtype, keys"),
+        ([entry(speed=1)], {}, r"entry 0 has the unknown fields speed"),
+        ([], {"format": 2}, r"format must be 1"),
+    ],
+)
+def test_refusals(tmp_path, entries, changes, message):
+    path = write(tmp_path, entries, **changes)
+    with pytest.raises(ValueError, match=message):
+        tuning.read(path)
+
+
+@pytest.mark.parametrize("pass_", tuning.PASSES)
+@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize("keys", [128, 256, "jagged"])
+def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys):
+    key = Key(pass_, dim, keys, "special")
+    found = list(tuning.candidates(key))
+    assert found[0] == tuning.default(key, "sm90") and len(set(found)) == len(found) >= 5
+    for config in found:
+        assert tuning.fits(key, config)
+        used = sm90.shared_memory(dim, 2, backward=pass_ != "forward", outputs=1 + (pass_ == "dkv"), config=config)
+        assert used <= 226 * 1024
+        if config.run > 1:
+            assert pass_ != "dkv" and keys != "jagged" and config.block * config.stages >= keys
+
+
+def test_classes_cover_the_activations_and_slugs_are_names_of_files():
+    classes = {name: tuning.activation_class(name) for name in [*ACTIVATIONS, "softmax"]}
+    assert {name for name, kind in classes.items() if kind == "special"} == {"gelu", "gelu_tanh", "silu", "softmax"}
+    assert tuning.slug(H100) == "nvidia-h100-80gb-hbm3" and tuning.slug("cpu") == "cpu"
