@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.mosaic import sm90, tuning
+from pallas_kernels.mosaic import sm90, sm100, tuning
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.tuning import Key
 
@@ -77,13 +77,19 @@ def test_refusals(tmp_path, entries, changes, message):
 @pytest.mark.parametrize("pass_", tuning.PASSES)
 @pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("keys", [128, 256, "jagged"])
-def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys):
+@pytest.mark.parametrize("generation", ["sm90", "sm100"])
+def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys, generation):
     key = Key(pass_, dim, keys, "special")
-    found = list(tuning.candidates(key))
-    assert found[0] == tuning.default(key, "sm90") and len(set(found)) == len(found) >= 5
+    found = list(tuning.candidates(key, generation))
+    assert found[0] == tuning.default(key, generation) and len(set(found)) == len(found) >= 4
+    backward, outputs = pass_ != "forward", 1 + (pass_ == "dkv")
     for config in found:
-        assert tuning.fits(key, config)
-        used = sm90.shared_memory(dim, 2, backward=pass_ != "forward", outputs=1 + (pass_ == "dkv"), config=config)
+        assert tuning.fits(key, config, generation)
+        if generation == "sm90":
+            used = sm90.shared_memory(dim, 2, backward=backward, outputs=outputs, config=config)
+        else:
+            used = sm100.shared_memory(dim, 2, backward=backward, config=config)
+            assert sm100.tensor_memory(dim, backward=backward, outputs=outputs, config=config) <= 512
         assert used <= 226 * 1024
         if config.run > 1:
             assert pass_ != "dkv" and keys != "jagged" and config.block * config.stages >= keys
