@@ -32,12 +32,16 @@ def generation(request):
 
 
 @pytest.fixture(autouse=True)
-def chip(generation, capfd):
-    """The kernels of a test run on the GPU, or interpreted for `generation`; a race that the interpreter sees fails."""
+def chip(generation, capfd, request):
+    """The kernels of a test run on the GPU, or interpreted for `generation`; a race that the interpreter sees fails.
+
+    The interpreter compiles a kernel anew for each thread of each block, so there is one block where it does not matter.
+    """
     if ON_GPU:
         yield
         return
-    with target.interpret(generation, processors=3, detect_races=True):
+    processors = 3 if request.node.get_closest_marker("several_blocks") else 1
+    with target.interpret(generation, processors=processors, detect_races=True):
         yield
     printed = capfd.readouterr()
     assert "RACE DETECTED" not in printed.out + printed.err
@@ -84,6 +88,11 @@ def test_widths_of_a_head(dim, keys):
     assert_error_of_16_bits(
         operators.gdpa(dim=dim, keys=keys, dense_keys=136, pre_scale=dim**-0.5), Layout((150, 0, 9))
     )
+
+
+@pytest.mark.several_blocks
+def test_several_blocks_share_the_work():
+    assert_error_of_16_bits(operators.gdpa(keys="self", dim=32, pre_scale=0.2), Layout((150, 3, 0, 64, 70)))
 
 
 @slow
