@@ -151,8 +151,14 @@ def _gdpa(group, batch, lengths, sparsities, **fields):
 
 LENGTHS, BOTH = (1024, 512, 2048, 256), (1.0, 0.5)
 CASES = (
-    *_gdpa("pffn 256", 1152, LENGTHS, BOTH, keys=256),
-    *_gdpa("self", 1152, LENGTHS, BOTH),
+    *(
+        case
+        for length in LENGTHS
+        for case in (
+            *_gdpa("pffn 256", 1152, (length,), BOTH, keys=256),
+            *_gdpa("self", 1152, (length,), BOTH),
+        )
+    ),
     *(Case("window", 1152, 1024, 0.5, window=(w, w), activation="softmax") for w in (100, 50)),
     *(Case("seeds", 1152, 1000, 0.5, seeds=seeds, activation="softmax") for seeds in (32, 64, 256)),
     *(
