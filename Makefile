@@ -9,11 +9,13 @@ SHELL := /bin/bash
 VENV ?= .venv
 VENV_NEWEST ?= .venv-newest
 VENV_LOCK ?= .venv-lock
+CUDA_COMPILER ?= .cuda-compiler
 PY := $(VENV)/bin/python
 
 # XLA allocates a step's temporary memory anew each time, and glibc fetches it from the kernel page by page: with huge
 # pages a step of the KuaiRand preset takes 357 page faults instead of 46,857 (LOG.md).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export KUNLUN_CUDA_COMPILER := $(abspath $(CUDA_COMPILER))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 # Arguments for pytest, e.g. make test PYTEST="tests/training -x"
@@ -21,10 +23,13 @@ PYTEST ?=
 # worksteal gives each worker neighbouring files, so what a file compiled is used again, and evens out the end.
 WORKERS ?= 2
 RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal
-# The newest lock has no torch, so what compares with it is left out by name.
-NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --ignore=tests/torch_reference
+# The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.
+NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --ignore=tests/torch_reference \
+  --ignore=tests/pallas_kernels/test_compile_check.py
+# Arguments for the compile check, e.g. make kernels KERNELS="--chip h100 --select dkv"
+KERNELS ?=
 
-.PHONY: help quickstart test test-slow test-newest-jax lint format notebooks lock clean gpu carry
+.PHONY: help quickstart test test-slow test-newest-jax kernels lint format notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -91,6 +96,14 @@ $(VENV)/.package: pyproject.toml | $(PY)
 	@$(PY) $(INSTALL_PACKAGE)
 	@touch $@
 
+# No environment: a folder that the compile check alone puts on a path.
+$(CUDA_COMPILER)/.installed: requirements/compiler.txt | $(PY)
+	@echo "installing the CUDA compiler of $< into $(@D), 0.3 GB of downloads ..."
+	@rm -rf $(@D)/jax_* $(@D)/nvidia*
+	@$(PY) $(PIP_INSTALL) --only-binary :all: --no-deps --require-hashes --target $(@D) -r $<
+	@echo "installed; $(@D) takes $$(du -sm $(@D) | cut -f1) MB"
+	@touch $@
+
 # --- what people run ---
 
 quickstart: $(VENV)/.core  ## install the core and train the small preset on synthetic data
@@ -98,7 +111,7 @@ quickstart: $(VENV)/.core  ## install the core and train the small preset on syn
 	$(PY) -m experiments.train small
 
 .PHONY: dev
-dev: $(VENV)/.dev  ## install the core, the notebooks and the tools of development
+dev: $(VENV)/.dev $(CUDA_COMPILER)/.installed  ## install the core, the notebooks and the tools of development
 	@$(MAKE) --no-print-directory $(VENV)/.package
 
 test: dev  ## everything that a CPU can check, but for the slow tests
@@ -116,6 +129,9 @@ $(VENV_NEWEST)/.newest: requirements/newest.txt
 	@$(MAKE_VENV); make_venv $(VENV_NEWEST)
 	@$(INSTALL_LOCK); install_lock $(VENV_NEWEST) $<
 	@touch $@
+
+kernels: dev  ## compile every GPU kernel for h100 and b200, no GPU needed: registers, spills, memory
+	JAX_PLATFORMS=cpu $(PY) -m pallas_kernels.compile_check $(KERNELS)
 
 lint: dev  ## style and types
 	$(PY) -m ruff check .
@@ -168,7 +184,8 @@ lock: $(VENV_LOCK)/bin/uv  ## work out requirements/*.txt anew from pyproject.to
 	$< $(UV_COMPILE) -c requirements/pins.txt --extra dev --extra notebooks --extra tensorboard --extra torch \
 	  pyproject.toml requirements/build.in -o requirements/dev.txt
 	$< $(UV_COMPILE) pyproject.toml requirements/build.in requirements/newest.in -o requirements/newest.txt
+	$< $(UV_COMPILE) --no-deps requirements/compiler.in -o requirements/compiler.txt
 
 clean:  ## remove environments, caches and builds; runs/ stays
-	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_LOCK) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_NEWEST) $(VENV_LOCK) $(CUDA_COMPILER) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,8 +2,10 @@
 
 First the differences by part, forward and gradient, in float64 and float32, of presets with new weights carried over to
 the twin. Then examples/s of the training step and of inference: JAX, PyTorch eager and PyTorch compiled take turns in
-one process on the same batch, so that a busy machine slows all of them alike; the median over rounds counts. Histories
-are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having none, or all
+one process on the same batch, so that a busy machine slows all of them alike. A turn is a few calls in a row, as a run
+makes them, behind one that brings back memory and caches and is written down apart; the median over turns counts.
+Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having
+none, or all
 "full". PyTorch pads to the longest history of the batch.
 
 What the JSON file has of the same settings is not run again (--fresh does). ``--presets small --lengths jagged
@@ -52,6 +54,9 @@ LIMITS = (1e-10, 1e-8)
 """Largest relative differences in float64, of outputs and of gradients."""
 MEAN = 0.073
 """Mean length over the longest: KuaiRand-Pure's impressions, 5.1 of 70, are near an exponential distribution."""
+CALLS = 3
+"""Calls of a turn that count. One goes before them: a kernel may take back memory that a process leaves alone for some
+seconds, and then the first call after the others' turns is not what a step of a run costs."""
 STEPS = 1000
 """Of the run whose schedule the optimizers follow."""
 
@@ -67,7 +72,7 @@ class Arguments:
     batch: tuple[tuple[str, int], ...] = (("small", 256), ("base", 16))
     """Examples of a batch by preset, for the speed; base's own 1024 take minutes a step on a CPU."""
     rounds: int = 7
-    """Times that each is measured, in turn with the others; the median is reported."""
+    """Turns of each; the median is reported."""
     threads: int = 2
     """Threads of PyTorch; JAX takes all cores."""
     fresh: bool = False
@@ -162,11 +167,12 @@ def subjects(schema: Schema, config: TrainConfig, batch: Batch) -> dict[str, Cal
 
 
 def speed(schema: Schema, config: TrainConfig, lengths: Lengths, size: int, rounds: int) -> dict[str, Any]:
-    """Examples/s of each subject, the median over rounds in which all take turns."""
+    """Examples/s of each subject, the median over its turns."""
     batch = random_batch(schema, size, config.loader.max_events, lengths)
     load = os.getloadavg()
     runs = subjects(schema, config, batch)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    after_pause: dict[str, list[float]] = {name: [] for name in runs}
     first = {}
     for name, run in runs.items():
         began = time.perf_counter()
@@ -177,7 +183,11 @@ def speed(schema: Schema, config: TrainConfig, lengths: Lengths, size: int, roun
         for name, run in runs.items():
             began = time.perf_counter()
             run()
-            seconds[name].append(time.perf_counter() - began)
+            resumed = time.perf_counter()
+            for _ in range(CALLS):
+                run()
+            after_pause[name].append(resumed - began)
+            seconds[name].append((time.perf_counter() - resumed) / CALLS)
     events = {name: np.asarray(packed.lengths) for name, packed in batch.events.items()}
     return {
         "batch": size,
@@ -185,6 +195,7 @@ def speed(schema: Schema, config: TrainConfig, lengths: Lengths, size: int, roun
         "longest_events": {name: int(n.max()) for name, n in events.items()},
         "load_average_before_and_after": [load, os.getloadavg()],
         "seconds": seconds,
+        "seconds_after_pause": after_pause,
         "first_call_seconds": first,
         "examples_per_second": {name: size / statistics.median(s) for name, s in seconds.items()},
     }
@@ -274,6 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         config, size = PRESETS[preset][1], dict(args.batch)[preset]
         for lengths in args.lengths:
             settings = {"torch": torch.__version__, "batch": size, "rounds": args.rounds, "threads": args.threads}
+            settings["calls"] = CALLS
             run = functools.partial(speed, schema, config, lengths, size, args.rounds)
             cell("speed", f"{preset} {lengths}", settings, run)
     print(table(result))

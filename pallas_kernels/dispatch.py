@@ -11,32 +11,74 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def _log_choice(operator: str, implementation: str, platform: str) -> None:
+def _log_choice(operator: str, implementation: str, platform: str, reason: str | None = None) -> None:
     """Logs once per process and choice: the cache is what makes it once."""
-    logger.info("%s: implementation %r chosen for platform %r", operator, implementation, platform)
+    because = "" if reason is None else f", for 'mosaic' cannot run: {reason}"
+    logger.info("%s: implementation %r chosen for platform %r%s", operator, implementation, platform, because)
 
 
-def choose(operator: str, implementation: str | None, available: Mapping[str, Callable]) -> Callable:
+def choose(
+    operator: str,
+    implementation: str | None,
+    available: Mapping[str, Callable],
+    refusal: Callable[[], str | None] | None = None,
+) -> Callable:
     """The function that `implementation` names among those `available`.
 
     Args:
       operator: the operator's name, for messages.
-      implementation: a key of `available`, or None to pick by the platform of the default device, which is logged
-        once. Today that is ``"xla"`` on every platform.
+      implementation: a key of `available`, or None to pick, which is logged once: ``"mosaic"`` if it is there and can
+        run, else ``"xla"``; on a GPU the log says why it cannot.
       available: name -> function.
+      refusal: why ``"mosaic"`` cannot run on these operands here, or None if it can.
 
     Raises:
-      ValueError: the name is not among those available; the message lists them.
+      ValueError: the name is not among those available, or ``"mosaic"`` is asked for and cannot run; the message
+        lists the names or gives the reason.
     """
+    reason = refusal() if "mosaic" in available and refusal is not None and implementation in (None, "mosaic") else None
     if implementation is None:
-        implementation = "xla"
-        _log_choice(operator, implementation, jax.default_backend())
+        implementation = "xla" if "mosaic" not in available or reason is not None else "mosaic"
+        platform = jax.default_backend()
+        _log_choice(operator, implementation, platform, reason if platform == "gpu" else None)
     if implementation not in available:
         raise ValueError(
             f"{operator}: implementation={implementation!r} does not exist; there are "
             f"{', '.join(repr(name) for name in available)}, or None to pick by platform"
         )
+    if implementation == "mosaic" and reason is not None:
+        raise ValueError(f"{operator}: implementation='mosaic' cannot run: {reason}")
     return available[implementation]
+
+
+def check_offsets(
+    operator: str, row_splits: jax.Array, lengths: jax.Array, names: tuple[str, str] = ("row_splits", "lengths")
+) -> None:
+    """Checks the offsets of packed rows.
+
+    Args:
+      operator: the operator's name, for messages.
+      row_splits: ``[batch + 1]``.
+      lengths: ``[batch]``.
+      names: what the operator calls the two, for messages.
+
+    Raises:
+      TypeError: one that is not int32.
+      ValueError: the two do not have one axis each, do not fit each other, or there is no example.
+    """
+    splits_name, lengths_name = names
+    for name, array in zip(names, (row_splits, lengths), strict=True):
+        if array.dtype != jnp.int32:
+            raise TypeError(f"{operator}: {name} has dtype {array.dtype}; it must be int32")
+        if array.ndim != 1:
+            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must have one axis")
+    if row_splits.shape[0] != lengths.shape[0] + 1:
+        raise ValueError(
+            f"{operator}: {splits_name} has {row_splits.shape[0]} entries and {lengths_name} {lengths.shape[0]}; "
+            f"{splits_name} must have one more than {lengths_name}"
+        )
+    if lengths.shape[0] == 0:
+        raise ValueError(f"{operator}: {lengths_name} is empty; a batch has at least one example")
 
 
 def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: jax.Array, lengths: jax.Array) -> None:
@@ -52,18 +94,7 @@ def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: j
       TypeError: operands that are no floats or not all of one dtype; row_splits or lengths that are not int32.
       ValueError: heads or dim differ between operands, or row_splits and lengths do not fit each other.
     """
-    for name, array in (("row_splits", row_splits), ("lengths", lengths)):
-        if array.dtype != jnp.int32:
-            raise TypeError(f"{operator}: {name} has dtype {array.dtype}; it must be int32")
-        if array.ndim != 1:
-            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must have one axis")
-    if row_splits.shape[0] != lengths.shape[0] + 1:
-        raise ValueError(
-            f"{operator}: row_splits has {row_splits.shape[0]} entries and lengths {lengths.shape[0]}; "
-            "row_splits must have one more than lengths"
-        )
-    if lengths.shape[0] == 0:
-        raise ValueError(f"{operator}: lengths is empty; a batch has at least one example")
+    check_offsets(operator, row_splits, lengths)
     first_name, first = next(iter(arrays.items()))
     if not jnp.issubdtype(first.dtype, jnp.floating):
         raise TypeError(f"{operator}: {first_name} has dtype {first.dtype}; it must be floating")

@@ -166,3 +166,17 @@ def untile(
     _, _, heads, dim = buffer.shape
     blocks = buffer.reshape(-1, ROW_ALIGNMENT * heads * dim)
     return blocks.at[slot].get(mode="fill", fill_value=0, wrap_negative_indices=False).reshape(-1, heads, dim)[:rows]
+
+
+def cut(values: Float[Array, "rows heads dim"], plan: Schedule, tile_rows: int) -> Float[Array, "tiles heads tile dim"]:
+    """All rows as tiles, heads in front; rows that hold no event are zero."""
+    return gather(to_blocks(values), plan.block, plan.count, tile_rows=tile_rows, heads=values.shape[1])
+
+
+def join(
+    values: Float[Array, "tiles heads tile dim"], plan: Schedule, dtype: jnp.dtype, rows: int
+) -> Float[Array, "rows heads dim"]:
+    """Tiles with heads in front, back in rows of `dtype`; rows that hold no event are zero."""
+    count, heads, size, dim = values.shape
+    buffer = jnp.zeros((count, size, heads, dim), dtype)
+    return untile(store(buffer, values, jnp.int32(0), plan.count), plan.slot, rows)

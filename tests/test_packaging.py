@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIREMENTS = REPOSITORY / "requirements"
-LOCKS = ("core", "dev", "newest")
+LOCKS = ("core", "dev", "newest", "compiler")
 NAME = re.compile(r"^([A-Za-z0-9._-]+)")
 
 
@@ -37,7 +37,7 @@ def test_a_lock_holds_names_versions_and_hashes_alone(lock):
     requirements = blocks((REQUIREMENTS / f"{lock}.txt").read_text())
     shape = re.compile(r"[a-z0-9._-]+(\[[a-z0-9,._-]+\])?==\S+( ; [^@/]+?)?( ?--hash=sha256:[0-9a-f]{64})+")
     wrong = [requirement for requirement in requirements if not shape.fullmatch(requirement)]
-    assert len(requirements) > 50
+    assert len(requirements) == 4 if lock == "compiler" else len(requirements) > 50
     assert not wrong
     assert not re.search(
         r"https?://|file:|--(extra-)?index-url|--find-links", (REQUIREMENTS / f"{lock}.txt").read_text()
@@ -50,6 +50,12 @@ def test_the_developed_on_versions_are_locked_and_the_newest_lock_is_newer():
     assert set(wanted) == {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"}
     assert wanted.items() <= core.items()
     assert tuple(map(int, newest["jax"].split("."))) >= (0, 12)
+
+
+def test_the_compiler_is_that_of_the_locked_jax():
+    compiler = pins(REQUIREMENTS / "compiler.txt")
+    assert set(compiler) == {"jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"}
+    assert compiler["jax-cuda13-plugin"] == compiler["jax-cuda13-pjrt"] == pins(REQUIREMENTS / "dev.txt")["jax"]
 
 
 def test_what_core_installs_dev_keeps():

@@ -54,15 +54,13 @@ class WindowAttention(nnx.Module):
 
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
-        q, k, v = rearrange(
-            self.qkv(self.norm(events.values)),
-            "rows (three heads dim) -> three rows heads dim",
-            three=3,
-            heads=self.heads,
-        )
+        qk, v = jnp.split(self.qkv(self.norm(events.values)), [2 * self.dim], axis=-1)
         positions = events.positions()
         tau = event_times(age, positions, self.rote)
-        return rotate(q, positions, tau, self.rote), rotate(k, positions, tau, self.rote), v
+        # Queries and keys turn alike, as the heads of one array.
+        qk, v = (rearrange(x, "rows (heads dim) -> rows heads dim", dim=self.dim // self.heads) for x in (qk, v))
+        q, k = jnp.split(rotate(qk, positions, tau, self.rote), 2, axis=1)
+        return q, k, v
 
     def __call__(self, events: Jagged, age: Float[Array, " rows"]) -> Float[Array, "rows dim"]:
         """S' of the events, whose ages are in seconds; rows that hold no event get something finite."""

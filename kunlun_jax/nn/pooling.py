@@ -55,9 +55,9 @@ class SeedAttention(nnx.Module):
         """Queries ``[seeds, heads, head_dim]``, keys and values ``[rows, heads, head_dim]``."""
         seeds = self.seeds[...] if self.norm is None else self.norm(self.seeds[...])
         q = rearrange(self.query(seeds), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
-        k, v = rearrange(
-            self.key_value(events.values), "rows (two heads dim) -> two rows heads dim", two=2, heads=self.heads
-        )
+        # Split before the heads are told apart: each part is then a slice, where an axis in front would be a transpose.
+        parts = jnp.split(self.key_value(events.values), 2, axis=-1)
+        k, v = (rearrange(x, "rows (heads dim) -> rows heads dim", heads=self.heads) for x in parts)
         return q, k, v
 
     def __call__(self, events: Jagged) -> Float[Array, "batch seeds dim"]:

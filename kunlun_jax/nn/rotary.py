@@ -10,6 +10,7 @@ of positions, and of logarithms of time. Source: Kunlun (R for the logarithm, r 
 import dataclasses
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -58,6 +59,8 @@ def rotate(
         angle += positions.astype(tau.dtype)[:, None] * (config.base**-exponent)[None, :]
     if config.time:
         angle += tau[:, None] * (config.time_base**-exponent)[None, :]
-    cos, sin = (f(angle)[:, None, :].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    # Without the barrier XLA computes the angles anew for every head, wherever something reads a turned channel.
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)))
+    cos, sin = cos[:, None, :], sin[:, None, :]
     first, second = x[..., :pairs], x[..., pairs:]
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

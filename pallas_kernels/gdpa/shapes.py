@@ -8,17 +8,33 @@ from jaxtyping import Int
 from pallas_kernels.costs import Cost, attention_cost
 
 
-def cost(lengths: Int[np.ndarray, " batch"], *, keys: int, heads: int, dim: int, itemsize: int = 2) -> Cost:
-    """FLOPs and bytes of queries of the given lengths against `keys` dense keys and values an example.
+def cost(
+    lengths: Int[np.ndarray, " batch"],
+    *,
+    keys: int | Int[np.ndarray, " batch"] | None,
+    heads: int,
+    dim: int,
+    itemsize: int = 2,
+) -> Cost:
+    """FLOPs and bytes of queries of the given lengths against the keys and values of their example.
 
-    Every query of an example meets all `keys` keys, so the pairs are ``sum(lengths) * keys``. Bytes: the forward pass
-    reads q, k, v and writes the output; the backward pass reads q, k, v and the cotangent and writes three gradients.
-    The dense keys of an example without rows count too: their gradient is written.
+    Every query of an example meets all of its keys. Bytes: the forward pass reads q, k, v and writes the output; the
+    backward pass reads q, k, v and the cotangent and writes three gradients. The dense keys of an example without rows
+    count too: their gradient is written.
+
+    Args:
+      lengths: queries of each example.
+      keys: keys of each example: a number for dense keys, lengths for jagged ones, None for those of the queries.
+      heads: heads.
+      dim: width of a head.
+      itemsize: bytes of an element.
     """
-    rows, key_rows = int(lengths.sum()), len(lengths) * keys
+    lengths = np.asarray(lengths, np.int64)
+    key_lengths = lengths if keys is None else np.broadcast_to(np.asarray(keys, np.int64), lengths.shape)
+    rows, key_rows = int(lengths.sum()), int(key_lengths.sum())
     unit = heads * dim * itemsize
     return attention_cost(
-        rows * keys,
+        int((lengths * key_lengths).sum()),
         heads,
         dim,
         forward_bytes=unit * (2 * rows + 2 * key_rows),
@@ -34,7 +50,7 @@ class Shape:
       batch: examples.
       max_length: longest sequence, rows.
       sparsity: 1 for full lengths; ``s`` for lengths uniform in ``[max(1, (2 s - 1) max_length), max_length]``.
-      keys: dense keys an example (F of the personalized FFN).
+      keys: dense keys an example (F of the personalized FFN); None for self attention, the keys jagged as the queries.
       heads: heads.
       dim: width of a head.
       activation: name in `pallas_kernels.activations`.
@@ -43,20 +59,21 @@ class Shape:
     batch: int
     max_length: int
     sparsity: float
-    keys: int
+    keys: int | None
     heads: int = 4
     dim: int = 128
     activation: str = "gelu"
 
 
-SHAPES = tuple(
-    Shape(1152, length, sparsity, keys)
-    for keys in (256, 128)
-    for length in (256, 512, 1024, 2048)
-    for sparsity in (1.0, 0.5)
-) + tuple(
-    Shape(1152, 1024, 0.5, 256, dim=dim, activation=activation)
-    for dim in (64, 32)
-    for activation in ("gelu", "silu", "relu")
+LENGTHS = (256, 512, 1024, 2048)
+
+SHAPES = (
+    tuple(Shape(1152, length, sparsity, keys) for keys in (256, 128) for length in LENGTHS for sparsity in (1.0, 0.5))
+    + tuple(
+        Shape(1152, 1024, 0.5, 256, dim=dim, activation=activation)
+        for dim in (64, 32)
+        for activation in ("gelu", "silu", "relu")
+    )
+    + tuple(Shape(1152, length, sparsity, None) for length in LENGTHS for sparsity in (1.0, 0.5))
 )
-"""The personalized FFN as published, and narrower heads under three activations."""
+"""The personalized FFN as published, narrower heads under three activations, and self attention."""

@@ -11,6 +11,8 @@ class Config:
       block: streamed rows of a step, a multiple of 16.
       stages: slots for streamed tiles, at least 2.
       stationary_stages: slots for stationary tiles of each compute warpgroup, 1 or 2.
+      score_stages: on sm_100, slots for the scores of each unit in tensor memory, 1 or 2. With 2 the products of
+        one step overlap the score function of the next.
       units: stationary tiles worked on at once, one for each compute warpgroup, 1 or 2.
       run: stationary tiles that a unit takes one after the other in one item. More than 1 needs all streamed tiles of
         an example to fit in the slots at once; they are then loaded once for the whole run.
@@ -18,22 +20,27 @@ class Config:
         special-function units.
       weights_in_smem: on sm_90, hand the weights to the second product through shared memory and not in registers.
         Slower, and the only way that the interpreter knows.
+      products_in_order: on sm_100, rely on the tensor cores to run products in the order of issue where one overwrites
+        what another reads, instead of waiting between the two. Published kernels do; the interpreter calls it a race.
       ping_pong: on sm_90, let the two compute warpgroups take turns on the tensor cores.
     """
 
     block: int = 128
     stages: int = 2
     stationary_stages: int = 1
+    score_stages: int = 1
     units: int = 2
     run: int = 1
     polynomial: int = 0
     weights_in_smem: bool = False
+    products_in_order: bool = False
     ping_pong: bool = True
 
     def __post_init__(self):
         for name, low, high in (
             ("stages", 2, 8),
             ("stationary_stages", 1, 2),
+            ("score_stages", 1, 2),
             ("units", 1, 2),
             ("run", 1, 64),
             ("polynomial", 0, 8),

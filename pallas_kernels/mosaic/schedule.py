@@ -10,7 +10,6 @@ an example owns, and those behind the last one, so that the kernel writes all of
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

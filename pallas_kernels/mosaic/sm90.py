@@ -4,8 +4,8 @@ A block has up to two compute warpgroups and one that loads. Each compute warpgr
 rows (in the backward passes also ``b``), and the rows of the same example stream past it in tiles ``x`` and ``y``:
 
     S = a x^T                       scores, [64, block]
-    D = b y^T                       backward only: gradient of the weights
-    weights, dS = score(S, D)
+    weights, derivative = score(S)
+    D = b y^T                       backward only: gradient of the weights; dS = derivative D
     value += weights y              forward: O from (q; k, v).   dk, dv: dV from (k, v; q, dO)
     key   += dS x                   dq: dQ from (q, dO; k, v).   dk, dv: dK from (k, v; q, dO)
 
@@ -13,10 +13,6 @@ So the three passes differ in what stays, what streams, and which sums are kept.
 share of the work list (`pallas_kernels.mosaic.schedule`), and the loading warpgroup runs ahead across items. With
 ``config.run > 1`` the streamed tiles stay in shared memory for a run of stationary tiles.
 """
-
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
@@ -28,27 +24,13 @@ from jaxtyping import Array, Float
 from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
+from pallas_kernels.mosaic.score import Score, in_chunks
+from pallas_kernels.mosaic.streaming import for_each_item, store
 
 TILE_ROWS = 64
 """Stationary rows of a compute warpgroup: the rows of one wgmma."""
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
-
-
-class Score(NamedTuple):
-    """What turns scores into weights.
-
-    Attributes:
-      weights: S -> weights, for the forward pass.
-      backward: (S, D) -> (weights, dS) with ``dS = derivative * D``.
-      value_scale: factor of the sum over ``weights y``, applied once at the end.
-      key_scale: factor of the sum over ``dS x``.
-    """
-
-    weights: Callable[[jax.Array], jax.Array]
-    backward: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    value_scale: float
-    key_scale: float
 
 
 def shared_memory(dim: int, itemsize: int, *, backward: bool, outputs: int, config: Config) -> int:
@@ -104,9 +86,7 @@ def attend(
 
     def entry(*refs):
         inputs, outputs = refs[: len(refs) - len(sums)], refs[len(refs) - len(sums) :]
-        weights_smem = [
-            tiled((units, TILE_ROWS, block), weight_swizzle) for _ in sums if config.weights_in_smem
-        ]
+        weights_smem = [tiled((units, TILE_ROWS, block), weight_swizzle) for _ in sums if config.weights_in_smem]
         pl.run_scoped(
             lambda *scratch: kernel(inputs, outputs, *scratch),
             [tiled((units, slots, TILE_ROWS, dim)) for _ in stationary],
@@ -121,33 +101,21 @@ def attend(
             collective_axes="wg",
         )
 
-    def kernel(
-        inputs, outputs, own_smem, other_smem, out_smem, weight_smem, own_full, own_free, full, free, turn
-    ):
+    def kernel(inputs, outputs, own_smem, other_smem, out_smem, weight_smem, own_full, own_free, full, free, turn):
         items, used, *operands = inputs
         own, other = operands[: len(stationary)], operands[len(stationary) :]
-        wg, processor = lax.axis_index("wg"), lax.axis_index("processor")
-        total = used[0] * heads
-        rounds = lax.div(total + (blocks - 1), jnp.int32(blocks))
-
-        def for_each_item(body, step):
-            """``body(item, head, step) -> step`` for the items of this block; `step` is carried through."""
-
-            def round_body(turn_index, step):
-                # Rounds are dealt to and fro, so that no block always gets the longest item of its round.
-                place = jnp.where(lax.rem(turn_index, jnp.int32(2)) == 0, processor, blocks - 1 - processor)
-                index = turn_index * blocks + place
-                item = lax.div(index, jnp.int32(heads))
-                return lax.cond(
-                    index < total, lambda: body(item, lax.rem(index, jnp.int32(heads)), step), lambda: step
-                )
-
-            return lax.fori_loop(0, rounds, round_body, step)
+        wg = lax.axis_index("wg")
 
         def tiles_of(item):
             """Turns of the item, and streamed tiles of each turn."""
             turns = 1 if run == 1 else pl.cdiv(items[item, schedule.EXTENT], units * TILE_ROWS)
             return turns, lax.div(items[item, schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
+
+        def over_turns(turns, body, steps):
+            return body(0, steps) if run == 1 else lax.fori_loop(0, turns, body, steps)
+
+        def slot_of(step, number):
+            return 0 if number == 1 else lax.rem(step, jnp.int32(number))
 
         @pl.when(wg == units)
         def _load():
@@ -160,18 +128,18 @@ def attend(
                 def load_turn(t, steps):
                     own_step, other_step = steps
                     for unit in range(units):
-                        slot = unit * slots + lax.rem(own_step, jnp.int32(slots))
+                        slot = unit * slots + slot_of(own_step, slots)
                         plgpu.barrier_wait(own_free.at[slot])
                         first = pl.multiple_of(row + (t * units + unit) * TILE_ROWS, 8)
                         for gmem, smem in zip(own, own_smem, strict=True):
                             plgpu.copy_gmem_to_smem(
                                 gmem.at[pl.ds(first, TILE_ROWS), head],
-                                smem.at[unit, lax.rem(own_step, jnp.int32(slots))],
+                                smem.at[unit, slot_of(own_step, slots)],
                                 own_full.at[slot],
                             )
 
                     def load_tile(j, other_step):
-                        slot = lax.rem(other_step, jnp.int32(stages))
+                        slot = slot_of(other_step, stages)
                         for i in range(2):
                             plgpu.barrier_wait(free[i].at[slot])
                             plgpu.copy_gmem_to_smem(
@@ -184,9 +152,9 @@ def attend(
                     first_turn = jnp.where(t == 0, count, 0) if run > 1 else count
                     return own_step + 1, lax.fori_loop(0, first_turn, load_tile, other_step)
 
-                return lax.fori_loop(0, turns, load_turn, steps)
+                return over_turns(turns, load_turn, steps)
 
-            for_each_item(load_item, (jnp.int32(0), jnp.int32(0)))
+            for_each_item(used[0], heads, blocks, load_item, (jnp.int32(0), jnp.int32(0)))
             # Every slot has been given free once more than it was filled.
             for slot in range(units * slots):
                 plgpu.barrier_wait(own_free.at[slot])
@@ -208,17 +176,19 @@ def attend(
                     plgpu.barrier_arrive(turn)
                     plgpu.barrier_wait(turn)
 
-            def product(a, b):
-                """``a b^T`` of two tiles in shared memory."""
+            def scores(a, x):
+                """``a x^T`` of two tiles in shared memory; then it is the other warpgroup's turn."""
 
                 def scope(acc):
-                    plgpu.wgmma(acc, a, b.transpose((1, 0)))
+                    plgpu.wgmma(acc, a, x.transpose((1, 0)))
                     take_turn()
                     return acc[...]
 
                 return pl.run_scoped(scope, plgpu.ACC((TILE_ROWS, block), jnp.float32))
 
-            def two_products(a, x, b, y):
+            def scores_and_gradient(a, x, b, y):
+                """``a x^T`` and ``b y^T``."""
+
                 def scope(first, second):
                     plgpu.wgmma(first, a, x.transpose((1, 0)))
                     plgpu.wgmma(second, b, y.transpose((1, 0)))
@@ -228,8 +198,15 @@ def attend(
                 acc = plgpu.ACC((TILE_ROWS, block), jnp.float32)
                 return pl.run_scoped(scope, acc, acc)
 
+            # The arrays are narrowed chunk by chunk, so that the wide ones die early: registers are what is short.
+            def forward(s, polynomial):
+                return (score.weights(s, polynomial).astype(dtype),)
+
+            def both(s, d, polynomial):
+                weights, derivative = score.backward(s, polynomial)
+                return weights.astype(dtype), (derivative * d).astype(dtype)
+
             def add_product(acc, weights, i, tile):
-                weights = weights.astype(dtype)
                 if config.weights_in_smem:
                     smem = weight_smem[i].at[wg]
                     smem[...] = weights
@@ -248,18 +225,18 @@ def attend(
                     left = other_count - j * block
 
                     def mask():
-                        column = plgpu.broadcasted_iota(
-                            jnp.int32, (TILE_ROWS, block), 1, layout=plgpu.Layout.WGMMA
-                        )
-                        return tuple(jnp.where(column < left, x, 0.0) for x in arrays)
+                        column = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, block), 1, layout=plgpu.Layout.WGMMA)
+                        return tuple(jnp.where(column < left, x, jnp.zeros((), dtype)) for x in arrays)
 
-                    return lax.cond(left < block, mask, lambda: arrays)
+                    # In the backward passes a branch costs registers that are not there, so all tiles are masked.
+                    return mask() if backward else lax.cond(left < block, mask, lambda: arrays)
 
                 def compute_turn(t, steps):
                     own_step, other_step = steps
-                    own_slot = lax.rem(own_step, jnp.int32(slots))
+                    own_slot = slot_of(own_step, slots)
                     first = (t * units + wg) * TILE_ROWS
                     tiles = [smem.at[wg, own_slot] for smem in own_smem]
+                    staging = [smem.at[wg] for smem in out_smem]
                     plgpu.barrier_wait(own_full.at[wg * slots + own_slot])
                     loads = (t == 0) if run > 1 else True
                     last = (t == turns - 1) if run > 1 else True
@@ -274,16 +251,17 @@ def attend(
 
                         @pl.loop(0, count)
                         def _step(j):
-                            slot = lax.rem(other_step + j, jnp.int32(stages))
+                            slot = slot_of(other_step + j, stages)
                             x, y = (smem.at[slot] for smem in other_smem)
                             when(loads, lambda: plgpu.barrier_wait(full[0].at[slot]))
                             if backward:
                                 when(loads, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                                s, d = two_products(tiles[0], x, tiles[1], y)
-                                weights, ds = masked(j, *score.backward(s, d))
+                                products = scores_and_gradient(tiles[0], x, tiles[1], y)
+                                weights, ds = masked(j, *in_chunks(both, config.polynomial, *products))
                             else:
-                                (weights,) = masked(j, score.weights(product(tiles[0], x)))
+                                s = scores(tiles[0], x)
                                 when(last, lambda: plgpu.barrier_arrive(free[0].at[slot]))
+                                (weights,) = masked(j, *in_chunks(forward, config.polynomial, s))
                             if turn is not None:
                                 plgpu.barrier_arrive(turn)
                             if not backward:
@@ -291,10 +269,8 @@ def attend(
                             if turn is not None:
                                 plgpu.barrier_wait(turn)
                             for i, name in enumerate(sums):
-                                if name == "value":
-                                    add_product(by_name[name], weights, i, y)
-                                else:
-                                    add_product(by_name[name], ds, i, x)
+                                operands = (weights, i, y) if name == "value" else (ds, i, x)
+                                add_product(by_name[name], *operands)
                             plgpu.wgmma_wait(0)
                             if backward:
                                 when(last, lambda: plgpu.barrier_arrive(free[0].at[slot]))
@@ -303,54 +279,38 @@ def attend(
                         if turn is not None:
                             pl.when(wg == 0)(take_turn)
                         plgpu.barrier_arrive(own_free.at[wg * slots + own_slot])
-                        # The stores of the turn before have read their staging tiles by now.
+                        # The store of the turn before has read its staging tile by now.
                         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                         held = items[item, schedule.COUNT] - first
                         row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, dim), 0, layout=plgpu.Layout.WGMMA)
-                        for smem, name in zip(out_smem, sums, strict=True):
+                        for smem, name in zip(staging, sums, strict=True):
                             scale = score.value_scale if name == "value" else score.key_scale
                             value = jnp.where(row < held, by_name[name][...] * scale, 0.0)
-                            smem.at[wg][...] = value.astype(dtype)
+                            smem[...] = value.astype(dtype)
 
                     acc = plgpu.ACC((TILE_ROWS, dim), jnp.float32)
                     pl.run_scoped(accumulate, *(acc for _ in sums))
                     plgpu.commit_smem()
                     extent = items[item, schedule.EXTENT] - first
-                    at = pl.multiple_of(items[item, schedule.ROW] + first, 8)
-                    for smem, gmem in zip(out_smem, outputs, strict=True):
-                        store(smem.at[wg], gmem, at, extent, head)
+                    at = items[item, schedule.ROW] + first
+                    for smem, gmem in zip(staging, outputs, strict=True):
+                        store(smem, gmem.at[:, head], at, extent)
                     plgpu.commit_smem_to_gmem_group()
-                    return own_step + 1, (jnp.where(last, other_step + count, other_step) if run > 1 else other_step + count)
+                    return own_step + 1, (
+                        jnp.where(last, other_step + count, other_step) if run > 1 else other_step + count
+                    )
 
-                return lax.fori_loop(0, turns, compute_turn, steps)
+                return over_turns(turns, compute_turn, steps)
 
-            for_each_item(compute_item, (jnp.int32(0), jnp.int32(0)))
+            for_each_item(used[0], heads, blocks, compute_item, (jnp.int32(0), jnp.int32(0)))
             plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(
         entry,
-        out_type=[jax.ShapeDtypeStruct((rows, heads, dim), dtype) for _ in sums],
+        out_type=(jax.ShapeDtypeStruct((rows, heads, dim), dtype),) * len(sums),
         grid=(blocks,),
         grid_names=("processor",),
         num_threads=units + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )(work.items, work.used, *stationary, *streamed)
-
-
-def store(smem, gmem, row, extent, head) -> None:
-    """Stores the first `extent` rows of a tile, a multiple of 8, in pieces of a power of two: a copy has a fixed size."""
-    rows = smem.shape[0]
-
-    @pl.when(extent >= rows)
-    def _whole():
-        plgpu.copy_smem_to_gmem(smem, gmem.at[pl.ds(row, rows), head], commit_group=False)
-
-    for size in (2**i for i in range(3, int(math.log2(rows)))):
-        # The pieces in front of this one are the higher bits of the extent.
-        @pl.when((extent > 0) & (extent < rows) & ((extent & size) != 0))
-        def _piece(size=size):
-            offset = pl.multiple_of(extent & (-2 * size), 8)
-            plgpu.copy_smem_to_gmem(
-                smem.at[pl.ds(offset, size)], gmem.at[pl.ds(pl.multiple_of(row + offset, 8), size), head], commit_group=False
-            )

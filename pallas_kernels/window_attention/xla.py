@@ -3,7 +3,7 @@
 Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key
 inside the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them.
 Time follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running
-softmax for each row, and one chunk of scores. The list of pairs is never stored: a step goes on where the last ended.
+softmax for each row, and one chunk of scores.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels import pairs as tile_pairs
 from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
@@ -36,15 +37,13 @@ class _Pairs(NamedTuple):
 
     Attributes:
       plan: the tiles.
-      number: pairs altogether, scalar int32.
-      ends: pairs of the tiles up to and including each; `chunk` entries more than tiles, which no pair reaches.
+      numbering: their numbers.
       table: for each tile, what to add to the number of a pair to get its key tile, the rows of the example before the
         tile, and the rows in it.
     """
 
     plan: tiles.Schedule
-    number: Int[Array, ""]
-    ends: Int[Array, " padded"]
+    numbering: tile_pairs.Numbering
     table: Int[Array, "tiles 3"]
 
 
@@ -62,11 +61,11 @@ def _plan(window, q, row_splits, lengths) -> tuple[int, int, _Pairs]:
     last = jnp.minimum(offset + plan.count + right, tiles.take(lengths, plan.example)) - 1
     high = tiles.quotient(jnp.maximum(last, 0), size)
     each = jnp.where(used, high - low + 1, 0)
-    ends = jnp.cumsum(each, dtype=jnp.int32)
+    numbering = tile_pairs.numbering(each, chunk)
+    ends = numbering.ends[: each.shape[0]]
     first_key = tile - tiles.quotient(offset, size) + low
     table = jnp.stack([first_key - (ends - each), offset, plan.count], axis=1)
-    padded = jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max)
-    return size, chunk, _Pairs(plan, *jax.lax.optimization_barrier((ends[-1], padded, table)))
+    return size, chunk, _Pairs(plan, *jax.lax.optimization_barrier((numbering, table)))
 
 
 class _Chunk(NamedTuple):
@@ -84,16 +83,9 @@ class _Chunk(NamedTuple):
 
 
 def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], size: int, chunk: int, reached: Int[Array, ""]) -> _Chunk:
-    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one.
-
-    Every tile in use has a pair, so a step reaches at most `chunk` tiles further: it looks at the ends of those alone.
-    """
+    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one."""
     left, right = (min(side, pairs.plan.slot.shape[0] * tiles.ROW_ALIGNMENT) for side in window)
-    index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
-    used = index < pairs.number
-    ends = jax.lax.dynamic_slice_in_dim(pairs.ends, reached, chunk)
-    tile = reached + (ends[None, :] <= index[:, None]).sum(axis=1, dtype=jnp.int32)
-    tile = jnp.where(used, tile, pairs.plan.used - 1)
+    index, used, tile = tile_pairs.of_step(pairs.numbering, step, chunk, reached, pairs.plan.used)
     shift, offset, _ = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, tile), 3, axis=1))
     key_tile = jnp.where(used, index + shift, tile)
     _, key_offset, count = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, key_tile), 3, axis=1))
@@ -105,17 +97,6 @@ def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], size: int, chunk: int
     return _Chunk(*jax.lax.optimization_barrier((tile, key_tile, mask)))
 
 
-def _tiled(values, plan, size, heads):
-    return tiles.gather(tiles.to_blocks(values), plan.block, plan.count, tile_rows=size, heads=heads)
-
-
-def _rows(values, plan, dtype, rows):
-    """Tiles with heads in front, back in rows."""
-    count, heads, size, dim = values.shape
-    buffer = jnp.zeros((count, size, heads, dim), dtype)
-    return tiles.untile(tiles.store(buffer, values, jnp.int32(0), plan.count), plan.slot, rows)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _window_attention(window, scale, q, k, v, row_splits, lengths):
     return _forward(window, scale, q, k, v, row_splits, lengths)[0]
@@ -125,7 +106,7 @@ def _forward(window, scale, q, k, v, row_splits, lengths):
     rows, heads, dim = q.shape
     acc = accumulator(q.dtype)
     size, chunk, pairs = _plan(window, q, row_splits, lengths)
-    q_tiles, k_tiles, v_tiles = (_tiled(x, pairs.plan, size, heads) for x in (q, k, v))
+    q_tiles, k_tiles, v_tiles = (tiles.cut(x, pairs.plan, size) for x in (q, k, v))
 
     def body(step, carry):
         reached, running = carry
@@ -137,22 +118,22 @@ def _forward(window, scale, q, k, v, row_splits, lengths):
         return tile[-1], softmax.merge(running, s, v_tile, tile - tile[0], tile[0])
 
     slots = q_tiles.shape[0]
-    steps = tiles.quotient(pairs.number + (chunk - 1), chunk)
+    steps = tiles.quotient(pairs.numbering.number + (chunk - 1), chunk)
     start = (*vary_like(q, jnp.int32(0)), softmax.start(q, slots + chunk, heads, size, dim, acc))
     _, running = jax.lax.fori_loop(0, steps, body, start)
     out, log_sum = softmax.finish(softmax.Running(*(x[:slots] for x in running)))
-    out = _rows(out, pairs.plan, q.dtype, rows)
+    out = tiles.join(out, pairs.plan, q.dtype, rows)
     return out, (q, k, v, row_splits, lengths, out, log_sum)
 
 
 def _backward(window, scale, saved, d_out):
     q, k, v, row_splits, lengths, out, log_sum = saved
-    rows, heads, _ = q.shape
+    rows = q.shape[0]
     acc = accumulator(q.dtype)
     size, chunk, pairs = _plan(window, q, row_splits, lengths)
     # A cotangent on a padding row may be NaN; the product is masked like every operand when it is cut into tiles.
     delta = (d_out.astype(acc) * out.astype(acc)).sum(axis=-1, keepdims=True)
-    q_tiles, k_tiles, v_tiles, d_tiles, delta = (_tiled(x, pairs.plan, size, heads) for x in (q, k, v, d_out, delta))
+    q_tiles, k_tiles, v_tiles, d_tiles, delta = (tiles.cut(x, pairs.plan, size) for x in (q, k, v, d_out, delta))
 
     def body(step, carry):
         reached, dq, dk, dv = carry
@@ -170,10 +151,10 @@ def _backward(window, scale, saved, d_out):
         dq, dk, dv = tiles.add(dq, tile, dq_tile), tiles.add(dk, key_tile, dk_tile), tiles.add(dv, key_tile, dv_tile)
         return tile[-1], dq, dk, dv
 
-    steps = tiles.quotient(pairs.number + (chunk - 1), chunk)
+    steps = tiles.quotient(pairs.numbering.number + (chunk - 1), chunk)
     start = vary_like(q, jnp.int32(0), *(jnp.zeros(q_tiles.shape, acc) for _ in range(3)))
     _, *gradients = jax.lax.fori_loop(0, steps, body, start)
-    dq, dk, dv = (_rows(x, pairs.plan, q.dtype, rows) for x in gradients)
+    dq, dk, dv = (tiles.join(x, pairs.plan, q.dtype, rows) for x in gradients)
     return dq, dk, dv, None, None
 
 

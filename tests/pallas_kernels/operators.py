@@ -46,6 +46,11 @@ class Layout:
         return jnp.asarray(self.splits), jnp.asarray(self.lengths, jnp.int32)
 
     @property
+    def others(self) -> "Layout":
+        """Another layout of as many rows: each example has the length of the one before it."""
+        return Layout(self.lengths[-1:] + self.lengths[:-1], self.spare)
+
+    @property
     def mask(self) -> np.ndarray:
         """Rows that hold an event, counted one by one."""
         mask = np.zeros(self.rows, bool)
@@ -53,9 +58,9 @@ class Layout:
             mask[start : start + length] = True
         return mask
 
-    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan) -> jax.Array:
+    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan, dim: int = DIM) -> jax.Array:
         """Random rows whose padding is poisoned."""
-        values = rng.standard_normal((self.rows, HEADS, DIM))
+        values = rng.standard_normal((self.rows, HEADS, dim))
         values[~self.mask] = poison
         return jnp.asarray(values, dtype)
 
@@ -71,6 +76,8 @@ class Operator:
       define: (layout, operands) -> output by definition.
       operands: (layout, rng, dtype) -> operands.
       jagged: for each operand, then the output: whether it is packed rows.
+      own_keys: whether packed k and v have ``layout.others`` for their layout.
+      dim: width of a head.
     """
 
     name: str
@@ -79,12 +86,22 @@ class Operator:
     define: Callable
     operands: Callable
     jagged: tuple[bool, ...]
+    own_keys: bool = False
+    dim: int = DIM
+
+    def layouts(self, layout: Layout) -> tuple[Layout | None, ...]:
+        """Layout of the output, q, k and v; None for what is not packed."""
+        keys = layout.others if self.own_keys else layout
+        packed = self.jagged[-1:] + self.jagged[:-1]
+        return tuple(
+            x if is_packed else None for x, is_packed in zip((layout, layout, keys, keys), packed, strict=True)
+        )
 
     def cotangent(self, layout: Layout, rng: np.random.Generator, dtype) -> jax.Array:
         """Random cotangent of the output, its padding poisoned."""
         if self.jagged[-1]:
-            return layout.random(rng, dtype)
-        return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, DIM)), dtype)
+            return layout.random(rng, dtype, dim=self.dim)
+        return jnp.asarray(rng.standard_normal((len(layout.lengths), SEEDS, HEADS, self.dim)), dtype)
 
 
 def with_gradients(function: Callable, layout: Layout, operands, cotangent):
@@ -111,7 +128,7 @@ def problem(operator: Operator, layout: Layout, dtype, seed: int = 20):
     """Random operands, a cotangent, and what the definition gives for them in at least float32."""
     rng = np.random.default_rng(seed)
     operands, cotangent = operator.operands(layout, rng, dtype), operator.cotangent(layout, rng, dtype)
-    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if dtype == jnp.bfloat16 else x, (operands, cotangent))
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype.itemsize == 2 else x, (operands, cotangent))
     return operands, cotangent, tuple(np.asarray(x) for x in _definition(operator, layout)(*exact))
 
 
@@ -133,17 +150,35 @@ def _softmax(scores):
 
 
 @functools.cache
-def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1.3) -> Operator:
+def gdpa(
+    activation: str = "gelu",
+    pre_scale: float = 0.7,
+    post_scale: float = 1.3,
+    keys: str = "dense",
+    dim: int = DIM,
+    dense_keys: int = KEYS,
+) -> Operator:
+    """`keys` is dense, jagged (with lengths of their own) or self (the queries' lengths)."""
     options = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
 
+    def keys_of(layout):
+        return layout.others if keys == "jagged" else layout
+
     def call(implementation, layout, operands):
-        return gdpa_api.gdpa(*operands, *layout.offsets, implementation=implementation, **options)
+        offsets = layout.offsets + (layout.others.offsets if keys == "jagged" else ())
+        return gdpa_api.gdpa(*operands, *offsets, implementation=implementation, **options)
 
     def reference(layout, operands, upcast):
-        return gdpa_reference.gdpa(*operands, *layout.offsets, upcast=upcast, **options)
+        if keys == "dense":
+            return gdpa_reference.gdpa(*operands, *layout.offsets, upcast=upcast, **options)
+        return gdpa_reference.gdpa_jagged(
+            *operands, *layout.offsets, *keys_of(layout).offsets, upcast=upcast, **options
+        )
 
     def define(layout, operands):
         q, k, v = operands
+        if keys != "dense":
+            k, v = (_segments(keys_of(layout), x) for x in (k, v))
         out = []
         for b, rows in enumerate(_segments(layout, q)):
             scores = activation_by_name(activation).value(pre_scale * jnp.einsum("qhd,khd->hqk", rows, k[b]))
@@ -151,10 +186,16 @@ def gdpa(activation: str = "gelu", pre_scale: float = 0.7, post_scale: float = 1
         return _pack(layout, out, q)
 
     def operands(layout, rng, dtype):
-        k, v = (jnp.asarray(rng.standard_normal((len(layout.lengths), KEYS, HEADS, DIM)), dtype) for _ in range(2))
-        return layout.random(rng, dtype), k, v
+        if keys != "dense":
+            return tuple(x.random(rng, dtype, dim=dim) for x in (layout, keys_of(layout), keys_of(layout)))
+        shape = (len(layout.lengths), dense_keys, HEADS, dim)
+        k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+        return layout.random(rng, dtype, dim=dim), k, v
 
-    return Operator(f"gdpa-{activation}", call, reference, define, operands, (True, False, False, True))
+    name = f"gdpa-{activation}" if keys == "dense" else f"gdpa-{keys}-{activation}"
+    name += "" if dim == DIM else f"-d{dim}"
+    packed = (True, keys != "dense", keys != "dense", True)
+    return Operator(name, call, reference, define, operands, packed, keys == "jagged", dim)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Choice of the implementation, its log line, and what is refused."""
 
+import inspect
 import logging
 
 import jax
@@ -14,12 +15,20 @@ from pallas_kernels.window_attention.api import window_attention
 SPLITS, LENGTHS = jnp.array([0, 8, 16], jnp.int32), jnp.array([5, 8], jnp.int32)
 ROWS = jnp.ones((16, 2, 4), jnp.float32)
 DENSE = jnp.ones((2, 3, 2, 4), jnp.float32)
+KEY_ROWS = jnp.ones((24, 2, 4), jnp.float32)
+KEY_SPLITS, KEY_LENGTHS = jnp.array([0, 16, 24], jnp.int32), jnp.array([11, 0], jnp.int32)
 SEEDS = jnp.ones((3, 2, 4), jnp.float32)
 
 
 def call_gdpa(**changes):
     arguments = {"q": ROWS, "k": DENSE, "v": DENSE, "row_splits": SPLITS, "lengths": LENGTHS} | changes
-    return gdpa(**arguments)
+    # Unwrapped: the types that the tests check of every call would refuse some arguments before gdpa does.
+    return inspect.unwrap(gdpa)(**arguments)
+
+
+def call_gdpa_jagged(**changes):
+    jagged = {"k": KEY_ROWS, "v": KEY_ROWS, "key_splits": KEY_SPLITS, "key_lengths": KEY_LENGTHS}
+    return call_gdpa(**(jagged | changes))
 
 
 def call_window(**changes):
@@ -32,7 +41,7 @@ def call_seed(**changes):
     return seed_attention(**arguments)
 
 
-CALLS = pytest.mark.parametrize("call", [call_gdpa, call_window, call_seed])
+CALLS = pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged, call_window, call_seed])
 
 
 @CALLS
@@ -58,7 +67,57 @@ def test_the_choice_is_logged_once(caplog):
 @CALLS
 def test_one_dtype(call):
     with pytest.raises(TypeError, match="v has dtype bfloat16 and q float32"):
-        call(v=(DENSE if call is call_gdpa else ROWS).astype(jnp.bfloat16))
+        call(v={call_gdpa: DENSE, call_gdpa_jagged: KEY_ROWS}.get(call, ROWS).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "error", "message"),
+    [
+        (call_gdpa, {"k": DENSE.astype(jnp.bfloat16)}, TypeError, "k has dtype bfloat16 and q float32"),
+        (call_gdpa, {"q": ROWS[0]}, ValueError, "q, k, v have shapes"),
+        (call_gdpa, {"k": DENSE[0, 0], "v": DENSE[0, 0]}, ValueError, "q, k, v have shapes"),
+        (call_gdpa, {"v": DENSE[:, :2]}, ValueError, "q, k, v have shapes"),
+        (call_gdpa, {"v": ROWS}, ValueError, "q, k, v have shapes"),
+        (call_gdpa, {"k": DENSE[:1], "v": DENSE[:1]}, ValueError, "k holds 1 examples and lengths 2"),
+        (call_gdpa, {"k": DENSE[:, :0], "v": DENSE[:, :0]}, ValueError, r"k has shape \(2, 0, 2, 4\); no axis may"),
+        (call_gdpa, {"q": ROWS[:0]}, ValueError, r"q has shape \(0, 2, 4\); no axis may be empty"),
+        (call_gdpa, {"k": DENSE[..., :2], "v": DENSE[..., :2]}, ValueError, r"k has \(heads, dim\)"),
+        (call_gdpa, {"key_splits": KEY_SPLITS}, ValueError, "key_splits must be None, for k has the dense shape"),
+        (call_gdpa, {"key_lengths": KEY_LENGTHS}, ValueError, "key_lengths must be None"),
+        (call_gdpa, {"pre_scale": "two"}, ValueError, "pre_scale='two'"),
+        (call_gdpa, {"post_scale": float("nan")}, ValueError, "post_scale=nan"),
+        (call_gdpa_jagged, {"key_splits": None}, ValueError, "key_splits is None and key_lengths is not"),
+        (call_gdpa_jagged, {"key_lengths": None}, ValueError, "key_lengths is None and key_splits is not"),
+        (call_gdpa_jagged, {"key_splits": None, "key_lengths": None}, ValueError, "k has 24 rows and q 16"),
+        (call_gdpa_jagged, {"key_lengths": KEY_LENGTHS.astype(jnp.int16)}, TypeError, "key_lengths has dtype int16"),
+        (call_gdpa_jagged, {"key_splits": KEY_SPLITS.astype(jnp.uint32)}, TypeError, "key_splits has dtype uint32"),
+        (call_gdpa_jagged, {"key_splits": KEY_SPLITS[:2]}, ValueError, "key_splits has 2 entries and key_lengths 2"),
+        (call_gdpa_jagged, {"key_lengths": KEY_LENGTHS[None]}, ValueError, r"key_lengths has shape \(1, 2\)"),
+        (
+            call_gdpa_jagged,
+            {"key_splits": KEY_SPLITS[:2], "key_lengths": KEY_LENGTHS[:1]},
+            ValueError,
+            "key_lengths holds 1 examples and lengths 2",
+        ),
+        (call_gdpa_jagged, {"v": KEY_ROWS[:16]}, ValueError, "q, k, v have shapes"),
+        (call_gdpa_jagged, {"k": KEY_ROWS[:0], "v": KEY_ROWS[:0]}, ValueError, r"k has shape \(0, 2, 4\)"),
+    ],
+)
+def test_gdpa_names_the_argument_that_does_not_fit(call, changes, error, message):
+    with pytest.raises(error, match=message):
+        jax.eval_shape(lambda: call(**changes))
+
+
+def test_a_scale_may_not_be_traced():
+    with pytest.raises(ValueError, match=r"pre_scale=.*known when the call is traced"):
+        jax.jit(lambda scale: call_gdpa(pre_scale=scale))(2.0)
+
+
+def test_self_gdpa_takes_the_offsets_of_the_queries():
+    operands = {"k": 2 * ROWS, "v": ROWS}
+    named = call_gdpa(**operands, key_splits=SPLITS, key_lengths=LENGTHS)
+    assert (call_gdpa(**operands) == named).all()
+    assert named[:5].all() and not named[5:8].any()
 
 
 def test_heads_and_dim_must_fit():

@@ -27,6 +27,15 @@ def test_costs():
     assert gdpa.forward_flops == 4 * 2 * 8 * 60 * 16 and gdpa.backward_flops == 10 * 2 * 8 * 60 * 16
     assert gdpa.forward_bytes == 2 * 2 * 8 * (2 * 60 + 2 * 96) and gdpa.backward_bytes == 2 * 2 * 8 * (3 * 60 + 4 * 96)
 
+    keys = np.array([3, 0, 7, 2, 0, 5], np.int32)
+    jagged = gdpa_shapes.cost(LENGTHS, keys=keys, heads=2, dim=8)
+    assert jagged.pairs == sum(n * m for n, m in zip(LENGTHS, keys, strict=True)) == 129
+    assert jagged.forward_bytes == 2 * 2 * 8 * (2 * 60 + 2 * 17)
+    assert jagged.backward_bytes == 2 * 2 * 8 * (3 * 60 + 4 * 17)
+    own = gdpa_shapes.cost(LENGTHS, keys=None, heads=2, dim=8)
+    assert own == gdpa_shapes.cost(LENGTHS, keys=LENGTHS, heads=2, dim=8)
+    assert own.pairs == 1 + 7**2 + 40**2 + 12**2
+
     seed = seed_shapes.cost(LENGTHS, seeds=3, heads=2, dim=8)
     assert (seed.pairs, seed.forward_flops) == (180, 4 * 2 * 8 * 180)
     assert seed.forward_bytes == 2 * 2 * 8 * (3 + 2 * 60 + 18) + 4 * 2 * 18
@@ -42,5 +51,11 @@ def test_production_shapes_do_not_overflow():
     lengths = np.full(shape.batch, shape.max_length, np.int32)
     pairs = 4 * (1025 * 32768 - 1024 * 1025 // 2)
     assert window_shapes.cost(lengths, window=shape.window, heads=16, dim=128).forward_flops == 4 * 16 * 128 * pairs
-    assert len(set(gdpa_shapes.SHAPES)) == len(gdpa_shapes.SHAPES) == 22
+    assert len(set(gdpa_shapes.SHAPES)) == len(gdpa_shapes.SHAPES) == 30
+    own = [shape for shape in gdpa_shapes.SHAPES if shape.keys is None]
+    assert {(shape.max_length, shape.sparsity) for shape in own} == {
+        (length, sparsity) for length in (256, 512, 1024, 2048) for sparsity in (1.0, 0.5)
+    }
+    full = np.full(200_000, 2048, np.int32)
+    assert gdpa_shapes.cost(full, keys=None, heads=4, dim=128).pairs == 200_000 * 2048**2
     assert len(set(seed_shapes.SHAPES)) == len(seed_shapes.SHAPES) == 9

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import tiles
+from pallas_kernels.gdpa import xla_jagged
 from pallas_kernels.gdpa.api import gdpa
 from pallas_kernels.jagged import aligned
 from pallas_kernels.seed_attention.api import seed_attention
@@ -31,11 +32,12 @@ def operands_of(operator, rows, batch):
     packed = jax.ShapeDtypeStruct((rows, HEADS, DIM), jnp.float32)
     dense = jax.ShapeDtypeStruct((batch, KEYS, HEADS, DIM), jnp.float32)
     seeds = jax.ShapeDtypeStruct((SEEDS, HEADS, DIM), jnp.float32)
-    return {"gdpa": (packed, dense, dense), "window": (packed,) * 3, "seed": (seeds, packed, packed)}[operator]
+    return {"gdpa": (packed, dense, dense), "seed": (seeds, packed, packed)}.get(operator, (packed,) * 3)
 
 
 FUNCTIONS = {
     "gdpa": gdpa,
+    "gdpa-jagged": lambda *a: gdpa(*a, *a[-2:]),
     "window": lambda *a: window_attention(*a, window=(50, 50)),
     "seed": seed_attention,
 }
@@ -55,6 +57,12 @@ def test_memory_grows_linearly_with_rows_and_batch(operator):
     assert used[2] < 40 * SIZES[2] * HEADS * DIM * 4
 
 
+def packed(lengths):
+    """Rows of these lengths, as a shape, and where each example starts."""
+    splits = jnp.asarray(np.concatenate([[0], np.cumsum(aligned(np.asarray(lengths)))]), jnp.int32)
+    return jax.ShapeDtypeStruct((int(splits[-1]), HEADS, DIM), jnp.float32), splits
+
+
 def tile_pairs(length, window):
     """Pairs of tiles that a call over one sequence of `length` rows visits."""
     return visited(np.array([length]), window)
@@ -63,9 +71,8 @@ def tile_pairs(length, window):
 def visited(lengths, window):
     """Pairs of tiles that a call over sequences of these lengths visits."""
     lengths = jnp.asarray(lengths, jnp.int32)
-    splits = jnp.asarray(np.concatenate([[0], np.cumsum(aligned(np.asarray(lengths)))]), jnp.int32)
-    q = jax.ShapeDtypeStruct((int(splits[-1]), HEADS, DIM), jnp.float32)
-    return int(jax.jit(lambda *offsets: window_xla._plan(window, q, *offsets)[2].number)(splits, lengths))
+    q, splits = packed(lengths)
+    return int(jax.jit(lambda *offsets: window_xla._plan(window, q, *offsets)[2].numbering.number)(splits, lengths))
 
 
 def test_a_window_visits_linearly_many_pairs_of_tiles():
@@ -79,3 +86,33 @@ def test_a_window_visits_linearly_many_pairs_of_tiles():
 
 def test_a_wide_window_costs_no_more_than_the_sequences():
     assert visited(np.full(32, 40), (10**6, 10**6)) == 32 * 4
+
+
+def jagged_pairs(lengths, key_lengths):
+    """Pairs of tiles that gdpa with jagged keys visits, and the rows of its query tiles and key tiles."""
+    (q, splits), (k, key_splits) = packed(lengths), packed(key_lengths)
+    offsets = (splits, jnp.asarray(lengths, jnp.int32), key_splits, jnp.asarray(key_lengths, jnp.int32))
+    size, key_size, _, plan = jax.jit(lambda *offsets: xla_jagged._plan(q, k, *offsets))(*offsets)
+    return int(plan.numbering.number), int(size), int(key_size)
+
+
+def test_jagged_keys_visit_the_pairs_of_tiles_of_one_example():
+    # One giant among tiny ones: the pairs are those of each example, not examples times the longest.
+    lengths, key_lengths = np.array([2000, *[3] * 200]), np.array([*[1] * 200, 4000])
+    count, size, key_size = jagged_pairs(lengths, key_lengths)
+    assert count == -(-2000 // size) + 199 + -(-4000 // key_size)
+    # Queries without keys cost a pair for each of their tiles, keys without queries none.
+    count, size, _ = jagged_pairs(np.array([640, 0]), np.array([0, 640]))
+    assert count == 640 // size
+    assert jagged_pairs(np.full(32, 40), np.full(32, 70))[0] == 32 * 2 * 3
+
+
+def test_memory_of_jagged_keys_does_not_grow_with_the_pairs():
+    """A few long examples have as many pairs as rows squared; the memory is that of the rows all the same."""
+    used, batch = [], 4
+    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (batch + 1, batch))
+    for rows in SIZES:
+        operands = operands_of("gdpa-jagged", rows, batch)
+        used.append(temporary_bytes(FUNCTIONS["gdpa-jagged"], operands, splits, lengths))
+    assert 0 < used[2] - used[1] <= 2.1 * (used[1] - used[0])
+    assert used[2] < 40 * SIZES[2] * HEADS * DIM * 4 < SIZES[2] ** 2

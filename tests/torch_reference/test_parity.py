@@ -173,7 +173,7 @@ lengths = st.tuples(*[st.just(0), st.just(12)] + [st.sampled_from([0, 1, 7, 8, 9
 """One history empty and one as long as any gets; others around a row block."""
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(config_fields(), st.sampled_from([("click",), ("click", "buy")]), lengths, lengths, st.integers(0, 99))
 def test_float64_of_random_configs(fields, tasks, views, contexts, seed):
     schema = dataclasses.replace(SCHEMA, tasks=tasks)

@@ -1,0 +1,179 @@
+"""gdpa as fused Mosaic GPU kernels for Hopper: one streaming kernel, three times (`pallas_kernels.mosaic.sm90`).
+
+Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
+keys and values stay, queries and cotangent stream; nobody adds to what another block writes, so results do not depend
+on the order of the blocks. The scores are computed in each of the three, so the backward pass does 14 H d N FLOPs where
+10 would do; in exchange it keeps q, k and v alone and is the same bit for bit each time.
+"""
+
+import dataclasses
+import functools
+import importlib
+import types
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.jagged import ROW_ALIGNMENT
+from pallas_kernels.mosaic import schedule, target
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.score import pointwise
+
+DIMS = (32, 64, 128)
+DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configs:
+    """Block sizes of the three kernels."""
+
+    forward: Config
+    dq: Config
+    dkv: Config
+
+
+def default_configs(generation: str, dim: int, keys: int | None) -> Configs:
+    """Block sizes for heads of width `dim` and `keys` dense keys, None for jagged ones.
+
+    They fit in shared memory and tensor memory and compile without spills; none was timed on a chip.
+    """
+
+    def kept(config: Config) -> Config:
+        """Keeps the keys of an example in shared memory for four turns where they fit there."""
+        fits = keys is not None and keys <= config.block * config.stages
+        return dataclasses.replace(config, run=4) if fits else config
+
+    narrow = dim < 128
+    if generation == "sm90":
+        forward = Config(block=128, stages=4 if narrow else 2, stationary_stages=2)
+        return Configs(kept(forward), kept(Config(block=64, stages=4)), Config(block=64, stages=2))
+    forward = Config(block=128, stages=4 if narrow else 2, polynomial=4)
+    dq = Config(block=64, stages=4 if narrow else 2, polynomial=4)
+    dkv = Config(block=128, stages=2, units=1, polynomial=4)
+    return Configs(kept(forward), kept(dq), dkv)
+
+
+def refusal(q: jax.Array) -> str | None:
+    """Why the kernels cannot run on such queries here, or None."""
+    chip = target.current()
+    if isinstance(chip, str):
+        return chip
+    if q.dtype not in DTYPES:
+        return f"the kernels take bfloat16 and float16, and q has dtype {q.dtype}"
+    if q.shape[-1] not in DIMS:
+        return f"the kernels take heads of width {', '.join(map(str, DIMS))}, and q has {q.shape[-1]}"
+    return None
+
+
+def kernel_of(chip: target.Target) -> types.ModuleType:
+    """The streaming kernel of a generation; Mosaic is imported only where a kernel is built."""
+    return importlib.import_module(f"pallas_kernels.mosaic.{chip.generation}")
+
+
+def gdpa(
+    q: Float[Array, "rows heads dim"],
+    k: Float[Array, "batch keys heads dim"] | Float[Array, "key_rows heads dim"],
+    v: Float[Array, "batch keys heads dim"] | Float[Array, "key_rows heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    key_splits: Int[Array, " splits"] | None = None,
+    key_lengths: Int[Array, " batch"] | None = None,
+    *,
+    activation: str,
+    pre_scale: float,
+    post_scale: float,
+    configs: Configs | None = None,
+) -> Float[Array, "rows heads dim"]:
+    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first; `configs` overrides the block sizes."""
+    rows = q.shape[0]
+    # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
+    # zeros adds nothing to any output and gets no part in any gradient that is kept.
+    q = _fill(q, 0)
+    keys = None
+    if k.ndim == 4:
+        k, v = _fill(k, 1), _fill(v, 1)
+        batch, keys, heads, dim = k.shape
+        k, v = (x.reshape(batch * keys, heads, dim) for x in (k, v))
+    else:
+        k, v = _fill(k, 0), _fill(v, 0)
+    chip = target.current()
+    configs = configs or default_configs(chip.generation, q.shape[-1], keys)
+    if chip.interpreted:
+        configs = Configs(
+            *(dataclasses.replace(getattr(configs, f.name), weights_in_smem=True) for f in dataclasses.fields(configs))
+        )
+    if keys is None:
+        block = max(configs.forward.block, configs.dq.block)
+        k, v = (schedule.clear_gaps(x, key_splits, key_lengths, behind=block) for x in (k, v))
+    offsets = (row_splits, lengths, key_splits, key_lengths)
+    return _gdpa((activation, pre_scale, post_scale, keys, configs, chip), q, k, v, offsets)[:rows]
+
+
+def _fill(x: jax.Array, axis: int) -> jax.Array:
+    missing = -x.shape[axis] % ROW_ALIGNMENT
+    if missing == 0:
+        return x
+    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
+
+
+def _sides(keys, q, k, offsets):
+    row_splits, lengths, key_splits, key_lengths = offsets
+    queries = schedule.packed(row_splits, lengths, q.shape[0])
+    if keys is None:
+        return queries, schedule.packed(key_splits, key_lengths, k.shape[0])
+    return queries, schedule.dense(lengths.shape[0], keys)
+
+
+def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
+    """`keys`: dense keys that stream, None if what streams is jagged."""
+    kernel = kernel_of(chip)
+    if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
+        raise ValueError(
+            f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "
+            f"stages={config.stages} tiles of block={config.block} rows; there are {keys} keys"
+        )
+    work = schedule.work_list(*sides, item_rows=config.units * config.run * kernel.TILE_ROWS, balance=keys is None)
+    ragged = keys is None or keys % config.block != 0
+    return kernel.attend(
+        stationary,
+        streamed,
+        work,
+        score=score,
+        sums=sums,
+        ragged=ragged,
+        config=config,
+        processors=chip.processors,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gdpa(static, q, k, v, offsets):
+    activation, pre_scale, post_scale, keys, configs, chip = static
+    score = pointwise(activation, pre_scale, post_scale)
+    sides = _sides(keys, q, k, offsets)
+    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs.forward, chip=chip, keys=keys)
+    return out
+
+
+def _forward(static, q, k, v, offsets):
+    return _gdpa(static, q, k, v, offsets), (q, k, v, offsets)
+
+
+def _backward(static, saved, d_out):
+    activation, pre_scale, post_scale, keys, configs, chip = static
+    q, k, v, offsets = saved
+    row_splits, lengths, _, _ = offsets
+    score = pointwise(activation, pre_scale, post_scale)
+    sides = _sides(keys, q, k, offsets)
+    q, d_out = (
+        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs.dkv.block) for x in (q, d_out)
+    )
+    (dq,) = _run((q, d_out), (k, v), sides, score=score, sums=("key",), config=configs.dq, chip=chip, keys=keys)
+    dk, dv = _run(
+        (k, v), (q, d_out), sides[::-1], score=score, sums=("key", "value"), config=configs.dkv, chip=chip, keys=None
+    )
+    return dq, dk, dv, None
+
+
+_gdpa.defvjp(_forward, _backward)

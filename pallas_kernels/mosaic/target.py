@@ -1,0 +1,83 @@
+"""The chip that a Mosaic kernel is built for: the one at hand, one to interpret, or one that is not there."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+
+from pallas_kernels.mosaic import chips
+
+GENERATIONS = {"9.0": "sm90", "10.0": "sm100"}
+"""Compute capability -> generation that has kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A chip.
+
+    Attributes:
+      generation: ``"sm90"`` (Hopper) or ``"sm100"`` (Blackwell).
+      processors: its multiprocessors.
+      interpreted: whether the kernel runs in Pallas' interpreter on the CPU, which knows fewer instructions.
+    """
+
+    generation: str
+    processors: int
+    interpreted: bool = False
+
+
+_chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
+_KINDS = {"sm90": chips.H100.device_kind, "sm100": chips.B200.device_kind}
+
+
+@contextlib.contextmanager
+def build_for(target: Target) -> Iterator[None]:
+    """Kernels traced inside are built for `target`, whatever device is at hand.
+
+    The choice is no part of the key of jax's caches: trace functions inside that were not traced outside.
+    """
+    token = _chosen.set(target)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@contextlib.contextmanager
+def interpret(generation: str, *, processors: int = 4, detect_races: bool = False) -> Iterator[None]:
+    """Kernels traced and run inside go through Pallas' GPU interpreter on the CPU, built for a chip of `generation`.
+
+    Races are printed as ``RACE DETECTED``, not raised. See `build_for` on caches.
+    """
+    import jax.experimental.pallas.mosaic_gpu as plgpu  # slow to import, and of use here alone
+
+    device = jax.sharding.AbstractDevice(device_kind=_KINDS[generation], platform="gpu", num_cores=processors)
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    parameters = plgpu.InterpretGPUParams(detect_races=detect_races)
+    with (
+        build_for(Target(generation, processors, interpreted=True)),
+        jax.sharding.use_abstract_mesh(mesh),
+        plgpu.force_gpu_interpret_mode(parameters),
+    ):
+        yield
+
+
+def current() -> Target | str:
+    """The chip to build for, or why there is none."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return (
+            f"the default device is a {device.platform}, and the kernels need a GPU of compute capability 9.0 or 10.0"
+        )
+    capability = str(device.compute_capability)
+    if capability not in GENERATIONS:
+        return (
+            f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for "
+            f"{' and '.join(GENERATIONS)}"
+        )
+    return Target(GENERATIONS[capability], device.core_count)

@@ -1,0 +1,57 @@
+"""Pairs of a query tile and a key tile, numbered through by query tile, for loops that visit a chunk of them a step.
+
+The list of pairs is never stored: of every query tile only the end of its pairs is, and a step goes on at the tile
+that the step before ended with.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+class Numbering(NamedTuple):
+    """The numbers that the pairs have.
+
+    Attributes:
+      number: pairs altogether.
+      ends: pairs of the tiles up to and including each; `chunk` entries more than tiles, which no pair reaches.
+    """
+
+    number: Int[Array, ""]
+    ends: Int[Array, " padded"]
+
+
+class Step(NamedTuple):
+    """The pairs of one step.
+
+    Attributes:
+      index: number of each pair, consecutive.
+      used: False for entries behind the last pair.
+      tile: query tile of each pair, ascending without gaps; entries behind the last pair have the last tile.
+    """
+
+    index: Int[Array, " chunk"]
+    used: Bool[Array, " chunk"]
+    tile: Int[Array, " chunk"]
+
+
+def numbering(each: Int[Array, " tiles"], chunk: int) -> Numbering:
+    """Numbers the pairs, `each` of them for every query tile: 1 or more for a tile in use, 0 for those behind."""
+    ends = jnp.cumsum(each, dtype=jnp.int32)
+    return Numbering(ends[-1], jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max))
+
+
+def of_step(
+    pairs: Numbering, step: Int[Array, ""], chunk: int, reached: Int[Array, ""], tiles_used: Int[Array, ""]
+) -> Step:
+    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one.
+
+    Every tile in use has a pair, so a step reaches at most `chunk` tiles further: it looks at the ends of those alone.
+    """
+    index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
+    used = index < pairs.number
+    ends = jax.lax.dynamic_slice_in_dim(pairs.ends, reached, chunk)
+    tile = reached + (ends[None, :] <= index[:, None]).sum(axis=1, dtype=jnp.int32)
+    return Step(index, used, jnp.where(used, tile, tiles_used - 1))

@@ -1,0 +1,54 @@
+"""The whole model with gdpa through the interpreted Mosaic kernels, on a CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.nn.embedding import lookup
+from pallas_kernels.mosaic import target
+from tests.examples import CONFIG, EVENT, random_batch, tiny_model, tiny_tables
+
+# The narrowest head that the kernels take, in their dtype.
+EVENT_BFLOAT16 = dataclasses.replace(EVENT, dim=64, heads=2, ffn_width=16)
+
+
+@functools.cache
+def model(dtype: str):
+    return tiny_model(event=EVENT_BFLOAT16, dtype=dtype)
+
+
+def outputs(dtype: str) -> list[np.ndarray]:
+    """Logits, then the gradients of a loss on them to every parameter of the personalized FFNs."""
+    kunlun, batch = model(dtype), random_batch()
+    inputs = lookup(kunlun.schema, batch, tiny_tables(dim=CONFIG.embedding_dim))
+    graph, params = nnx.split(kunlun, nnx.Param)
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            logits = nnx.merge(graph, params)(batch, inputs).astype(jnp.float32)
+            return jnp.square(logits).sum(), logits
+
+        gradients, logits = jax.grad(loss, has_aux=True)(params)
+        return logits, gradients
+
+    logits, gradients = run(params)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    return [logits] + [np.asarray(x, np.float32) for path, x in leaves if "ffn" in jax.tree_util.keystr(path)]
+
+
+@pytest.mark.parametrize("generation", ["sm90", pytest.param("sm100", marks=pytest.mark.slow)])
+def test_the_model_through_interpreted_kernels_matches_xla(generation, caplog):
+    exact, plain = outputs("float32"), outputs("bfloat16")
+    caplog.set_level("INFO", logger="pallas_kernels.dispatch")
+    with target.interpret(generation, processors=1):
+        fused = outputs("bfloat16")
+    assert len(fused) > 4
+    for x, y, z in zip(fused, plain, exact, strict=True):
+        scale = np.abs(z).max()
+        assert np.abs(x - z).max() <= 2 * max(np.abs(y - z).max(), 2**-8 * scale)

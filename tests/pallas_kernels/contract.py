@@ -1,0 +1,129 @@
+"""What every implementation of every operator must do, as one class; the test modules say which they are.
+
+A subclass sets `dtype` and has the fixtures `operator` and `implementation`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.pallas_kernels import operators
+from tests.pallas_kernels.operators import LENGTHS, Layout, with_gradients
+
+
+def under_test(operator, implementation):
+    return lambda layout, operands: operator.call(implementation, layout, operands)
+
+
+class Contract:
+    """The tests that every implementation passes.
+
+    Attributes:
+      dtype: of the operands, where the test is not about one.
+      lengths: of the examples.
+      changed: an example that is not empty, nor is the one before it.
+    """
+
+    dtype = jnp.bfloat16
+    lengths, changed = LENGTHS, 5
+
+    @pytest.fixture
+    def rng(self):
+        return np.random.default_rng(20)
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+    def test_16_bit_error_is_that_of_16_bits(self, operator, implementation, dtype):
+        layout = Layout(self.lengths)
+        operands, cotangent, exact = operators.problem(operator, layout, dtype)
+        actual = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
+        plain = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
+        factors = (2, 5, 5, 5)
+        for x, y, z, factor, packed in zip(actual, plain, exact, factors, operator.layouts(layout), strict=True):
+            assert x.dtype == dtype
+            x, y, z = (np.asarray(array, np.float32)[packed.mask if packed else slice(None)] for array in (x, y, z))
+            assert np.abs(x - z).max() <= factor * np.abs(y - z).max()
+
+    def test_all_examples_empty(self, operator, implementation, rng):
+        layout = Layout((0, 0, 0), spare=16)
+        operands = operator.operands(layout, rng, self.dtype)
+        cotangent = operator.cotangent(layout, rng, self.dtype)
+        results = with_gradients(under_test(operator, implementation), layout, operands, cotangent)
+        for result in results:
+            np.testing.assert_array_equal(result, 0)
+
+    def test_examples_do_not_see_each_other(self, operator, implementation, rng):
+        layout, changed = Layout(self.lengths), self.changed
+        operands = operator.operands(layout, rng, self.dtype)
+        cotangent = operator.cotangent(layout, rng, self.dtype)
+        layouts = operator.layouts(layout)
+
+        def rows_of(packed):
+            return slice(packed.splits[changed], packed.splits[changed] + packed.lengths[changed])
+
+        def perturb(x, packed):
+            if packed:
+                return x.at[rows_of(packed)].multiply(-3)
+            return x.at[changed].multiply(-3) if x.shape[0] == len(layout.lengths) else x
+
+        others = tuple(perturb(x, packed) for x, packed in zip(operands, layouts[1:], strict=True))
+        function = jax.jit(
+            lambda operands, cotangent: with_gradients(
+                under_test(operator, implementation), layout, operands, cotangent
+            )
+        )
+        before = function(operands, cotangent)
+        after = function(others, perturb(cotangent, layouts[0]))
+        compared = 0
+        for x, y, packed in zip(before, after, layouts, strict=True):
+            if packed:
+                keep = packed.mask
+                keep[rows_of(packed)] = False
+                assert (x[rows_of(packed)] != y[rows_of(packed)]).any()
+            elif x.shape[0] == len(layout.lengths):
+                keep = np.arange(len(layout.lengths)) != changed
+                assert (x[changed] != y[changed]).any()
+            else:
+                continue  # the gradient of shared seeds is a sum over all examples
+            np.testing.assert_array_equal(x[keep], y[keep])
+            compared += 1
+        assert compared >= 3
+
+    def test_one_compilation_for_all_lengths(self, operator, implementation, rng):
+        traces = []
+        rows, batch = 64, 3
+
+        @jax.jit
+        def function(operands, splits, lengths):
+            traces.append(1)
+            layout = Traced(splits, lengths)
+            return operator.call(implementation, layout, operands)
+
+        for lengths in ((20, 0, 31), (0, 0, 0), (8, 8, 8)):
+            layout = Layout(lengths)
+            layout = Layout(lengths, spare=rows - int(layout.splits[-1]))
+            assert layout.rows == rows and len(lengths) == batch
+            operands = operator.operands(layout, rng, self.dtype)
+            assert np.isfinite(function(operands, *layout.offsets)).all()
+        assert len(traces) == 1
+
+    def test_large_scores_do_not_overflow(self, operator, implementation, rng):
+        layout = Layout((40, 3))
+        operands = tuple(x * 1e3 for x in operator.operands(layout, rng, self.dtype))
+        cotangent = operator.cotangent(layout, rng, self.dtype)
+        for result in with_gradients(under_test(operator, implementation), layout, operands, cotangent):
+            assert np.isfinite(result).all()
+
+
+class Traced:
+    """Offsets of a layout while they are traced."""
+
+    def __init__(self, splits, lengths):
+        self.offsets = (splits, lengths)
+
+    @property
+    def others(self):
+        """As `Layout.others`."""
+        lengths = jnp.roll(self.offsets[1], 1)
+        ends = jnp.cumsum((lengths + 7) // 8 * 8, dtype=jnp.int32)
+        return Traced(jnp.pad(ends, (1, 0)), lengths)
