@@ -10,16 +10,19 @@ import dataclasses
 import functools
 import importlib
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
-from pallas_kernels.mosaic import schedule, target
+from pallas_kernels.mosaic import schedule, target, tuning
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
 
+TUNING = Path(__file__).parent / "tuning"
+"""Block sizes by device, see `pallas_kernels.mosaic.tuning`."""
 DIMS = (32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
 
@@ -52,6 +55,20 @@ def default_configs(generation: str, dim: int, keys: int | None) -> Configs:
     dq = Config(block=64, stages=4 if narrow else 2, polynomial=4)
     dkv = Config(block=128, stages=2, units=1, polynomial=4)
     return Configs(kept(forward), kept(dq), dkv)
+
+
+def tuned_configs(chip: target.Target, q: jax.Array, keys: int | None, activation: str) -> Configs:
+    """What was tuned on the device at hand, else `default_configs`; those too where no GPU is built for."""
+    defaults = default_configs(chip.generation, q.shape[-1], keys)
+    device = jax.devices()[0]
+    if chip.interpreted or device.platform != "gpu":
+        return defaults
+    kind = tuning.activation_class(activation)
+    found = {}
+    for field in dataclasses.fields(Configs):
+        key = tuning.Key(field.name, q.shape[-1], keys or tuning.JAGGED, kind, q.dtype.name)
+        found[field.name] = tuning.lookup(key, device.device_kind, TUNING, getattr(defaults, field.name))
+    return Configs(**found)
 
 
 def refusal(q: jax.Array) -> str | None:
@@ -98,7 +115,7 @@ def gdpa(
     else:
         k, v = _fill(k, 0), _fill(v, 0)
     chip = target.current()
-    configs = configs or default_configs(chip.generation, q.shape[-1], keys)
+    configs = configs or tuned_configs(chip, q, keys, activation)
     if chip.interpreted:
         configs = Configs(
             *(dataclasses.replace(getattr(configs, f.name), weights_in_smem=True) for f in dataclasses.fields(configs))

@@ -12,6 +12,7 @@ An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/
 
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import logging
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.mosaic import sm90
 from pallas_kernels.mosaic.config import Config
 
 logger = logging.getLogger(__name__)
@@ -105,34 +105,47 @@ def default(key: Key, generation: str) -> Config:
 
 
 def fits(key: Key, config: Config, generation: str = "sm90") -> bool:
-    """Whether a config's tiles fit into shared memory and, by estimate, into registers, and its run into its slots."""
-    if generation != "sm90":
-        raise ValueError(f"generation={generation!r}: block sizes can be checked for sm90 alone so far")
+    """Whether tiles fit into shared memory and, by estimate, registers or tensor memory, and a run into the slots."""
     backward, outputs = key.pass_ != "forward", _OUTPUTS[key.pass_]
-    if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
-        return False
-    # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
-    scores = config.block // 2 * (2 if backward else 1)
-    weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
-    if scores + weights + outputs * key.dim // 2 > _REGISTERS:
-        return False
+    # Mosaic takes long to import, and who only looks up a shape that nobody tuned does not need it.
+    if generation == "sm100":
+        sm100 = importlib.import_module("pallas_kernels.mosaic.sm100")
+        if config.block % 32 or (config.polynomial and config.block % 64):
+            return False
+        if sm100.shared_memory(key.dim, 2, backward=backward, config=config) > SHARED_MEMORY:
+            return False
+        if sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config) > sm100.TENSOR_MEMORY:
+            return False
+    elif generation == "sm90":
+        sm90 = importlib.import_module("pallas_kernels.mosaic.sm90")
+        if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
+            return False
+        # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
+        scores = config.block // 2 * (2 if backward else 1)
+        weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
+        if scores + weights + outputs * key.dim // 2 > _REGISTERS:
+            return False
+    else:
+        raise ValueError(f"generation={generation!r} has no kernels; there are sm90 and sm100")
     # The rows of an example that stream past must all be held at once for a run, so their number must be known.
     streamed = key.keys if key.pass_ in ("forward", "dq") else JAGGED
     return config.run == 1 or (streamed != JAGGED and -(-int(streamed) // config.block) <= config.stages)
 
 
-def candidates(key: Key, generation: str = "sm90") -> Iterator[Config]:
-    """Configs worth measuring, the default first and then those that keep more in flight first."""
-    first = default(key, generation)
+def candidates(key: Key, generation: str = "sm90", first: Config | None = None) -> Iterator[Config]:
+    """Configs worth measuring: `first`, None for the default, then those nearest to it, large blocks in front."""
+    first = first or default(key, generation)
     yield first
-    found = [
-        Config(block=block, stages=stages, stationary_stages=slots, run=run, ping_pong=ping_pong)
-        for block, stages, slots, run, ping_pong in itertools.product(
-            (32, 64, 96, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16), (True, False)
-        )
-    ]
+    blocks, stages, slots, runs = (32, 64, 96, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16)
+    if generation == "sm100":
+        options = itertools.product(blocks, stages, slots, runs, (1, 2), (1, 2), (0, 2, 4, 6))
+        names = ("block", "stages", "stationary_stages", "run", "score_stages", "units", "polynomial")
+    else:
+        options = itertools.product(blocks, stages, slots, runs, (True, False))
+        names = ("block", "stages", "stationary_stages", "run", "ping_pong")
+    found = [dataclasses.replace(first, **dict(zip(names, values, strict=True))) for values in options]
     found = [config for config in found if config != first and fits(key, config, generation)]
-    # One change from the default says most; of the others, large blocks first, as they have the least overhead.
+    # One change says most; of the others, large blocks first, as they have the least overhead.
     changes = {config: sum(getattr(config, f.name) != getattr(first, f.name) for f in FIELDS) for config in found}
     yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
 
@@ -192,7 +205,7 @@ def read(path: Path) -> dict[Key, Config]:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         config = config_from_json(entry["config"], where)
-        if content["generation"] == "sm90" and not fits(key, config):
+        if not fits(key, config, content["generation"]):
             raise ValueError(f"{where}: {config} does not fit {key} on {content['generation']}")
         if key in found:
             raise ValueError(f"{where}: {key} stands there twice")
@@ -200,13 +213,14 @@ def read(path: Path) -> dict[Key, Config]:
     return found
 
 
-def lookup(key: Key, device_kind: str, folder: Path) -> Config:
-    """The config for a shape on a device: the tuned one, else the default, which is logged once.
+def lookup(key: Key, device_kind: str, folder: Path, otherwise: Config | None = None) -> Config:
+    """The config for a shape on a device: the tuned one, else the operator's or the general default, logged once.
 
     Args:
       key: the shape.
       device_kind: the name that JAX gives the device.
       folder: the operator's tuning files.
+      otherwise: the operator's own default; None for `default`.
 
     Raises:
       ValueError: a device that no kernel is for, or a tuning file that is not valid.
@@ -215,7 +229,7 @@ def lookup(key: Key, device_kind: str, folder: Path) -> Config:
     if tuned is not None:
         return tuned
     _log_default(folder.parent.name, key, device_kind)
-    return default(key, generation(device_kind))
+    return otherwise or default(key, generation(device_kind))
 
 
 @functools.cache

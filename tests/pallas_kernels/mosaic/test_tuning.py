@@ -1,12 +1,17 @@
 """Tuned block sizes: what is looked up, what is refused, and which candidates there are."""
 
+import dataclasses
 import json
 import logging
+import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.mosaic import sm90, tuning
+from pallas_kernels.gdpa import mosaic
+from pallas_kernels.mosaic import sm90, target, tuning
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.tuning import Key
 
@@ -87,6 +92,30 @@ def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys):
         assert used <= 226 * 1024
         if config.run > 1:
             assert pass_ != "dkv" and keys != "jagged" and config.block * config.stages >= keys
+
+
+@pytest.mark.parametrize("pass_", tuning.PASSES)
+def test_defaults_of_gdpa_fit_and_blackwell_has_candidates(pass_):
+    for generation in ("sm90", "sm100"):
+        for dim in (32, 64, 128):
+            for keys in (128, 256, None):
+                key = Key(pass_, dim, keys or "jagged", "special")
+                first = getattr(mosaic.default_configs(generation, dim, keys), pass_)
+                assert tuning.fits(key, first, generation), (key, generation)
+                found = list(tuning.candidates(key, generation, first))
+                assert found[0] == first and len(set(found)) == len(found) > 5
+
+
+def test_gdpa_takes_what_is_tuned_on_its_device(tmp_path, monkeypatch):
+    write(tmp_path / "tuning", [entry()])
+    device = types.SimpleNamespace(platform="gpu", device_kind=H100)
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    monkeypatch.setattr(mosaic, "TUNING", tmp_path / "tuning")
+    q = jnp.zeros((8, 1, 128), jnp.bfloat16)
+    found = mosaic.tuned_configs(target.Target("sm90", 132), q, 256, "gelu")
+    defaults = mosaic.default_configs("sm90", 128, 256)
+    assert found == dataclasses.replace(defaults, forward=Config(block=64, stages=4))
+    assert mosaic.tuned_configs(target.Target("sm90", 132, interpreted=True), q, 256, "gelu") == defaults
 
 
 def test_classes_cover_the_activations_and_slugs_are_names_of_files():
