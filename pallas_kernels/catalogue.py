@@ -113,11 +113,12 @@ def gdpa() -> Iterator[Case]:
     for generation in ("sm_90a", "sm_100a"):
         for dim in mosaic.DIMS:
             for keys in (256, None):
-                configs = mosaic.default_configs(_module(generation), dim, keys)
+                chip = target.Target(_module(generation), 0)
+                configs = mosaic.configs_for(chip, jnp.dtype("bfloat16"), dim, keys, Case.activation)
                 for direction in ("forward", "dq", "dkv"):
                     if direction == "dkv" and keys is None:
                         continue  # the same as with dense keys
-                    config = getattr(configs, direction)
+                    config = configs[direction]
                     fields = {"ragged": keys is None or direction == "dkv", "keys": keys or 200}
 
                     def case(config=config, dim=dim, direction=direction, fields=fields, **more):

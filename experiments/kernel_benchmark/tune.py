@@ -61,7 +61,7 @@ def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Ca
 
     def call(q, k, v, row_splits, lengths):
         own = () if case.keys else (row_splits, lengths)
-        return mosaic.gdpa(q, k, v, row_splits, lengths, *own, configs=mosaic.Configs(**configs), **options)
+        return mosaic.gdpa(q, k, v, row_splits, lengths, *own, configs=configs, **options)
 
     offsets = (problem.row_splits, problem.lengths)
     return implementations.compiled(call, problem.operands, offsets, problem.cotangent)
@@ -109,7 +109,7 @@ class Tuner:
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
             key = key_of(case, pass_)
             done = [Config(**entry["config"]) for entry in self.measured(key)]
-            wanted = itertools.islice(tuning.candidates(key, self.generation, self.default(key)), MOST)
+            wanted = itertools.islice(tuning.candidates(key, self.generation), MOST)
             queues.append(iter([(case, key, config) for config in wanted if config not in done]))
         weight = {case: 3 if case in self.shapes[:2] else 1 for case in self.shapes}
         turns = [(turn / weight[item[0]], item) for queue in queues for turn, item in enumerate(queue)]
@@ -117,8 +117,7 @@ class Tuner:
 
     def default(self, key: Key) -> Config:
         """What the kernel takes where nothing is tuned."""
-        keys = None if key.keys == tuning.JAGGED else int(key.keys)
-        return getattr(mosaic.default_configs(self.generation, key.dim, keys), key.pass_)
+        return tuning.default(key, self.generation)
 
     def measured(self, key: Key) -> list[dict[str, Any]]:
         """What is known of a kind."""

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -17,58 +18,38 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
-from pallas_kernels.mosaic import schedule, target, tuning
+from pallas_kernels.mosaic import schedule, target
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
 
-TUNING = Path(__file__).parent / "tuning"
-"""Block sizes by device, see `pallas_kernels.mosaic.tuning`."""
 DIMS = (32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Configs:
-    """Block sizes of the three kernels."""
+def configs_for(
+    chip: target.Target, dtype: jnp.dtype, dim: int, keys: int | None, activation: str
+) -> dict[str, Config]:
+    """Block sizes of the three passes by name: those tuned on this device, else built-in ones.
 
-    forward: Config
-    dq: Config
-    dkv: Config
-
-
-def default_configs(generation: str, dim: int, keys: int | None) -> Configs:
-    """Block sizes for heads of width `dim` and `keys` dense keys, None for jagged ones.
-
-    They fit in shared memory and tensor memory and compile without spills; none was timed on a chip.
+    Args:
+      chip: to run on.
+      dtype: of the operands.
+      dim: width of a head.
+      keys: dense keys of an example, None for jagged ones.
+      activation: its name.
     """
+    from pallas_kernels.mosaic import tuning  # imports Mosaic
 
-    def kept(config: Config) -> Config:
-        """Keeps the keys of an example in shared memory for four turns where they fit there."""
-        fits = keys is not None and keys <= config.block * config.stages
-        return dataclasses.replace(config, run=4) if fits else config
-
-    narrow = dim < 128
-    if generation == "sm90":
-        forward = Config(block=128, stages=4 if narrow else 2, stationary_stages=2)
-        return Configs(kept(forward), kept(Config(block=64, stages=4)), Config(block=64, stages=2))
-    forward = Config(block=128, stages=4 if narrow else 2, polynomial=4)
-    dq = Config(block=64, stages=4 if narrow else 2, polynomial=4)
-    dkv = Config(block=128, stages=2, units=1, polynomial=4)
-    return Configs(kept(forward), kept(dq), dkv)
-
-
-def tuned_configs(chip: target.Target, q: jax.Array, keys: int | None, activation: str) -> Configs:
-    """What was tuned on the device at hand, else `default_configs`; those too where no GPU is built for."""
-    defaults = default_configs(chip.generation, q.shape[-1], keys)
-    device = jax.devices()[0]
-    if chip.interpreted or device.platform != "gpu":
-        return defaults
-    kind = tuning.activation_class(activation)
     found = {}
-    for field in dataclasses.fields(Configs):
-        key = tuning.Key(field.name, q.shape[-1], keys or tuning.JAGGED, kind, q.dtype.name)
-        found[field.name] = tuning.lookup(key, device.device_kind, TUNING, getattr(defaults, field.name))
-    return Configs(**found)
+    for name in tuning.PASSES:
+        held = tuning.JAGGED if keys is None else keys
+        key = tuning.Key(name, dim, held, tuning.activation_class(activation), jnp.dtype(dtype).name)
+        found[name] = (
+            tuning.default(key, chip.generation)
+            if chip.device_kind is None
+            else tuning.lookup(key, chip.device_kind, Path(__file__).parent / "tuning")
+        )
+    return found
 
 
 def refusal(q: jax.Array) -> str | None:
@@ -100,9 +81,9 @@ def gdpa(
     activation: str,
     pre_scale: float,
     post_scale: float,
-    configs: Configs | None = None,
+    configs: Mapping[str, Config] | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first; `configs` overrides the block sizes."""
+    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first; `configs` overrides the block sizes by pass."""
     rows = q.shape[0]
     # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
     # zeros adds nothing to any output and gets no part in any gradient that is kept.
@@ -115,16 +96,14 @@ def gdpa(
     else:
         k, v = _fill(k, 0), _fill(v, 0)
     chip = target.current()
-    configs = configs or tuned_configs(chip, q, keys, activation)
+    found = configs_for(chip, q.dtype, q.shape[-1], keys, activation) | dict(configs or {})
     if chip.interpreted:
-        configs = Configs(
-            *(dataclasses.replace(getattr(configs, f.name), weights_in_smem=True) for f in dataclasses.fields(configs))
-        )
+        found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
     if keys is None:
-        block = max(configs.forward.block, configs.dq.block)
+        block = max(found["forward"].block, found["dq"].block)
         k, v = (schedule.clear_gaps(x, key_splits, key_lengths, behind=block) for x in (k, v))
     offsets = (row_splits, lengths, key_splits, key_lengths)
-    return _gdpa((activation, pre_scale, post_scale, keys, configs, chip), q, k, v, offsets)[:rows]
+    return _gdpa((activation, pre_scale, post_scale, keys, tuple(found.items()), chip), q, k, v, offsets)[:rows]
 
 
 def _fill(x: jax.Array, axis: int) -> jax.Array:
@@ -166,10 +145,11 @@ def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gdpa(static, q, k, v, offsets):
-    activation, pre_scale, post_scale, keys, configs, chip = static
+    activation, pre_scale, post_scale, keys, items, chip = static
+    configs = dict(items)
     score = pointwise(activation, pre_scale, post_scale)
     sides = _sides(keys, q, k, offsets)
-    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs.forward, chip=chip, keys=keys)
+    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs["forward"], chip=chip, keys=keys)
     return out
 
 
@@ -178,17 +158,18 @@ def _forward(static, q, k, v, offsets):
 
 
 def _backward(static, saved, d_out):
-    activation, pre_scale, post_scale, keys, configs, chip = static
+    activation, pre_scale, post_scale, keys, items, chip = static
+    configs = dict(items)
     q, k, v, offsets = saved
     row_splits, lengths, _, _ = offsets
     score = pointwise(activation, pre_scale, post_scale)
     sides = _sides(keys, q, k, offsets)
     q, d_out = (
-        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs.dkv.block) for x in (q, d_out)
+        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs["dkv"].block) for x in (q, d_out)
     )
-    (dq,) = _run((q, d_out), (k, v), sides, score=score, sums=("key",), config=configs.dq, chip=chip, keys=keys)
+    (dq,) = _run((q, d_out), (k, v), sides, score=score, sums=("key",), config=configs["dq"], chip=chip, keys=keys)
     dk, dv = _run(
-        (k, v), (q, d_out), sides[::-1], score=score, sums=("key", "value"), config=configs.dkv, chip=chip, keys=None
+        (k, v), (q, d_out), sides[::-1], score=score, sums=("key", "value"), config=configs["dkv"], chip=chip, keys=None
     )
     return dq, dk, dv, None
 

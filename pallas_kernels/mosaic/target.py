@@ -21,11 +21,17 @@ class Target:
       generation: ``"sm90"`` (Hopper) or ``"sm100"`` (Blackwell).
       processors: its multiprocessors.
       interpreted: whether the kernel runs in Pallas' interpreter on the CPU, which knows fewer instructions.
+      device_kind: its name, by which tuned block sizes are looked up; None for the built-in ones.
     """
 
     generation: str
     processors: int
     interpreted: bool = False
+    device_kind: str | None = None
+
+
+INTERPRETED = {"weights_in_smem": True}
+"""Fields of a config that the interpreter needs."""
 
 
 _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
@@ -80,4 +86,4 @@ def current() -> Target | str:
             f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for "
             f"{' and '.join(GENERATIONS)}"
         )
-    return Target(GENERATIONS[capability], device.core_count)
+    return Target(GENERATIONS[capability], device.core_count, device_kind=device.device_kind)

@@ -12,7 +12,6 @@ An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.activations import ACTIVATIONS
+from pallas_kernels.mosaic import sm90, sm100
 from pallas_kernels.mosaic.config import Config
 
 logger = logging.getLogger(__name__)
@@ -90,66 +90,78 @@ def slug(device_kind: str) -> str:
 
 def generation(device_kind: str) -> str:
     """The generation, "sm90" or "sm100"; ValueError for a device that no Mosaic kernel here is for."""
-    for name, chips in {"sm90": ("h100", "h200", "h800", "gh200"), "sm100": ("b200", "b100")}.items():
+    for name, chips in {"sm90": ("h100", "h20", "h800", "gh200"), "sm100": ("b200", "b100")}.items():
         if any(chip in device_kind.lower() for chip in chips):
             return name
     raise ValueError(f"device {device_kind!r}: Mosaic kernels are for Hopper and data-center Blackwell chips")
 
 
 def default(key: Key, generation: str) -> Config:
-    """The built-in config; ValueError for a generation without one."""
+    """The built-in config: fits, and compiles without spills; ValueError for a generation without one."""
     if generation not in ("sm90", "sm100"):
         raise ValueError(f"generation={generation!r} has no built-in block sizes; there are sm90 and sm100")
-    widest = {"forward": 256, "dq": 64, "dkv": 32}[key.pass_]  # the widest heads with registers for 128 streamed rows
-    return Config(block=128 if key.dim <= widest else 64, stages=2)
+    stages = 4 if key.dim < 128 else 2
+    if generation == "sm90":
+        config = {
+            "forward": Config(block=128, stages=stages, stationary_stages=2),
+            "dq": Config(block=64, stages=4),
+            "dkv": Config(block=64, stages=2),
+        }[key.pass_]
+    else:
+        config = {
+            "forward": Config(block=128, stages=stages, polynomial=4),
+            "dq": Config(block=64, stages=stages, polynomial=4),
+            "dkv": Config(block=128, stages=2, units=1, polynomial=4),
+        }[key.pass_]
+    # Where all keys of an example fit, they stay in shared memory for four tiles of queries.
+    kept = dataclasses.replace(config, run=4)
+    return kept if _holds(key, kept) else config
 
 
-def fits(key: Key, config: Config, generation: str = "sm90") -> bool:
-    """Whether tiles fit into shared memory and, by estimate, registers or tensor memory, and a run into the slots."""
+def _holds(key: Key, config: Config) -> bool:
+    """Whether the slots hold all rows that stream past in an example; their number must be known."""
+    return key.pass_ != "dkv" and key.keys != JAGGED and -(-int(key.keys) // config.block) <= config.stages
+
+
+def fits(key: Key, config: Config, generation: str) -> bool:
+    """Whether the tiles fit into shared memory, tensor memory and, by estimate, registers, and a run into its slots."""
     backward, outputs = key.pass_ != "forward", _OUTPUTS[key.pass_]
-    # Mosaic takes long to import, and who only looks up a shape that nobody tuned does not need it.
+    if config.run > 1 and not _holds(key, config):
+        return False
     if generation == "sm100":
-        sm100 = importlib.import_module("pallas_kernels.mosaic.sm100")
-        if config.block % 32 or (config.polynomial and config.block % 64):
-            return False
-        if sm100.shared_memory(key.dim, 2, backward=backward, config=config) > SHARED_MEMORY:
-            return False
-        if sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config) > sm100.TENSOR_MEMORY:
-            return False
-    elif generation == "sm90":
-        sm90 = importlib.import_module("pallas_kernels.mosaic.sm90")
-        if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
-            return False
-        # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
-        scores = config.block // 2 * (2 if backward else 1)
-        weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
-        if scores + weights + outputs * key.dim // 2 > _REGISTERS:
-            return False
-    else:
-        raise ValueError(f"generation={generation!r} has no kernels; there are sm90 and sm100")
-    # The rows of an example that stream past must all be held at once for a run, so their number must be known.
-    streamed = key.keys if key.pass_ in ("forward", "dq") else JAGGED
-    return config.run == 1 or (streamed != JAGGED and -(-int(streamed) // config.block) <= config.stages)
+        used = sm100.shared_memory(key.dim, 2, backward=backward, config=config)
+        columns = sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config)
+        return used <= SHARED_MEMORY and columns <= sm100.TENSOR_MEMORY
+    if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
+        return False
+    # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
+    scores = config.block // 2 * (2 if backward else 1)
+    weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
+    return scores + weights + outputs * key.dim // 2 <= _REGISTERS
 
 
-def candidates(key: Key, generation: str = "sm90", first: Config | None = None) -> Iterator[Config]:
-    """Configs worth measuring: `first`, None for the default, then those nearest to it, large blocks in front."""
-    first = first or default(key, generation)
+def candidates(key: Key, generation: str) -> Iterator[Config]:
+    """Configs worth measuring, the default first, then those with the fewest changes from it."""
+    first = default(key, generation)
     yield first
-    blocks, stages, slots, runs = (32, 64, 96, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16)
-    if generation == "sm100":
-        options = itertools.product(blocks, stages, slots, runs, (1, 2), (1, 2), (0, 2, 4, 6))
-        names = ("block", "stages", "stationary_stages", "run", "score_stages", "units", "polynomial")
-    else:
-        options = itertools.product(blocks, stages, slots, runs, (True, False))
-        names = ("block", "stages", "stationary_stages", "run", "ping_pong")
-    found = [dataclasses.replace(first, **dict(zip(names, values, strict=True))) for values in options]
+    polynomials = (0, 4, 8) if key.activation == "special" else (0,)
+    found = [
+        dataclasses.replace(
+            first, block=block, stages=stages, stationary_stages=slots, run=run, polynomial=polynomial, **more
+        )
+        for block, stages, slots, run, polynomial, more in itertools.product(
+            (64, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16), polynomials, _VARIANTS[generation]
+        )
+    ]
     found = [config for config in found if config != first and fits(key, config, generation)]
-    # One change says most; of the others, large blocks first, as they have the least overhead.
     changes = {config: sum(getattr(config, f.name) != getattr(first, f.name) for f in FIELDS) for config in found}
     yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
 
 
+_VARIANTS = {
+    "sm90": ({"ping_pong": True}, {"ping_pong": False}),
+    "sm100": tuple({"units": units, "score_stages": slots} for units in (1, 2) for slots in (1, 2)),
+}
 FIELDS = dataclasses.fields(Config)
 
 
@@ -213,14 +225,13 @@ def read(path: Path) -> dict[Key, Config]:
     return found
 
 
-def lookup(key: Key, device_kind: str, folder: Path, otherwise: Config | None = None) -> Config:
-    """The config for a shape on a device: the tuned one, else the operator's or the general default, logged once.
+def lookup(key: Key, device_kind: str, folder: Path) -> Config:
+    """The config for a shape on a device: the tuned one, else the default, which is logged once.
 
     Args:
       key: the shape.
       device_kind: the name that JAX gives the device.
       folder: the operator's tuning files.
-      otherwise: the operator's own default; None for `default`.
 
     Raises:
       ValueError: a device that no kernel is for, or a tuning file that is not valid.
@@ -229,7 +240,7 @@ def lookup(key: Key, device_kind: str, folder: Path, otherwise: Config | None = 
     if tuned is not None:
         return tuned
     _log_default(folder.parent.name, key, device_kind)
-    return otherwise or default(key, generation(device_kind))
+    return default(key, generation(device_kind))
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels.mosaic import target
 from pallas_kernels.seed_attention.api import seed_attention
 from pallas_kernels.window_attention.api import window_attention
 
@@ -46,8 +47,38 @@ CALLS = pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged, call_windo
 
 @CALLS
 def test_unknown_implementation_says_what_exists(call):
-    with pytest.raises(ValueError, match=r"implementation='mosaic' does not exist; there are 'xla', 'reference'"):
+    with pytest.raises(ValueError, match=r"implementation='cudnn' does not exist; there are .*'xla', 'reference'"):
+        call(implementation="cudnn")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="here the kernels can run")
+@pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged])
+def test_mosaic_says_why_it_cannot_run(call):
+    with pytest.raises(ValueError, match="implementation='mosaic' cannot run: the default device is a cpu"):
         call(implementation="mosaic")
+
+
+@pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged])
+def test_mosaic_says_which_operands_it_takes(call):
+    with target.build_for(target.Target("sm90", 132)):
+        with pytest.raises(ValueError, match="take bfloat16 and float16, and q has dtype float32"):
+            call(implementation="mosaic")
+        narrow = {name: x.astype(jnp.bfloat16) for name, x in zip("qkv", (ROWS, *(2 * [DENSE])), strict=True)}
+        with pytest.raises(ValueError, match="take heads of width 32, 64, 128, and q has 4"):
+            call_gdpa(implementation="mosaic", **narrow)
+
+
+def test_none_falls_to_xla_where_mosaic_cannot_run_and_a_gpu_says_why(caplog, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    dispatch._log_choice.cache_clear()
+    available = {"mosaic": lambda: "mosaic", "xla": lambda: "xla"}
+    with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
+        assert dispatch.choose("gdpa", None, available, lambda: "too wide")() == "xla"
+        assert dispatch.choose("gdpa", None, available, lambda: None)() == "mosaic"
+    assert [record.getMessage() for record in caplog.records] == [
+        "gdpa: implementation 'xla' chosen for platform 'gpu', for 'mosaic' cannot run: too wide",
+        "gdpa: implementation 'mosaic' chosen for platform 'gpu'",
+    ]
 
 
 def test_the_choice_is_logged_once(caplog):

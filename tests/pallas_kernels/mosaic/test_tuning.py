@@ -1,17 +1,12 @@
 """Tuned block sizes: what is looked up, what is refused, and which candidates there are."""
 
-import dataclasses
 import json
 import logging
-import types
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.gdpa import mosaic
-from pallas_kernels.mosaic import sm90, target, tuning
+from pallas_kernels.mosaic import sm90, sm100, tuning
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.tuning import Key
 
@@ -82,40 +77,22 @@ def test_refusals(tmp_path, entries, changes, message):
 @pytest.mark.parametrize("pass_", tuning.PASSES)
 @pytest.mark.parametrize("dim", [32, 64, 128])
 @pytest.mark.parametrize("keys", [128, 256, "jagged"])
-def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys):
+@pytest.mark.parametrize("generation", ["sm90", "sm100"])
+def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys, generation):
     key = Key(pass_, dim, keys, "special")
-    found = list(tuning.candidates(key))
-    assert found[0] == tuning.default(key, "sm90") and len(set(found)) == len(found) >= 5
+    found = list(tuning.candidates(key, generation))
+    assert found[0] == tuning.default(key, generation) and len(set(found)) == len(found) >= 4
+    backward, outputs = pass_ != "forward", 1 + (pass_ == "dkv")
     for config in found:
-        assert tuning.fits(key, config)
-        used = sm90.shared_memory(dim, 2, backward=pass_ != "forward", outputs=1 + (pass_ == "dkv"), config=config)
+        assert tuning.fits(key, config, generation)
+        if generation == "sm90":
+            used = sm90.shared_memory(dim, 2, backward=backward, outputs=outputs, config=config)
+        else:
+            used = sm100.shared_memory(dim, 2, backward=backward, config=config)
+            assert sm100.tensor_memory(dim, backward=backward, outputs=outputs, config=config) <= 512
         assert used <= 226 * 1024
         if config.run > 1:
             assert pass_ != "dkv" and keys != "jagged" and config.block * config.stages >= keys
-
-
-@pytest.mark.parametrize("pass_", tuning.PASSES)
-def test_defaults_of_gdpa_fit_and_blackwell_has_candidates(pass_):
-    for generation in ("sm90", "sm100"):
-        for dim in (32, 64, 128):
-            for keys in (128, 256, None):
-                key = Key(pass_, dim, keys or "jagged", "special")
-                first = getattr(mosaic.default_configs(generation, dim, keys), pass_)
-                assert tuning.fits(key, first, generation), (key, generation)
-                found = list(tuning.candidates(key, generation, first))
-                assert found[0] == first and len(set(found)) == len(found) > 5
-
-
-def test_gdpa_takes_what_is_tuned_on_its_device(tmp_path, monkeypatch):
-    write(tmp_path / "tuning", [entry()])
-    device = types.SimpleNamespace(platform="gpu", device_kind=H100)
-    monkeypatch.setattr(jax, "devices", lambda *_: [device])
-    monkeypatch.setattr(mosaic, "TUNING", tmp_path / "tuning")
-    q = jnp.zeros((8, 1, 128), jnp.bfloat16)
-    found = mosaic.tuned_configs(target.Target("sm90", 132), q, 256, "gelu")
-    defaults = mosaic.default_configs("sm90", 128, 256)
-    assert found == dataclasses.replace(defaults, forward=Config(block=64, stages=4))
-    assert mosaic.tuned_configs(target.Target("sm90", 132, interpreted=True), q, 256, "gelu") == defaults
 
 
 def test_classes_cover_the_activations_and_slugs_are_names_of_files():
