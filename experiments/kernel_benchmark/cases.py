@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import jagged
-from pallas_kernels.costs import Cost, attention_cost
+from pallas_kernels.costs import Cost
 from pallas_kernels.gdpa import shapes as gdpa_shapes
 from pallas_kernels.seed_attention import shapes as seed_shapes
 from pallas_kernels.window_attention import shapes as window_shapes
@@ -80,14 +80,7 @@ class Case:
             return seed_shapes.cost(lengths, seeds=self.seeds, heads=self.heads, dim=self.dim)
         if self.window is not None:
             return window_shapes.cost(lengths, window=self.window, heads=self.heads, dim=self.dim)
-        if self.keys is not None:
-            return gdpa_shapes.cost(lengths, keys=self.keys, heads=self.heads, dim=self.dim)
-        # Its own rows are read as queries, keys and values, and written as output, or as three gradients.
-        rows, unit = int(lengths.sum()), 2 * self.heads * self.dim
-        pairs = int(np.square(lengths, dtype=np.int64).sum())
-        return attention_cost(
-            pairs, self.heads, self.dim, forward_bytes=4 * unit * rows, backward_bytes=7 * unit * rows
-        )
+        return gdpa_shapes.cost(lengths, keys=self.keys, heads=self.heads, dim=self.dim)
 
 
 @dataclasses.dataclass
@@ -151,8 +144,14 @@ def _gdpa(group, batch, lengths, sparsities, **fields):
 
 LENGTHS, BOTH = (1024, 512, 2048, 256), (1.0, 0.5)
 CASES = (
-    *_gdpa("pffn 256", 1152, LENGTHS, BOTH, keys=256),
-    *_gdpa("self", 1152, LENGTHS, BOTH),
+    *(
+        case
+        for length in LENGTHS
+        for case in (
+            *_gdpa("pffn 256", 1152, (length,), BOTH, keys=256),
+            *_gdpa("self", 1152, (length,), BOTH),
+        )
+    ),
     *(Case("window", 1152, 1024, 0.5, window=(w, w), activation="softmax") for w in (100, 50)),
     *(Case("seeds", 1152, 1000, 0.5, seeds=seeds, activation="softmax") for seeds in (32, 64, 256)),
     *(

@@ -9,8 +9,6 @@ file.
 """
 
 import dataclasses
-import importlib
-import inspect
 import itertools
 import json
 import os
@@ -28,6 +26,7 @@ from experiments.kernel_benchmark import cases, clock, implementations, store, u
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.run import AGAIN, ERROR_LIMIT, check_device
 from kunlun_jax.training.run_directory import write_atomic
+from pallas_kernels.gdpa import mosaic
 from pallas_kernels.mosaic import tuning
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.tuning import Key
@@ -57,15 +56,12 @@ def key_of(case: Case, pass_: str) -> Key:
 
 def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Forward and backward of the Mosaic GDPA with the given block sizes."""
-    function = importlib.import_module("pallas_kernels.gdpa.mosaic").gdpa
     case = problem.case
-    options = {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0, "configs": configs}
-    for name in ("key_splits", "key_lengths"):
-        if name in inspect.signature(function).parameters:
-            options[name] = None
+    options = {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
 
     def call(q, k, v, row_splits, lengths):
-        return function(q, k, v, row_splits, lengths, **options)
+        own = () if case.keys else (row_splits, lengths)
+        return mosaic.gdpa(q, k, v, row_splits, lengths, *own, configs=configs, **options)
 
     offsets = (problem.row_splits, problem.lengths)
     return implementations.compiled(call, problem.operands, offsets, problem.cotangent)
@@ -118,6 +114,10 @@ class Tuner:
         weight = {case: 3 if case in self.shapes[:2] else 1 for case in self.shapes}
         turns = [(turn / weight[item[0]], item) for queue in queues for turn, item in enumerate(queue)]
         return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
+
+    def default(self, key: Key) -> Config:
+        """What the kernel takes where nothing is tuned."""
+        return tuning.default(key, self.generation)
 
     def measured(self, key: Key) -> list[dict[str, Any]]:
         """What is known of a kind."""
@@ -249,12 +249,11 @@ def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool
         return 1
     try:
         generation = tuning.generation(store.device_kind())
-        importlib.import_module("pallas_kernels.gdpa.mosaic")
         if fresh:
             path.unlink(missing_ok=True)
         tuner = Tuner(path, folder, generation, rounds=rounds, limit_s=limit_s)
         todo = tuner.plan()
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         print(f"cannot tune: {implementations.reason(error)}", file=sys.stderr)
         return 1
     with tqdm(total=len(todo), unit="config", file=sys.stderr, dynamic_ncols=True) as bar:

@@ -172,7 +172,7 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     """With a stand-in for the kernel: larger blocks are slower, and blocks of 32 give a wrong result."""
     shape = Case("tune", 4, 16, 0.5, keys=16, dim=32, heads=2)
     monkeypatch.setattr(tune, "MOST", 8)
-    monkeypatch.setattr(tuning, "candidates", lambda key, _: iter([Config(block=b) for b in (128, 32, 64)]))
+    monkeypatch.setattr(tuning, "candidates", lambda *_: iter([Config(block=b) for b in (128, 32, 64)]))
     times = []
 
     def take_turns(calls, rounds):
