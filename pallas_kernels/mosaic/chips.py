@@ -1,7 +1,4 @@
-"""The chips that the Mosaic kernels are written for: what a block may use, and what the chip can do at most.
-
-Rates are those of the datasheet, dense, without sparsity; what a chip reaches is measured beside them.
-"""
+"""The chips that the Mosaic kernels are written for: what a block may use. Their rates are in `roofline`."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +18,6 @@ class Chip:
       shared_memory: most bytes of shared memory of a block, static and dynamic together.
       tensor_memory_columns: columns of tensor memory of a multiprocessor, 0 where there is none.
       registers: 32-bit registers of a multiprocessor.
-      flops: FLOP/s of the tensor cores with bfloat16 or float16 operands and float32 sums.
-      bandwidth: bytes/s of the memory.
-      special_per_clock: special-function operations (tanh, exp2) of a multiprocessor in a clock.
-      clock: highest clock of the multiprocessors, Hz.
     """
 
     name: str
@@ -34,10 +27,6 @@ class Chip:
     shared_memory: int
     tensor_memory_columns: int
     registers: int
-    flops: float
-    bandwidth: float
-    special_per_clock: int
-    clock: float
 
     @property
     def description(self) -> str:
@@ -53,10 +42,6 @@ H100 = Chip(
     shared_memory=227 * 1024,
     tensor_memory_columns=0,
     registers=65536,
-    flops=989e12,
-    bandwidth=3.35e12,
-    special_per_clock=16,
-    clock=1.98e9,
 )
 
 B200 = Chip(
@@ -67,10 +52,6 @@ B200 = Chip(
     shared_memory=227 * 1024,
     tensor_memory_columns=512,
     registers=65536,
-    flops=2250e12,
-    bandwidth=8e12,
-    special_per_clock=16,
-    clock=1.965e9,
 )
 
 CHIPS = {chip.name: chip for chip in (H100, B200)}

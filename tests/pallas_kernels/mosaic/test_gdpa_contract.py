@@ -35,7 +35,7 @@ def generation(request):
 def chip(generation, capfd, request):
     """The kernels of a test run on the GPU, or interpreted for `generation`; a race that the interpreter sees fails.
 
-    The interpreter compiles a kernel anew for each thread of each block, so there is one block where it does not matter.
+    The interpreter compiles a kernel anew for each thread of each block, so there is one block where that will do.
     """
     if ON_GPU:
         yield
