@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
+from pallas_kernels.mosaic.chips import B200
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
@@ -30,9 +31,6 @@ from pallas_kernels.mosaic.streaming import for_each_item, store
 
 TILE_ROWS = 128
 """Stationary rows of a unit: the rows of tensor memory."""
-
-SHARED_MEMORY, TENSOR_MEMORY = 227 * 1024, 512
-"""Bytes of shared memory, and columns of tensor memory, that a block may have."""
 
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
@@ -89,6 +87,7 @@ def attend(
     block, stages, units, run = config.block, config.stages, config.units, config.run
     own_slots, score_slots = config.stationary_stages, config.score_stages
     swizzle = min(128, dim * dtype.itemsize)
+    weight_names = ("value", "key") if backward else ("value",)  # what becomes of S, and of D
     piece = swizzle // dtype.itemsize  # columns written out at once
     chunk = block // 8 if config.polynomial else CHUNK
     starts = range(0, block, chunk)
@@ -97,10 +96,12 @@ def attend(
     columns_needed = tensor_memory(dim, backward=backward, outputs=len(sums), config=config)
     if block % 32 or (config.polynomial and block % 64):
         raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
-    if bytes_needed > SHARED_MEMORY:
-        raise ValueError(f"{config} needs {bytes_needed} bytes of shared memory of {SHARED_MEMORY} at dim {dim}")
-    if columns_needed > TENSOR_MEMORY:
-        raise ValueError(f"{config} needs {columns_needed} columns of tensor memory of {TENSOR_MEMORY} at dim {dim}")
+    for needed, limit, what in (
+        (bytes_needed, B200.shared_memory, "bytes of shared memory"),
+        (columns_needed, B200.tensor_memory_columns, "columns of tensor memory"),
+    ):
+        if needed > limit:
+            raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")
 
     def tiled(shape):
         transforms = (plgpu.TilingTransform((8, piece)), plgpu.SwizzleTransform(swizzle))
@@ -114,10 +115,7 @@ def attend(
         scores = plgpu.TMEM((TILE_ROWS, block), jnp.float32)
         weights = plgpu.TMEM((TILE_ROWS, block), dtype, packed=True)
         # The second product takes its weights from where the score was: S becomes the weights, D becomes dS.
-        tiles = {
-            name: plgpu.RefUnion(scores, weights) if name in sums else scores
-            for name in (("value", "key") if backward else ("value",))
-        }
+        tiles = {name: plgpu.RefUnion(scores, weights) if name in sums else scores for name in weight_names}
         pl.run_scoped(
             lambda *tiles, **barriers: kernel(inputs, outputs, *tiles, **barriers),
             [tiled((units, own_slots, TILE_ROWS, dim)) for _ in stationary],
@@ -176,9 +174,8 @@ def attend(
 
         def score_tiles(unit, slot):
             """Tiles of S and, in the backward pass, D; and by name of the sum, the weights that replace them."""
-            tiles = {
-                name: tuple(tile) if name in sums else (tile, None) for name, tile in score_tmem[unit][slot].items()
-            }
+            tiles = score_tmem[unit][slot]
+            tiles = {name: tuple(tiles[name]) if name in sums else (tiles[name], None) for name in weight_names}
             return [scores for scores, _ in tiles.values()], {name: weights for name, (_, weights) in tiles.items()}
 
         def tiles_of(item):
