@@ -6,11 +6,12 @@ clock; where they are the limit, a share of the scores takes a polynomial on the
 
 - gelu, special functions: Phi by ``(1 + tanh(x p(x^2))) / 2``, the derivative Phi + x phi with phi by exp2.
 - gelu, polynomial: ``Phi = 1/2 + x p(x^2)`` on x clamped to the range where Phi reaches 0 and 1, the derivative
-  likewise by a polynomial of its own. Outside the range the value is exactly 0 or x, the derivative exactly 0 or 1.
+  likewise by a polynomial of its own. Outside the range Phi and the derivative are 0 or 1 but for 2e-5 of rounding.
 - gelu_tanh: its definition, or polynomials fitted to it.
 - silu: ``(1 + tanh(x / 2)) / 2``. The others need no approximation.
 
-The largest errors over all x are in `ERRORS` (the tests measure them). The hardware's tanh adds up to 2^-11 of itself.
+The largest errors over all x are in `ERRORS` (the tests measure them), roundings of 1e-6 of x aside. The hardware's
+tanh adds up to 2^-11 of itself.
 
 Source: coefficients by a minimax fit (Lawson's iteration) with the end of the range held exactly (O).
 """

@@ -111,7 +111,7 @@ def default(key: Key, generation: str) -> Config:
         config = {
             "forward": Config(block=128, stages=stages, polynomial=4),
             "dq": Config(block=64, stages=stages, polynomial=4),
-            "dkv": Config(block=128, stages=2, units=1, polynomial=4),
+            "dkv": Config(block=64, stages=2, units=1 if key.dim == 128 else 2, polynomial=4),
         }[key.pass_]
     # Where all keys of an example fit, they stay in shared memory for four tiles of queries.
     kept = dataclasses.replace(config, run=4)

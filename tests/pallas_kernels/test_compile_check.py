@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pallas_kernels import catalogue, compile_check
+from pallas_kernels import catalogue, compile_check, roofline
 from pallas_kernels.catalogue import Case
 from pallas_kernels.compile_report import allocated_columns, parse
 from pallas_kernels.mosaic import sm90

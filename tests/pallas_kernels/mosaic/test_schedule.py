@@ -1,0 +1,87 @@
+"""The work list: every row written once, every item with its own example's streamed rows, the longest first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import jagged
+from pallas_kernels.mosaic import schedule
+
+LENGTHS = st.lists(st.sampled_from([0, 1, 5, 8, 63, 64, 65, 128, 300]), min_size=1, max_size=6)
+
+
+def packed(lengths, spare):
+    splits = np.concatenate([[0], np.cumsum(jagged.aligned(np.array(lengths)))]).astype(np.int32)
+    rows = int(splits[-1]) + spare
+    return schedule.packed(jnp.asarray(splits), jnp.asarray(lengths, jnp.int32), rows), splits, rows
+
+
+@pytest.mark.parametrize("item_rows", [64, 128, 512])
+@given(lengths=LENGTHS, spare=st.sampled_from([0, 8, 200]), balance=st.booleans(), data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_every_row_is_written_once_against_its_own_example(item_rows, lengths, spare, balance, data):
+    others = data.draw(st.lists(st.integers(0, 40), min_size=len(lengths), max_size=len(lengths)))
+    side, splits, rows = packed(lengths, spare)
+    other, other_splits, _ = packed(others, 16)
+    work = schedule.work_list(side, other, item_rows=item_rows, balance=balance)
+    used = int(work.used[0])
+    assert used <= work.items.shape[0] == schedule.capacity(side, item_rows)
+    written, held = np.zeros(rows, int), np.zeros(rows, int)
+    streamed = []
+    for row, count, extent, other_row, other_count, *rest in np.asarray(work.items)[:used].tolist():
+        assert row % 8 == extent % 8 == 0 and 0 < extent <= item_rows and 0 <= count <= extent and not any(rest)
+        written[row : row + extent] += 1
+        held[row : row + count] += 1
+        example = int(np.searchsorted(splits[1:], row, side="right"))
+        expected = (int(other_splits[example]), others[example]) if example < len(lengths) and count else None
+        if count:
+            assert (other_row, other_count) == expected
+        else:
+            assert other_count == 0
+        streamed.append((example < len(lengths) and others[example]) or 0)
+    np.testing.assert_array_equal(written, 1)
+    mask = np.zeros(rows, int)
+    for start, length in zip(splits, lengths, strict=False):
+        mask[start : start + length] = 1
+    np.testing.assert_array_equal(held, mask)
+    if balance:
+        assert streamed == sorted(streamed, reverse=True)
+
+
+def test_dealing_in_turns_is_balanced():
+    """Items dealt one by one, the longest first: no block has more than one longest item above another."""
+    lengths = np.random.default_rng(0).integers(1, 2000, 100)
+    side, _, _ = packed(lengths, 0)
+    work = schedule.work_list(side, side, item_rows=128, balance=True)
+    counts = np.asarray(work.items)[: int(work.used[0]), schedule.OTHER_COUNT]
+    blocks = [counts[block::13].sum() for block in range(13)]
+    assert max(blocks) - min(blocks) <= counts.max()
+
+
+def test_dense_side():
+    side = schedule.dense(3, 24)
+    assert side.rows == 72
+    np.testing.assert_array_equal(side.start, [0, 24, 48])
+    work = schedule.work_list(side, side, item_rows=64, balance=False)
+    assert int(work.used[0]) == 3 and np.asarray(work.items)[:3, schedule.COUNT].tolist() == [24, 24, 24]
+
+
+@pytest.mark.parametrize("behind", [8, 64])
+def test_gaps_are_cleared_and_nothing_else(behind):
+    lengths = [0, 3, 8, 15, 1]
+    _, splits, rows = packed(lengths, 24)
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 2, 4)), jnp.float32)
+    cleared = np.asarray(
+        jax.jit(lambda x: schedule.clear_gaps(x, jnp.asarray(splits), jnp.asarray(lengths, jnp.int32), behind=behind))(
+            values
+        )
+    )
+    mask = np.zeros(rows, bool)
+    for start, length in zip(splits, lengths, strict=False):
+        mask[start : start + length] = True
+    tail = np.arange(rows) >= splits[-1] + behind
+    np.testing.assert_array_equal(cleared[mask | tail], values[mask | tail])
+    np.testing.assert_array_equal(cleared[~mask & ~tail], 0)
