@@ -50,7 +50,7 @@ def default_configs(generation: str, dim: int, keys: int | None) -> Configs:
         return Configs(kept(forward), kept(Config(block=64, stages=4)), Config(block=64, stages=2))
     forward = Config(block=128, stages=4 if narrow else 2, polynomial=4)
     dq = Config(block=64, stages=4 if narrow else 2, polynomial=4)
-    dkv = Config(block=128, stages=2, units=1, polynomial=4)
+    dkv = Config(block=64, stages=4, units=1, score_stages=2, polynomial=4)
     return Configs(kept(forward), kept(dq), dkv)
 
 
