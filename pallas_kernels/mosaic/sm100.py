@@ -232,7 +232,6 @@ def attend(
 
         def issue(unit):
             """Issues the products of a unit."""
-            names = ("value", "key")
 
             def issue_item(item, _, steps):
                 turns, count = tiles_of(item)
@@ -251,7 +250,7 @@ def attend(
                             (s, *d), weights = score_tiles(unit, score_slot)
 
                             def put(target, a, b, replaced):
-                                # What lies here as weights has to be multiplied first.
+                                # The weights that lie here have to be multiplied first.
                                 if replaced is not None and score_free is not None:
                                     plgpu.barrier_wait(score_free.at[barrier])
                                 plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
@@ -276,7 +275,7 @@ def attend(
 
                     def products(j):
                         slot = slot_of(other_step + j, stages)
-                        y_x = {"value": other_smem[1].at[slot], "key": other_smem[0].at[slot]}
+                        operand = {"value": 1, "key": 0}  # y and x
                         if not backward:
                             when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
 
@@ -286,14 +285,15 @@ def attend(
                             plgpu.barrier_wait(weights_full.at[barrier])
                             _, weights = score_tiles(unit, score_slot)
                             for name in sums:
-                                plgpu.tcgen05_mma(sum_tmem[unit][name], weights[name], y_x[name], accumulate=j > 0)
+                                tile = other_smem[operand[name]].at[slot]
+                                plgpu.tcgen05_mma(sum_tmem[unit][name], weights[name], tile, accumulate=j > 0)
                             if score_free is not None:
                                 plgpu.tcgen05_commit_arrive(score_free.at[barrier])
 
                         for_static(slot_of(score_step + j, score_slots), score_slots, out_of)
-                        for name, barrier in zip(names, (free[1], free[0]), strict=True):
-                            if name in sums:
-                                when(last, lambda barrier=barrier: plgpu.tcgen05_commit_arrive(barrier.at[slot]))
+                        for name in sums:
+                            barrier = free[operand[name]].at[slot]
+                            when(last, lambda barrier=barrier: plgpu.tcgen05_commit_arrive(barrier))
 
                         @pl.when(j == count - 1)
                         def _full():
@@ -310,6 +310,8 @@ def attend(
                                 pl.when(j < count)(lambda: scores(j))
 
                     def pass_by():
+                        """Does for the streamed tiles what a unit with rows does."""
+
                         @pl.loop(0, count)
                         def _step(j):
                             slot = slot_of(other_step + j, stages)
