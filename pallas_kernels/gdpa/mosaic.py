@@ -96,14 +96,13 @@ def gdpa(
     else:
         k, v = _fill(k, 0), _fill(v, 0)
     chip = target.current()
+    if isinstance(chip, str):
+        raise ValueError(f"gdpa: implementation='mosaic' cannot run: {chip}")
     found = configs_for(chip, q.dtype, q.shape[-1], keys, activation) | dict(configs or {})
     if chip.interpreted:
         found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
-    if keys is None:
-        block = max(found["forward"].block, found["dq"].block)
-        k, v = (schedule.clear_gaps(x, key_splits, key_lengths, behind=block) for x in (k, v))
-    offsets = (row_splits, lengths, key_splits, key_lengths)
-    return _gdpa((activation, pre_scale, post_scale, keys, tuple(found.items()), chip), q, k, v, offsets)[:rows]
+    static = (activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
+    return _gdpa(static, q, k, v, (row_splits, lengths, key_splits, key_lengths))[:rows]
 
 
 def _fill(x: jax.Array, axis: int) -> jax.Array:
@@ -121,7 +120,7 @@ def _sides(keys, q, k, offsets):
     return queries, schedule.dense(lengths.shape[0], keys)
 
 
-def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
+def _run(stationary, streamed, sides, *, score, sums, config, chip, keys) -> tuple[jax.Array, ...]:
     """`keys`: dense keys that stream, None if what streams is jagged."""
     kernel = kernel_of(chip)
     if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
@@ -144,17 +143,20 @@ def _run(stationary, streamed, sides, *, score, sums, config, chip, keys):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gdpa(static, q, k, v, offsets):
-    activation, pre_scale, post_scale, keys, items, chip = static
-    configs = dict(items)
-    score = pointwise(activation, pre_scale, post_scale)
-    sides = _sides(keys, q, k, offsets)
-    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs["forward"], chip=chip, keys=keys)
-    return out
+def _gdpa(static, q, k, v, offsets) -> jax.Array:
+    return _forward(static, q, k, v, offsets)[0]
 
 
 def _forward(static, q, k, v, offsets):
-    return _gdpa(static, q, k, v, offsets), (q, k, v, offsets)
+    activation, pre_scale, post_scale, keys, items, chip = static
+    configs = dict(items)
+    if keys is None:
+        block = max(configs["forward"].block, configs["dq"].block)
+        k, v = (schedule.clear_gaps(x, *offsets[2:], behind=block) for x in (k, v))
+    score = pointwise(activation, pre_scale, post_scale)
+    sides = _sides(keys, q, k, offsets)
+    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs["forward"], chip=chip, keys=keys)
+    return out, (q, k, v, offsets)
 
 
 def _backward(static, saved, d_out):

@@ -27,7 +27,7 @@ from pallas_kernels.mosaic.chips import B200
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
-from pallas_kernels.mosaic.streaming import for_each_item, store
+from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
 
 TILE_ROWS = 128
 """Stationary rows of a unit: the rows of tensor memory."""
@@ -104,8 +104,7 @@ def attend(
             raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")
 
     def tiled(shape):
-        transforms = (plgpu.TilingTransform((8, piece)), plgpu.SwizzleTransform(swizzle))
-        return plgpu.SMEM(shape, dtype, transforms=transforms)
+        return tiled_smem(shape, dtype, swizzle)
 
     def tensor_barrier(**arguments):
         return plgpu.Barrier(orders_tensor_core=True, **arguments)
@@ -330,8 +329,9 @@ def attend(
                 return lax.cond(count > 0, lambda: over_turns(turns, issue_turn, steps), lambda: steps)
 
             for_each_item(used[0], heads, blocks, issue_item, (jnp.int32(0),) * 3)
-            for slot in range(score_slots if score_free is not None else 0):
-                plgpu.barrier_wait(score_free.at[unit * score_slots + slot])
+            if score_free is not None:
+                for slot in range(score_slots):
+                    plgpu.barrier_wait(score_free.at[unit * score_slots + slot])
 
         def compute(unit):
             """Turns scores into weights, and writes the sums out."""
@@ -340,8 +340,9 @@ def attend(
             for slot in range(stages):
                 for barrier in free:
                     plgpu.barrier_arrive(barrier.at[slot])
-            for slot in range(score_slots if score_free is not None else 0):
-                plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
+            if score_free is not None:
+                for slot in range(score_slots):
+                    plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
 
             def compute_item(item, head, score_step):
                 turns, count = tiles_of(item)

@@ -25,7 +25,7 @@ from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score, in_chunks
-from pallas_kernels.mosaic.streaming import for_each_item, store
+from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
 
 TILE_ROWS = 64
 """Stationary rows of a compute warpgroup: the rows of one wgmma."""
@@ -78,11 +78,7 @@ def attend(
     weight_swizzle = min(128, block * dtype.itemsize)
 
     def tiled(shape, swizzle=swizzle):
-        return plgpu.SMEM(
-            shape,
-            dtype,
-            transforms=(plgpu.TilingTransform((8, swizzle // dtype.itemsize)), plgpu.SwizzleTransform(swizzle)),
-        )
+        return tiled_smem(shape, dtype, swizzle)
 
     def entry(*refs):
         inputs, outputs = refs[: len(refs) - len(sums)], refs[len(refs) - len(sums) :]
@@ -184,7 +180,7 @@ def attend(
                     take_turn()
                     return acc[...]
 
-                return pl.run_scoped(scope, plgpu.ACC((TILE_ROWS, block), jnp.float32))
+                return pl.run_scoped(scope, plgpu.WGMMAAccumulatorRef((TILE_ROWS, block), jnp.float32))
 
             def scores_and_gradient(a, x, b, y):
                 """``a x^T`` and ``b y^T``."""
@@ -195,7 +191,7 @@ def attend(
                     take_turn()
                     return first[...], second[...]
 
-                acc = plgpu.ACC((TILE_ROWS, block), jnp.float32)
+                acc = plgpu.WGMMAAccumulatorRef((TILE_ROWS, block), jnp.float32)
                 return pl.run_scoped(scope, acc, acc)
 
             # The arrays are narrowed chunk by chunk, so that the wide ones die early: registers are what is short.
@@ -288,7 +284,7 @@ def attend(
                             value = jnp.where(row < held, by_name[name][...] * scale, 0.0)
                             smem[...] = value.astype(dtype)
 
-                    acc = plgpu.ACC((TILE_ROWS, dim), jnp.float32)
+                    acc = plgpu.WGMMAAccumulatorRef((TILE_ROWS, dim), jnp.float32)
                     pl.run_scoped(accumulate, *(acc for _ in sums))
                     plgpu.commit_smem()
                     extent = items[item, schedule.EXTENT] - first

@@ -9,6 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int):
+    """Shared memory for tiles as the tensor cores read them; `swizzle` is the bytes of a row that stay together."""
+    columns = swizzle // jnp.dtype(dtype).itemsize
+    transforms = (
+        plgpu.TilingTransform((8, columns)),  # pyright: ignore[reportAbstractUsage]
+        plgpu.SwizzleTransform(swizzle),  # pyright: ignore[reportAbstractUsage]
+    )
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
 def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):
     """Runs ``body(item, head, carry) -> carry`` for the items of this block, and returns the last `carry`.
 

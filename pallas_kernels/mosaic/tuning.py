@@ -22,6 +22,7 @@ from typing import Any
 
 from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import sm90, sm100
+from pallas_kernels.mosaic.chips import B200
 from pallas_kernels.mosaic.config import Config
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def fits(key: Key, config: Config, generation: str) -> bool:
     if generation == "sm100":
         used = sm100.shared_memory(key.dim, 2, backward=backward, config=config)
         columns = sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config)
-        return used <= SHARED_MEMORY and columns <= sm100.TENSOR_MEMORY
+        return used <= SHARED_MEMORY and columns <= B200.tensor_memory_columns
     if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
         return False
     # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
@@ -160,7 +161,7 @@ def candidates(key: Key, generation: str) -> Iterator[Config]:
     yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
 
 
-_VARIANTS = {
+_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sm90": ({"ping_pong": True}, {"ping_pong": False}),
     "sm100": tuple({"units": units, "score_stages": slots} for units in (1, 2) for slots in (1, 2)),
 }
