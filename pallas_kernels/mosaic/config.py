@@ -8,7 +8,7 @@ class Config:
     """Sizes of one streaming kernel; a tile's width is always the whole head.
 
     Attributes:
-      block: streamed rows of a step, a multiple of 16.
+      block: streamed rows of a step, a multiple of 16; on sm_100 of 32, and of 64 with a share of polynomials.
       stages: slots for streamed tiles, at least 2.
       stationary_stages: slots for stationary tiles of each compute warpgroup, 1 or 2.
       score_stages: on sm_100, slots for the scores of each unit in tensor memory, 1 or 2. With 2 the products of

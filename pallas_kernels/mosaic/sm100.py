@@ -32,6 +32,9 @@ from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
 TILE_ROWS = 128
 """Stationary rows of a unit: the rows of tensor memory."""
 
+SHARED_MEMORY, TENSOR_MEMORY = B200.shared_memory - 1024, B200.tensor_memory_columns
+"""Bytes of shared memory, room for the barriers aside, and columns of tensor memory that a block may have."""
+
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
@@ -97,8 +100,8 @@ def attend(
     if block % 32 or (config.polynomial and block % 64):
         raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
     for needed, limit, what in (
-        (bytes_needed, B200.shared_memory, "bytes of shared memory"),
-        (columns_needed, B200.tensor_memory_columns, "columns of tensor memory"),
+        (bytes_needed, SHARED_MEMORY, "bytes of shared memory"),
+        (columns_needed, TENSOR_MEMORY, "columns of tensor memory"),
     ):
         if needed > limit:
             raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")
