@@ -102,7 +102,8 @@ def gdpa(
     if chip.interpreted:
         found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
     static = (activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
-    return _gdpa(static, q, k, v, (row_splits, lengths, key_splits, key_lengths))[:rows]
+    out: jax.Array = _gdpa(static, q, k, v, (row_splits, lengths, key_splits, key_lengths))
+    return out[:rows]
 
 
 def _fill(x: jax.Array, axis: int) -> jax.Array:

@@ -177,8 +177,8 @@ def attend(
         def score_tiles(unit, slot):
             """Tiles of S and, in the backward pass, D; and by name of the sum, the weights that replace them."""
             tiles = score_tmem[unit][slot]
-            tiles = {name: tuple(tiles[name]) if name in sums else (tiles[name], None) for name in weight_names}
-            return [scores for scores, _ in tiles.values()], {name: weights for name, (_, weights) in tiles.items()}
+            scores = [tiles[name][0] if name in sums else tiles[name] for name in weight_names]
+            return scores, {name: tiles[name][1] for name in sums}
 
         def tiles_of(item):
             """Turns of the item, and streamed tiles of each turn."""
@@ -249,20 +249,20 @@ def attend(
 
                         def into(score_slot):
                             barrier = unit * score_slots + score_slot
-                            (s, *d), weights = score_tiles(unit, score_slot)
+                            (s, *d), _ = score_tiles(unit, score_slot)
 
                             def put(target, a, b, replaced):
                                 # The weights that lie here have to be multiplied first.
-                                if replaced is not None and score_free is not None:
+                                if replaced and score_free is not None:
                                     plgpu.barrier_wait(score_free.at[barrier])
                                 plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
 
                             when(first, lambda: plgpu.barrier_wait(full[0].at[slot]))
-                            put(s, tiles[0], x, weights["value"])
+                            put(s, tiles[0], x, "value" in sums)
                             if backward:
                                 when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
                                 # S has waited already where both are replaced.
-                                put(d[0], tiles[1], y, weights["key"] if weights["value"] is None else None)
+                                put(d[0], tiles[1], y, "value" not in sums)
                             plgpu.tcgen05_commit_arrive(score_full.at[barrier])
 
                         for_static(slot_of(score_step + j, score_slots), score_slots, into)
