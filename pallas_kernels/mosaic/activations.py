@@ -88,7 +88,7 @@ def _relu(x: jax.Array, polynomial: bool) -> Pair:
 
 
 def _leaky_relu(x: jax.Array, polynomial: bool) -> Pair:
-    return jnp.where(x >= 0.0, x, x * 0.01), jnp.where(x >= 0.0, jnp.ones_like(x), jnp.full_like(x, 0.01))
+    return jnp.maximum(x, x * 0.01), jnp.where(x >= 0.0, jnp.ones_like(x), jnp.full_like(x, 0.01))
 
 
 def _relu_squared(x: jax.Array, polynomial: bool) -> Pair:
