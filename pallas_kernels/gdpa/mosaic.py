@@ -1,4 +1,4 @@
-"""gdpa as fused Mosaic GPU kernels for Hopper: one streaming kernel, three times (`pallas_kernels.mosaic.sm90`).
+"""gdpa as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic.sm90` and `sm100`).
 
 Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
 keys and values stay, queries and cotangent stream; nobody adds to what another block writes, so results do not depend
