@@ -38,7 +38,8 @@ SHARED_MEMORY, TENSOR_MEMORY = B200.shared_memory - 1024, B200.tensor_memory_col
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 216, 80
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 216, 72
+"""Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(dim: int, itemsize: int, *, backward: bool, config: Config) -> int:

@@ -31,6 +31,7 @@ TILE_ROWS = 64
 """Stationary rows of a compute warpgroup: the rows of one wgmma."""
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
+"""Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(dim: int, itemsize: int, *, backward: bool, outputs: int, config: Config) -> int:
@@ -115,7 +116,8 @@ def attend(
 
         @pl.when(wg == units)
         def _load():
-            plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
+            if units == 2:  # with one, the launch gives both as many as there can be
+                plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
             def load_item(item, head, steps):
                 turns, count = tiles_of(item)
@@ -160,7 +162,8 @@ def attend(
 
         @pl.when(wg < units)
         def _compute():
-            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            if units == 2:
+                plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
             for slot in range(slots):
                 plgpu.barrier_arrive(own_free.at[wg * slots + slot])
             for slot in range(stages):

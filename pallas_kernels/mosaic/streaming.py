@@ -8,6 +8,13 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+LAUNCH_REGISTERS = 168
+"""Registers of a thread when three warpgroups are launched: 65536 / 384, a multiple of 8.
+
+Warpgroups can pass registers on to each other (`set_max_registers`) but not make new ones: one that asks for more than
+the others have given up waits for ever.
+"""
+
 
 def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int):
     """Shared memory for tiles as the tensor cores read them; `swizzle` is the bytes of a row that stay together."""
