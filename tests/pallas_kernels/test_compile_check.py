@@ -11,19 +11,31 @@ import pytest
 from pallas_kernels import catalogue, compile_check, roofline
 from pallas_kernels.catalogue import Case
 from pallas_kernels.compile_report import allocated_columns, parse
-from pallas_kernels.mosaic import sm90
+from pallas_kernels.mosaic import sm90, sm100
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
-from pallas_kernels.mosaic.chips import B200, CHIPS, H100
+from pallas_kernels.mosaic.chips import B200, CHIPS, H100, Chip
 from pallas_kernels.mosaic.config import Config
 
+CASES = {chip.name: {case.name: case for case in catalogue.cases(chip)} for chip in (H100, B200)}
+
+
+def pick(chip: Chip, direction: str, dim: int, dtype: str = "bfloat16") -> Case:
+    """The first such case of the catalogue."""
+    return next(c for c in CASES[chip.name].values() if (c.direction, c.dim, c.dtype) == (direction, dim, dtype))
+
+
 ONE_OF_EACH = [
-    "gdpa-sm90-forward-d128-bfloat16-gelu_tanh-block128-stages2-run4",
-    "gdpa-sm90-dq-d64-bfloat16-gelu_tanh-block64-stages2",
-    "gdpa-sm90-dkv-d32-bfloat16-gelu_tanh-block64-stages2-ragged",
-    "gdpa-sm90-dkv-d128-float16-gelu_tanh-block64-stages2-ragged",
+    (chip, pick(chip, *what))
+    for chip, *what in (
+        (H100, "forward", 128),
+        (H100, "dq", 64),
+        (H100, "dkv", 128, "float16"),
+        (B200, "forward", 128, "float16"),
+        (B200, "dq", 128),
+        (B200, "dkv", 64),
+    )
 ]
-CASES = {case.name: case for case in catalogue.cases(H100)}
-FORWARD = CASES["gdpa-sm90-forward-d64-bfloat16-gelu_tanh-block128-stages2"]
+FORWARD = pick(H100, "forward", 64)
 
 SERIALIZED = "wgmma.mma_async instructions are serialized due to insufficient register resources in function 'kernel'"
 
@@ -111,8 +123,9 @@ def test_a_chip_agrees_with_its_description(chip):
     assert math.isclose(bandwidth, roofline.chip_of(chip.device_kind).bandwidth, rel_tol=0.05)
 
 
-def test_the_catalogue_has_every_pass_width_and_dtype_once():
-    cases = catalogue.cases(H100)
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_the_catalogue_has_every_pass_width_and_dtype_once(chip):
+    cases = catalogue.cases(chip)
     assert {(c.direction, c.dim) for c in cases} >= {(p, d) for p in ("forward", "dq", "dkv") for d in (32, 64, 128)}
     assert {c.dtype for c in cases} == {"bfloat16", "float16"}
     assert {c.ragged for c in cases if c.direction == "forward"} == {False, True}
@@ -124,7 +137,7 @@ def test_the_catalogue_has_every_pass_width_and_dtype_once():
 
 
 def test_two_cases_of_one_name_are_refused(monkeypatch):
-    monkeypatch.setattr(catalogue, "GENERATORS", (catalogue.gdpa_sm90, catalogue.gdpa_sm90))
+    monkeypatch.setattr(catalogue, "GENERATORS", (catalogue.gdpa, catalogue.gdpa))
     with pytest.raises(ValueError, match="more than one case"):
         catalogue.cases(H100)
 
@@ -138,17 +151,20 @@ def folder():
     return compile_check.compiler()
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_a_kernel_compiles_without_spills_and_fits(name, folder):
-    case = CASES[name]
-    result = compile_check.check(case, H100, folder)
+@pytest.mark.parametrize(("chip", "case"), ONE_OF_EACH, ids=[case.name for _, case in ONE_OF_EACH])
+def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
+    result = compile_check.check(case, chip, folder)
     assert result.faults == ()
     (kernel,) = result.kernels
-    assert kernel.architecture == "sm_90a"
+    assert kernel.architecture == chip.generation
     assert kernel.threads == 128 * (case.config.units + 1)
-    tiles = sm90.shared_memory(
-        case.dim, 2, backward=case.direction != "forward", outputs=1 + (case.direction == "dkv"), config=case.config
-    )
+    backward, outputs = case.direction != "forward", 1 + (case.direction == "dkv")
+    if chip is H100:
+        tiles = sm90.shared_memory(case.dim, 2, backward=backward, outputs=outputs, config=case.config)
+    else:
+        tiles = sm100.shared_memory(case.dim, 2, backward=backward, config=case.config)
+        columns = sm100.tensor_memory(case.dim, backward=backward, outputs=outputs, config=case.config)
+        assert kernel.tensor_memory_columns == allocated_columns(columns)
     assert tiles <= kernel.shared_memory <= tiles + 1024
 
 
@@ -200,12 +216,12 @@ def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, cap
     assert not (tmp_path / "h100.json").exists()
     assert compile_check.main(["--chip", "h100", *output]) == 0
     first = (tmp_path / "h100.json").read_text()
-    assert set(json.loads(first)["cases"]) == set(CASES)
+    assert set(json.loads(first)["cases"]) == set(CASES["h100"])
     # The same kernels at another commit leave the file as it is.
     monkeypatch.setattr(compile_check, "_commit", lambda: "another")
     assert compile_check.main(["--chip", "h100", *output]) == 0
     assert (tmp_path / "h100.json").read_text() == first
-    assert f"{len(CASES)} cases, 0 failed" in capsys.readouterr().out
+    assert f"{len(CASES['h100'])} cases, 0 failed" in capsys.readouterr().out
 
 
 def test_a_selection_of_nothing_is_an_error(folder, capsys):
@@ -226,5 +242,5 @@ def test_the_compiler_of_another_jax_is_refused(folder, monkeypatch):
 
 def test_a_case_is_named_by_what_differs():
     config = Config(block=64, stages=3, run=2, ping_pong=False)
-    case = Case("gdpa", "dq", "sm_100a", 64, catalogue.build_gdpa_sm90, config, ragged=True, keys=128)
+    case = Case("gdpa", "dq", "sm_100a", 64, catalogue.build_gdpa, config, ragged=True, keys=128)
     assert case.name == "gdpa-sm100-dq-d64-bfloat16-gelu_tanh-block64-stages3-run2-ping_pong0-keys128-ragged"
