@@ -38,7 +38,7 @@ SHARED_MEMORY, TENSOR_MEMORY = B200.shared_memory - 1024, B200.tensor_memory_col
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
-COMPUTE_REGISTERS, MEMORY_REGISTERS = 216, 72
+COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
 """Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
