@@ -25,7 +25,7 @@ WORKERS ?= 2
 RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal
 # The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.
 NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --ignore=tests/torch_reference \
-  --ignore=tests/pallas_kernels/test_compile_check.py
+  --ignore=tests/pallas_kernels/test_compile_check.py --ignore=tests/pallas_kernels/triton/test_triton_compile.py
 # Arguments for the compile check, e.g. make kernels KERNELS="--chip h100 --select dkv"
 KERNELS ?=
 
@@ -130,7 +130,7 @@ $(VENV_NEWEST)/.newest: requirements/newest.txt
 	@$(INSTALL_LOCK); install_lock $(VENV_NEWEST) $<
 	@touch $@
 
-kernels: dev  ## compile every GPU kernel for h100 and b200, no GPU needed: registers, spills, memory
+kernels: dev  ## compile every GPU kernel for H100, B200 and (Triton's) A100, L4, H100, no GPU needed
 	JAX_PLATFORMS=cpu $(PY) -m pallas_kernels.compile_check $(KERNELS)
 
 lint: dev  ## style and types
@@ -181,7 +181,7 @@ $(VENV_LOCK)/bin/uv:
 
 lock: $(VENV_LOCK)/bin/uv  ## work out requirements/*.txt anew from pyproject.toml
 	$< $(UV_COMPILE) -c requirements/pins.txt pyproject.toml requirements/build.in -o requirements/core.txt
-	$< $(UV_COMPILE) -c requirements/pins.txt --extra dev --extra notebooks --extra tensorboard --extra torch \
+	$< $(UV_COMPILE) -c requirements/pins.txt --extra dev --extra notebooks --extra tensorboard --extra torch --extra triton \
 	  pyproject.toml requirements/build.in -o requirements/dev.txt
 	$< $(UV_COMPILE) pyproject.toml requirements/build.in requirements/newest.in -o requirements/newest.txt
 	$< $(UV_COMPILE) --no-deps requirements/compiler.in -o requirements/compiler.txt

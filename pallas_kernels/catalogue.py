@@ -5,17 +5,21 @@ lambda, for the case travels to another process.
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.gdpa import mosaic
-from pallas_kernels.mosaic import schedule, target
+from pallas_kernels.gdpa import block_mosaic
+from pallas_kernels.mosaic import launch, schedule, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.chips import Chip
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
+from pallas_kernels.seed_attention import mosaic as seed
+from pallas_kernels.window_attention import mosaic as window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Case:
     """One kernel to compile.
 
     Attributes:
-      operator: "gdpa", "window_attention" or "seed_attention".
+      operator: "gdpa", "gdpa_block", "window_attention" or "seed_attention".
       direction: "forward", "dq" or "dkv".
       generation: the chips that it is for, see `Chip.generation`.
       dim: width of a head.
@@ -33,6 +37,8 @@ class Case:
       activation: a name of `pallas_kernels.activations`.
       ragged: the streamed rows need not be a multiple of the block.
       keys: dense keys of an example.
+      window: rows read to either side.
+      seeds: shared queries.
     """
 
     operator: str
@@ -45,6 +51,8 @@ class Case:
     activation: str = "gelu_tanh"
     ragged: bool = False
     keys: int = 256
+    window: tuple[int, int] | None = None
+    seeds: int | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +68,10 @@ class Case:
             parts.append(f"keys{self.keys}")
         if self.ragged:
             parts.append("ragged")
+        if self.window:
+            parts.append(f"window{self.window[0]}.{self.window[1]}")
+        if self.seeds:
+            parts.append(f"seeds{self.seeds}")
         return "-".join(parts)
 
 
@@ -69,7 +81,7 @@ BATCH, HEADS, ROWS = 64, 4, 64 * 512
 
 def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """Jagged queries against dense keys, one pass of the streaming kernel."""
-    kernel = mosaic.kernel_of(target.Target(_module(case.generation), chip.multiprocessors))
+    kernel = launch.kernel_of(target.Target(_module(case.generation), chip.multiprocessors))
 
     def run(row_splits, lengths, q, k, v, grad):
         queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
@@ -99,6 +111,48 @@ def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     return run, (splits, lengths, packed, dense, dense, packed)
 
 
+def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """The forward pass of the personalized FFN's block, norms fused."""
+    chosen = target.Target(_module(case.generation), chip.multiprocessors)
+
+    def run(row_splits, lengths, q, k, v):
+        with target.build_for(chosen):
+            return block_mosaic.gdpa_block(
+                q, k, v, row_splits, lengths, activation=case.activation, pre_scale=1.0, post_scale=1.0
+            )
+
+    packed = jax.ShapeDtypeStruct((ROWS, HEADS, case.dim), jnp.dtype(case.dtype))
+    dense = jax.ShapeDtypeStruct((BATCH, case.keys, HEADS, case.dim), jnp.dtype(case.dtype))
+    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
+    return run, (splits, lengths, packed, dense, dense)
+
+
+def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """One pass of window_attention or seed_attention, as the operator calls it; what is not used is not compiled."""
+    chosen = target.Target(_module(case.generation), chip.multiprocessors)
+
+    def run(row_splits, lengths, q, k, v, grad):
+        configs = {case.direction: case.config}  # the defaults for the others
+        with target.build_for(chosen):
+            if case.window:
+                operator = functools.partial(window.window_attention, window=case.window)
+            else:
+                operator = seed.seed_attention
+            call = functools.partial(operator, scale=case.dim**-0.5, configs=configs)
+            if case.direction == "forward":
+                return call(q, k, v, row_splits, lengths)
+            dq, dk, dv = jax.vjp(lambda *operands: call(*operands, row_splits, lengths), q, k, v)[1](grad)
+            return dq if case.direction == "dq" else (dk, dv)
+
+    dtype = jnp.dtype(case.dtype)
+    packed = jax.ShapeDtypeStruct((ROWS, HEADS, case.dim), dtype)
+    seeds = (case.seeds or 1, HEADS, case.dim)
+    q = jax.ShapeDtypeStruct(seeds, dtype) if case.seeds else packed
+    out = jax.ShapeDtypeStruct((BATCH, *seeds), dtype) if case.seeds else packed
+    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
+    return run, (splits, lengths, q, packed, packed, out)
+
+
 def _module(generation: str) -> str:
     """``"sm_90a"``, a compiler's name for a generation, as the name of the module with its kernel."""
     return generation.replace("_", "").removesuffix("a")
@@ -111,10 +165,10 @@ def gdpa() -> Iterator[Case]:
     dk and dv stream the jagged queries, so they are always masked.
     """
     for generation in ("sm_90a", "sm_100a"):
-        for dim in mosaic.DIMS:
+        for dim in launch.DIMS:
             for keys in (256, None):
                 chip = target.Target(_module(generation), 0)
-                configs = mosaic.configs_for(chip, jnp.dtype("bfloat16"), dim, keys, Case.activation)
+                configs = launch.configs_for("gdpa", chip, jnp.dtype("bfloat16"), dim, keys, Case.activation)
                 for direction in ("forward", "dq", "dkv"):
                     if direction == "dkv" and keys is None:
                         continue  # the same as with dense keys
@@ -136,7 +190,48 @@ def gdpa() -> Iterator[Case]:
                             yield case(dataclasses.replace(config, polynomial=share), activation="gelu")
 
 
-GENERATORS = (gdpa,)
+def attention() -> Iterator[Case]:
+    """The default configs of window and seed attention for every width of a head, float16 and a full window at the
+    widest, and seeds for one unit and for two.
+    """
+    for generation in ("sm_90a", "sm_100a"):
+        chip = target.Target(_module(generation), 0)
+        for dim, direction in itertools.product(launch.DIMS, ("forward", "dq", "dkv")):
+
+            def case(operator, keys, dim=dim, direction=direction, chip=chip, generation=generation, **fields):
+                config = launch.configs_for(operator, chip, jnp.dtype("bfloat16"), dim, keys, "softmax")[direction]
+                return Case(
+                    operator, direction, generation, dim, build_attention, config, activation="softmax", **fields
+                )
+
+            yield case("window_attention", 201, window=(100, 100))
+            yield case("seed_attention", 64, seeds=64)
+            if dim == 128:
+                yield case("window_attention", 201, window=(100, 100), dtype="float16")
+                yield case("window_attention", None, window=(ROWS, 0))
+                yield case("seed_attention", 256, seeds=256)
+
+
+def block() -> Iterator[Case]:
+    """The block for every width of a head; at the widest also float16, keys that need a mask, and an erf."""
+    for generation in ("sm_90a", "sm_100a"):
+        for dim in launch.DIMS:
+
+            def case(dim=dim, generation=generation, dtype="bfloat16", **fields):
+                chip = target.Target(_module(generation), 0)
+                activation = fields.get("activation", Case.activation)
+                config = block_mosaic.config_for(chip, HEADS, dim, jnp.dtype(dtype).itemsize, activation)
+                assert config is not None
+                return Case("gdpa_block", "forward", generation, dim, build_block, config, dtype, **fields)
+
+            yield case()
+            if dim == 128:
+                yield case(dtype="float16")
+                yield case(activation="gelu")
+                yield case(keys=200, ragged=True)
+
+
+GENERATORS = (gdpa, block, attention)
 
 
 def cases(chip: Chip) -> tuple[Case, ...]:

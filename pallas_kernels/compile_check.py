@@ -1,13 +1,14 @@
 """Compiles every kernel of the catalogue for chips that are not there, and fails on what would be slow or not run.
 
-    make kernels                                                     # all, for both chips
+    make kernels                                                     # all, for every chip
     python -m pallas_kernels.compile_check --chip h100 --select dkv   # some
 
-Each case is compiled by a process of its own. Prints registers, spills, shared memory and tensor memory of each kernel
-and, after a run over a chip's whole catalogue, writes them to ``experiments/results/compile/CHIP.json``. The exit
-status is 1 if a kernel spills, does not fit, or does not compile, 2 if there was nothing to compile or to compile with.
-The compiler is no part of the environment, for with it JAX looks for a GPU at each start; `make kernels` installs it
-beside.
+Each case is compiled by a process of its own: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on.
+The latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory
+and tensor memory of each kernel and, after a run over a chip's whole catalogue, writes them to
+``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, or does not compile, 2
+if there was nothing to compile or to compile with. The compiler is no part of the environment, for with it JAX looks
+for a GPU at each start; `make kernels` installs it beside.
 """
 
 import argparse
@@ -31,12 +32,17 @@ from pallas_kernels import catalogue
 from pallas_kernels.catalogue import Case
 from pallas_kernels.compile_report import DUMPS, Kernel, parse
 from pallas_kernels.mosaic.chips import CHIPS, Chip
+from pallas_kernels.triton import catalogue as triton_catalogue
+from pallas_kernels.triton import chips as triton_chips
+from pallas_kernels.triton import compile_report as triton_report
+from pallas_kernels.triton import target as triton_target
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "experiments" / "results" / "compile"
 COMPILER_VARIABLE = "KUNLUN_CUDA_COMPILER"
 TIMEOUT = 600
 """Seconds after which a compilation counts as failed; they take 2 to 5."""
+ALL_CHIPS = CHIPS | triton_chips.CHIPS
 
 
 class CompilerMissing(RuntimeError):
@@ -86,7 +92,12 @@ def _ptxas(folder: Path) -> Path:
     return folder / "nvidia" / "cu13" / "bin" / "ptxas"
 
 
-def check(case: Case, chip: Chip, folder: Path) -> Result:
+def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
+    """Every case for a chip of `ALL_CHIPS`."""
+    return triton_catalogue.cases(chip) if chip.name in triton_chips.CHIPS else catalogue.cases(chip)
+
+
+def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
     """Compiles a case in a process of its own, which may fail in any way.
 
     Args:
@@ -103,10 +114,14 @@ def check(case: Case, chip: Chip, folder: Path) -> Result:
     # Reports in files, other options of the compiler, kernels fetched from a cache: none would be the check asked for.
     for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         environment.pop(name, None)
+    if isinstance(case, triton_catalogue.Case):
+        worker, read = ("pallas_kernels.triton.compile_worker", str(_ptxas(folder))), triton_report.parse
+    else:
+        worker, read = ("pallas_kernels.compile_worker", chip.name), parse
     started = time.perf_counter()
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "pallas_kernels.compile_worker", chip.name],
+            [sys.executable, "-m", *worker],
             input=pickle.dumps(case),
             env=environment,
             cwd=REPOSITORY,
@@ -120,7 +135,7 @@ def check(case: Case, chip: Chip, folder: Path) -> Result:
         last = _last_lines(process.stderr.decode(errors="replace"))
         return Result(case.name, (), (f"did not compile, exit status {process.returncode}:\n{last}",), seconds)
     try:
-        kernels = parse(process.stdout.decode(errors="replace"))
+        kernels = read(process.stdout.decode(errors="replace"))
     except ValueError as error:
         return Result(case.name, (), (str(error),), seconds)
     return Result(case.name, tuple(kernels), tuple(fault for k in kernels for fault in k.faults(chip)), seconds)
@@ -137,7 +152,7 @@ def _last_lines(errors: str) -> str:
     return "\n".join([line for line in lines[:-8] if re.search(r"\berror: |^LLVM ERROR", line)][:3] + lines[-8:])
 
 
-def check_all(cases: Sequence[Case], chip: Chip, folder: Path, jobs: int) -> Iterator[Result]:
+def check_all(cases: Sequence[Case | triton_catalogue.Case], chip: Chip, folder: Path, jobs: int) -> Iterator[Result]:
     """`check` of each case, `jobs` at once, in the order of the cases."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         try:
@@ -187,6 +202,8 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
         "jax": jax.__version__,
         "ptxas": version[1] if version else release.strip(),
     }
+    if chip.name in triton_chips.CHIPS:
+        made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
     cases = {r.case: {"kernels": [*map(dataclasses.asdict, r.kernels)], "faults": [*r.faults]} for r in results}
     content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by, "cases": cases}
     if path.exists():
@@ -201,7 +218,7 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
 
 def run(chip: Chip, select: str, jobs: int, folder: Path, output: Path) -> list[Result]:
     """Checks the cases of a chip with `select` in their name, prints the table, and writes it if they are all."""
-    cases = [case for case in catalogue.cases(chip) if select in case.name]
+    cases = [case for case in cases_of(chip) if select in case.name]
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {select!r} in its name" if select else ""))
         return []
@@ -231,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pallas_kernels.compile_check", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=list(CHIPS), help="chips, all unless given")
+    parser.add_argument("--chip", nargs="+", choices=ALL_CHIPS, default=list(ALL_CHIPS), help="chips, all unless given")
     parser.add_argument("--select", default="", metavar="SUBSTRING", help="only cases with this in their name; no JSON")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
     parser.add_argument(
@@ -243,13 +260,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     try:
         folder = compiler(options.compiler)
+        reason = triton_target.missing() if set(options.chip) & set(triton_chips.CHIPS) else None
+        if reason is not None:
+            raise CompilerMissing(reason)
     except CompilerMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     results = [
         (chip, result)
         for chip in options.chip
-        for result in run(CHIPS[chip], options.select, options.jobs, folder, options.output)
+        for result in run(ALL_CHIPS[chip], options.select, options.jobs, folder, options.output)
     ]
     if not results:
         print(f"error: no case has {options.select!r} in its name", file=sys.stderr)

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 @functools.cache
 def _log_choice(operator: str, implementation: str, platform: str, reason: str | None = None) -> None:
     """Logs once per process and choice: the cache is what makes it once."""
-    because = "" if reason is None else f", for 'mosaic' cannot run: {reason}"
+    because = "" if reason is None else f", for {reason}"
     logger.info("%s: implementation %r chosen for platform %r%s", operator, implementation, platform, because)
 
 
@@ -21,33 +21,42 @@ def choose(
     operator: str,
     implementation: str | None,
     available: Mapping[str, Callable],
-    refusal: Callable[[], str | None] | None = None,
+    refusals: Mapping[str, Callable[[], str | None]] | None = None,
 ) -> Callable:
     """The function that `implementation` names among those `available`.
 
     Args:
       operator: the operator's name, for messages.
-      implementation: a key of `available`, or None to pick, which is logged once: ``"mosaic"`` if it is there and can
-        run, else ``"xla"``; on a GPU the log says why it cannot.
+      implementation: a key of `available`, or None to pick, which is logged once: the first of `refusals` that can run,
+        else ``"xla"``; on a GPU the log says why those before it cannot.
       available: name -> function.
-      refusal: why ``"mosaic"`` cannot run on these operands here, or None if it can.
+      refusals: for each of them that is not for every platform, in the order of preference, why it cannot run on these
+        operands here, or None if it can.
 
     Raises:
-      ValueError: the name is not among those available, or ``"mosaic"`` is asked for and cannot run; the message
-        lists the names or gives the reason.
+      ValueError: the name is not among those available, or cannot run; the message lists the names or gives the reason.
     """
-    reason = refusal() if "mosaic" in available and refusal is not None and implementation in (None, "mosaic") else None
+    refusals = refusals or {}
     if implementation is None:
-        implementation = "xla" if "mosaic" not in available or reason is not None else "mosaic"
+        reasons = []
+        for name, refusal in refusals.items():
+            reason = refusal()
+            if reason is None:
+                implementation = name
+                break
+            reasons.append(f"{name!r} cannot run: {reason}")
+        implementation = implementation or "xla"
         platform = jax.default_backend()
-        _log_choice(operator, implementation, platform, reason if platform == "gpu" else None)
+        _log_choice(operator, implementation, platform, "; ".join(reasons) if platform == "gpu" and reasons else None)
+        return available[implementation]
     if implementation not in available:
         raise ValueError(
             f"{operator}: implementation={implementation!r} does not exist; there are "
             f"{', '.join(repr(name) for name in available)}, or None to pick by platform"
         )
-    if implementation == "mosaic" and reason is not None:
-        raise ValueError(f"{operator}: implementation='mosaic' cannot run: {reason}")
+    reason = refusals[implementation]() if implementation in refusals else None
+    if reason is not None:
+        raise ValueError(f"{operator}: implementation={implementation!r} cannot run: {reason}")
     return available[implementation]
 
 
@@ -81,7 +90,14 @@ def check_offsets(
         raise ValueError(f"{operator}: {lengths_name} is empty; a batch has at least one example")
 
 
-def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: jax.Array, lengths: jax.Array) -> None:
+def check_operands(
+    operator: str,
+    arrays: Mapping[str, jax.Array],
+    row_splits: jax.Array,
+    lengths: jax.Array,
+    *,
+    grouped: bool = False,
+) -> None:
     """Checks what all three operators ask of their operands.
 
     Args:
@@ -89,19 +105,29 @@ def check_operands(operator: str, arrays: Mapping[str, jax.Array], row_splits: j
       arrays: name -> array whose last two axes are heads and dim.
       row_splits: ``[batch + 1]``.
       lengths: ``[batch]``.
+      grouped: the first array may have a multiple of the heads of the others.
 
     Raises:
       TypeError: operands that are no floats or not all of one dtype; row_splits or lengths that are not int32.
-      ValueError: heads or dim differ between operands, or row_splits and lengths do not fit each other.
+      ValueError: heads or dim do not fit between operands, or row_splits and lengths do not fit each other.
     """
     check_offsets(operator, row_splits, lengths)
     first_name, first = next(iter(arrays.items()))
     if not jnp.issubdtype(first.dtype, jnp.floating):
         raise TypeError(f"{operator}: {first_name} has dtype {first.dtype}; it must be floating")
     for name, array in arrays.items():
+        if grouped and array.ndim < 2:
+            raise ValueError(f"{operator}: {name} has shape {array.shape}; it must end in heads and dim")
+    for name, array in arrays.items():
         if array.dtype != first.dtype:
             raise TypeError(f"{operator}: {name} has dtype {array.dtype} and {first_name} {first.dtype}; use one dtype")
-        if array.shape[-2:] != first.shape[-2:]:
+        groups = first.shape[-2] % max(1, array.shape[-2]) == 0 and array.shape[-1] == first.shape[-1]
+        if grouped and not groups:
+            raise ValueError(
+                f"{operator}: {name} has (heads, dim) {array.shape[-2:]} and {first_name} {first.shape[-2:]}; "
+                f"the heads of {first_name} must be a multiple of those of {name}, and dim equal"
+            )
+        if not grouped and array.shape[-2:] != first.shape[-2:]:
             raise ValueError(
                 f"{operator}: {name} has (heads, dim) {array.shape[-2:]} and {first_name} {first.shape[-2:]}; "
                 "they must be equal"

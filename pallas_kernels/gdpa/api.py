@@ -7,10 +7,11 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.activations import activation as activation_by_name
-from pallas_kernels.gdpa import mosaic, reference, xla, xla_jagged
+from pallas_kernels.gdpa import mosaic, reference, triton, xla, xla_jagged
+from pallas_kernels.mosaic import launch
 
-IMPLEMENTATIONS = {"mosaic": mosaic.gdpa, "xla": xla.gdpa, "reference": reference.gdpa}
-IMPLEMENTATIONS_JAGGED = {"mosaic": mosaic.gdpa, "xla": xla_jagged.gdpa, "reference": reference.gdpa_jagged}
+IMPLEMENTATIONS = {"mosaic": mosaic.gdpa, "triton": triton.gdpa, "xla": xla.gdpa, "reference": reference.gdpa}
+IMPLEMENTATIONS_JAGGED = IMPLEMENTATIONS | {"xla": xla_jagged.gdpa, "reference": reference.gdpa_jagged}
 
 
 def gdpa(
@@ -50,8 +51,9 @@ def gdpa(
       pre_scale: factor of the scores, before the activation.
       post_scale: factor of the output.
       implementation: ``"mosaic"`` (fused, for GPUs of compute capability 9.0 and 10.0, 16-bit operands and heads of
-        width 32, 64 or 128; its scores go through approximations of `pallas_kernels.mosaic.activations`), ``"xla"``,
-        ``"reference"``, or None to pick by platform (logged once).
+        width 32, 64 or 128; its scores go through approximations of `pallas_kernels.mosaic.activations`), ``"triton"``
+        (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and heads of width 16, 32, 64 or 128; an
+        extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to pick by platform (logged once).
 
     Returns:
       Outputs in the dtype of q.
@@ -73,7 +75,8 @@ def gdpa(
     key_offsets = _key_offsets(q, k, row_splits, lengths, key_splits, key_lengths)
     activation_by_name(activation)
     available = IMPLEMENTATIONS_JAGGED if key_offsets else IMPLEMENTATIONS
-    function = dispatch.choose("gdpa", implementation, available, lambda: mosaic.refusal(q))
+    refusals = {"mosaic": lambda: launch.refusal(q), "triton": lambda: triton.refusal(q)}
+    function = dispatch.choose("gdpa", implementation, available, refusals)
     return function(
         q,
         k,

@@ -6,67 +6,47 @@ on the order of the blocks. The scores are computed in each of the three, so the
 10 would do; in exchange it keeps q, k and v alone and is the same bit for bit each time.
 """
 
-import dataclasses
 import functools
-import importlib
-import types
 from collections.abc import Mapping
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.jagged import ROW_ALIGNMENT
-from pallas_kernels.mosaic import schedule, target
+from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
-from pallas_kernels.mosaic.score import pointwise
-
-DIMS = (32, 64, 128)
-DTYPES = (jnp.bfloat16, jnp.float16)
+from pallas_kernels.mosaic.score import Score, pointwise
+from pallas_kernels.mosaic.target import Target
 
 
-def configs_for(
-    chip: target.Target, dtype: jnp.dtype, dim: int, keys: int | None, activation: str
-) -> dict[str, Config]:
-    """Block sizes of the three passes by name: those tuned on this device, else built-in ones.
+class Static(NamedTuple):
+    """What of a call is known when it is traced.
 
-    Args:
-      chip: to run on.
-      dtype: of the operands.
-      dim: width of a head.
+    Attributes:
+      activation, pre_scale, post_scale: see `pallas_kernels.gdpa.api.gdpa`.
       keys: dense keys of an example, None for jagged ones.
-      activation: its name.
+      configs: block sizes by pass.
+      chip: to run on.
     """
-    from pallas_kernels.mosaic import tuning  # imports Mosaic
 
-    found = {}
-    for name in tuning.PASSES:
-        held = tuning.JAGGED if keys is None else keys
-        key = tuning.Key(name, dim, held, tuning.activation_class(activation), jnp.dtype(dtype).name)
-        found[name] = (
-            tuning.default(key, chip.generation)
-            if chip.device_kind is None
-            else tuning.lookup(key, chip.device_kind, Path(__file__).parent / "tuning")
-        )
-    return found
+    activation: str
+    pre_scale: float
+    post_scale: float
+    keys: int | None
+    configs: tuple[tuple[str, Config], ...]
+    chip: Target
 
+    @classmethod
+    def of(cls, q, keys, activation, pre_scale, post_scale, configs=None, operator="gdpa") -> "Static":
+        """That of queries `q` on the chip at hand; `configs` overrides the block sizes by pass."""
+        chip = launch.chip_for(operator)
+        found = launch.configs_for("gdpa", chip, q.dtype, q.shape[-1], keys, activation, configs)
+        return cls(activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
 
-def refusal(q: jax.Array) -> str | None:
-    """Why the kernels cannot run on such queries here, or None."""
-    chip = target.current()
-    if isinstance(chip, str):
-        return chip
-    if q.dtype not in DTYPES:
-        return f"the kernels take bfloat16 and float16, and q has dtype {q.dtype}"
-    if q.shape[-1] not in DIMS:
-        return f"the kernels take heads of width {', '.join(map(str, DIMS))}, and q has {q.shape[-1]}"
-    return None
-
-
-def kernel_of(chip: target.Target) -> types.ModuleType:
-    """The streaming kernel of a generation; Mosaic is imported only where a kernel is built."""
-    return importlib.import_module(f"pallas_kernels.mosaic.{chip.generation}")
+    @property
+    def score(self) -> Score:
+        """The score function."""
+        return pointwise(self.activation, self.pre_scale, self.post_scale)
 
 
 def gdpa(
@@ -83,34 +63,24 @@ def gdpa(
     post_scale: float,
     configs: Mapping[str, Config] | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first; `configs` overrides the block sizes by pass."""
+    """See `pallas_kernels.gdpa.api.gdpa`, which asks `launch.refusal` first.
+
+    `configs` overrides the block sizes by pass.
+    """
     rows = q.shape[0]
     # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
     # zeros adds nothing to any output and gets no part in any gradient that is kept.
-    q = _fill(q, 0)
+    q = launch.fill(q, 0)
     keys = None
     if k.ndim == 4:
-        k, v = _fill(k, 1), _fill(v, 1)
+        k, v = launch.fill(k, 1), launch.fill(v, 1)
         batch, keys, heads, dim = k.shape
         k, v = (x.reshape(batch * keys, heads, dim) for x in (k, v))
     else:
-        k, v = _fill(k, 0), _fill(v, 0)
-    chip = target.current()
-    if isinstance(chip, str):
-        raise ValueError(f"gdpa: implementation='mosaic' cannot run: {chip}")
-    found = configs_for(chip, q.dtype, q.shape[-1], keys, activation) | dict(configs or {})
-    if chip.interpreted:
-        found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
-    static = (activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
+        k, v = launch.fill(k, 0), launch.fill(v, 0)
+    static = Static.of(q, keys, activation, pre_scale, post_scale, configs)
     out: jax.Array = _gdpa(static, q, k, v, (row_splits, lengths, key_splits, key_lengths))
     return out[:rows]
-
-
-def _fill(x: jax.Array, axis: int) -> jax.Array:
-    missing = -x.shape[axis] % ROW_ALIGNMENT
-    if missing == 0:
-        return x
-    return jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)])
 
 
 def _sides(keys, q, k, offsets):
@@ -121,23 +91,22 @@ def _sides(keys, q, k, offsets):
     return queries, schedule.dense(lengths.shape[0], keys)
 
 
-def _run(stationary, streamed, sides, *, score, sums, config, chip, keys) -> tuple[jax.Array, ...]:
+def _run(static, pass_, stationary, streamed, sides, *, sums, keys) -> tuple[jax.Array, ...]:
     """`keys`: dense keys that stream, None if what streams is jagged."""
-    kernel = kernel_of(chip)
+    config, chip = dict(static.configs)[pass_], static.chip
     if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
         raise ValueError(
             f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "
             f"stages={config.stages} tiles of block={config.block} rows; there are {keys} keys"
         )
-    work = schedule.work_list(*sides, item_rows=config.units * config.run * kernel.TILE_ROWS, balance=keys is None)
-    ragged = keys is None or keys % config.block != 0
-    return kernel.attend(
+    work = schedule.work_list(*sides, item_rows=launch.item_rows(chip, config), balance=keys is None)
+    return launch.kernel_of(chip).attend(
         stationary,
         streamed,
         work,
-        score=score,
+        score=static.score,
         sums=sums,
-        ragged=ragged,
+        ragged=keys is None or keys % config.block != 0,
         config=config,
         processors=chip.processors,
     )
@@ -149,32 +118,24 @@ def _gdpa(static, q, k, v, offsets) -> jax.Array:
 
 
 def _forward(static, q, k, v, offsets):
-    activation, pre_scale, post_scale, keys, items, chip = static
-    configs = dict(items)
-    if keys is None:
-        block = max(configs["forward"].block, configs["dq"].block)
-        k, v = (schedule.clear_gaps(x, *offsets[2:], behind=block) for x in (k, v))
-    score = pointwise(activation, pre_scale, post_scale)
-    sides = _sides(keys, q, k, offsets)
-    (out,) = _run((q,), (k, v), sides, score=score, sums=("value",), config=configs["forward"], chip=chip, keys=keys)
+    if static.keys is None:
+        behind = launch.block_of(dict(static.configs), ("forward", "dq"))
+        k, v = (schedule.clear_gaps(x, *offsets[2:], behind=behind) for x in (k, v))
+    sides = _sides(static.keys, q, k, offsets)
+    (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), keys=static.keys)
     return out, (q, k, v, offsets)
 
 
-def _backward(static, saved, d_out):
-    activation, pre_scale, post_scale, keys, items, chip = static
-    configs = dict(items)
+def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for those."""
     q, k, v, offsets = saved
     row_splits, lengths, _, _ = offsets
-    score = pointwise(activation, pre_scale, post_scale)
-    sides = _sides(keys, q, k, offsets)
-    q, d_out = (
-        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs["dkv"].block) for x in (q, d_out)
-    )
-    (dq,) = _run((q, d_out), (k, v), sides, score=score, sums=("key",), config=configs["dq"], chip=chip, keys=keys)
-    dk, dv = _run(
-        (k, v), (q, d_out), sides[::-1], score=score, sums=("key", "value"), config=configs["dkv"], chip=chip, keys=None
-    )
+    sides = _sides(static.keys, q, k, offsets)
+    behind = dict(static.configs)["dkv"].block
+    q, d_out = (schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=behind) for x in (q, d_out))
+    (dq,) = _run(static, "dq", (q, d_out), (k, v), sides, sums=("key",), keys=static.keys)
+    dk, dv = _run(static, "dkv", (k, v), (q, d_out), sides[::-1], sums=("key", "value"), keys=None)
     return dq, dk, dv, None
 
 
-_gdpa.defvjp(_forward, _backward)
+_gdpa.defvjp(_forward, backward)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.jagged import ROW_ALIGNMENT
 
 FIELDS = 8
-ROW, COUNT, EXTENT, OTHER_ROW, OTHER_COUNT = range(5)
+ROW, COUNT, EXTENT, OTHER_ROW, OTHER_COUNT, SHIFT, OUT_ROW, OTHER_SECOND_ROW = range(FIELDS)
 
 
 class Side(NamedTuple):
@@ -40,7 +40,10 @@ class WorkList(NamedTuple):
 
     Attributes:
       items: int32; the columns are `ROW` (first stationary row), `COUNT` (its rows that hold something, may be 0),
-        `EXTENT` (its rows to write), `OTHER_ROW` and `OTHER_COUNT` (streamed rows), then zeros up to `FIELDS`.
+        `EXTENT` (its rows to write), `OTHER_ROW` and `OTHER_COUNT` (streamed rows), `SHIFT` (position in its example of
+        the first stationary row, less that of the first streamed one; 0 without a window), `OUT_ROW` (first row of the
+        results, of the second stationary array and of its statistics) and `OTHER_SECOND_ROW` (first row of the second
+        streamed array and of its statistics). The last two are `ROW` and `OTHER_ROW` but for `share_queries`.
       used: ``[1]`` int32, items in use.
     """
 
@@ -65,7 +68,9 @@ def capacity(side: Side, item_rows: int) -> int:
     return (blocks + segments * (per_item - 1)) // per_item
 
 
-def work_list(stationary: Side, streamed: Side, *, item_rows: int, balance: bool) -> WorkList:
+def work_list(
+    stationary: Side, streamed: Side, *, item_rows: int, balance: bool, window: tuple[int, int] | None = None
+) -> WorkList:
     """Cuts the stationary rows of every example into items of `item_rows` rows, the last of them possibly shorter.
 
     Args:
@@ -74,6 +79,9 @@ def work_list(stationary: Side, streamed: Side, *, item_rows: int, balance: bool
       item_rows: rows of an item, a multiple of 8.
       balance: put the examples with most streamed rows first. Costs a sort of the batch; of no use where every example
         streams the same number of rows.
+      window: None to stream all rows of the example. ``(below, above)``, both sides being rows of the same positions:
+        only those from `below` positions before the first row of the item to `above` positions behind its last one,
+        both inclusive; the first is rounded down to a multiple of 8.
     """
     behind = stationary.start[-1] + stationary.extent[-1]
     zero = jnp.zeros(1, jnp.int32)
@@ -96,15 +104,48 @@ def work_list(stationary: Side, streamed: Side, *, item_rows: int, balance: bool
     owner = owner.astype(jnp.int32)
     first = (item - jnp.append(zero, ends[:-1])[owner]) * item_rows
     count = jnp.clip(length[owner] - first, 0, item_rows)
-    columns = (
-        start[owner] + first,
-        count,
-        jnp.clip(extent[owner] - first, 0, item_rows),
-        other_start[owner],
-        jnp.where(count > 0, other_length[owner], 0),
-    )
-    fill = (jnp.zeros_like(item),) * (FIELDS - len(columns))
-    return WorkList(jnp.stack(columns + fill, axis=1), ends[-1:])
+    low, high = jnp.zeros_like(item), other_length[owner]
+    if window is not None:
+        # A window wider than the array is as good as one of its width, and cannot overflow.
+        below, above = (min(reach, stationary.rows) for reach in window)
+        low = jnp.maximum(first - below, 0) & -ROW_ALIGNMENT
+        high = jnp.minimum(first + count + above, high)
+    row, other_row = start[owner] + first, other_start[owner] + low
+    columns = {
+        ROW: row,
+        COUNT: count,
+        EXTENT: jnp.clip(extent[owner] - first, 0, item_rows),
+        OTHER_ROW: other_row,
+        OTHER_COUNT: jnp.where(count > 0, high - low, 0),
+        SHIFT: jnp.zeros_like(item) if window is None else first - low,
+        OUT_ROW: row,
+        OTHER_SECOND_ROW: other_row,
+    }
+    return WorkList(jnp.stack([columns[i] for i in range(FIELDS)], axis=1), ends[-1:])
+
+
+def share_queries(work: WorkList, queries: int, *, copies: int, of: int) -> WorkList:
+    """`work` made for `copies` of the same `queries` rows one after the other, with column `of` pointing into one copy.
+
+    Args:
+      work: its rows of queries are those of ``[examples * copies * queries, ...]``.
+      queries: rows of a copy, a multiple of 8.
+      copies: how many of them share one.
+      of: `ROW` where the queries stay, `OTHER_ROW` where they stream; the array is ``[examples * queries, ...]`` then.
+    """
+    row = work.items[:, of]
+    row = row // (copies * queries) * queries + row % queries
+    return work._replace(items=work.items.at[:, of].set(row))
+
+
+def split(side: Side, parts: int) -> Side:
+    """Each example's rows cut into `parts` runs of about as many rows, as a side of ``batch * parts`` examples."""
+    each = -(-side.length // parts)
+    each = (each + (ROW_ALIGNMENT - 1)) & -ROW_ALIGNMENT
+    first = each[:, None] * jnp.arange(parts, dtype=jnp.int32)[None, :]
+    length = jnp.clip(side.length[:, None] - first, 0, each[:, None])
+    start = jnp.minimum(side.start[:, None] + first, side.rows)
+    return Side(start.reshape(-1), length.reshape(-1), length.reshape(-1), side.rows)
 
 
 def clear_gaps(

@@ -1,5 +1,6 @@
 """What turns a tile of scores into weights inside a kernel."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,22 +9,29 @@ import jax.numpy as jnp
 
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 
+LOWEST = -1e30
+"""The log-sum-exp of a row that met no key, and the first running maximum: finite, so that no difference is NaN."""
+
 
 class Score(NamedTuple):
     """The score function of a kernel; arrays are float32 of any shape.
 
     Attributes:
-      weights: (S, polynomial) -> weights, for the forward pass.
-      backward: (S, polynomial) -> (weights, derivative);
-        the gradient of S is ``derivative * D``, D that of the weights.
+      weights: (S, polynomial) -> weights, for a forward pass that is not `online`.
+      backward: (S, D, polynomial, statistics) -> (weights, dS), D the gradient of the weights; `statistics` are the
+        arrays that the kernel is called with, of a row of queries each, broadcast to the shape of S.
       value_scale: factor of the sum over ``weights y``, applied once at the end.
       key_scale: factor of the sum over ``dS x``.
+      online: None, or for a softmax the factor of S in its exponents of 2. The forward pass then keeps a running
+        maximum m and sum l of ``exp2(online S - m)`` for each row, and divides by l at the end. It also gives
+        ``m + log2(l)``, `LOWEST` for a row that met no key.
     """
 
     weights: Callable[[jax.Array, bool], jax.Array]
-    backward: Callable[[jax.Array, bool], tuple[jax.Array, jax.Array]]
+    backward: Callable[[jax.Array, jax.Array, bool, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]
     value_scale: float
     key_scale: float
+    online: float | None = None
 
 
 def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
@@ -36,21 +44,75 @@ def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
     def weights(s, polynomial):
         return function(scaled(s), polynomial)[0]
 
-    def backward(s, polynomial):
-        return function(scaled(s), polynomial)
+    def backward(s, d, polynomial, statistics):
+        value, derivative = function(scaled(s), polynomial)
+        return value, derivative * d
 
     return Score(weights, backward, post_scale, pre_scale * post_scale)
 
 
-def in_chunks(function: Callable, eighths: int, *arrays: jax.Array, width: int = 16):
+def softmax(scale: float) -> Score:
+    """Of attention, ``softmax of scale S``: statistics are log-sum-exp to the base 2, and delta.
+
+    With ``delta = sum of dO O`` of a row, ``dS = P (D - delta)``; the factor `scale` is left to the end.
+    """
+    exponent = scale * math.log2(math.e)
+
+    def weights(s, polynomial):
+        raise ValueError("softmax has no weights of a score by itself; the kernel must keep running sums")
+
+    def backward(s, d, polynomial, statistics):
+        log_sum, delta = statistics
+        # More than 1 only by rounding of large scores, or in rows of another example, and then perhaps infinite.
+        p = jnp.exp2(jnp.minimum(s * exponent - log_sum, 0.0))
+        return p, p * (d - delta)
+
+    return Score(weights, backward, 1.0, scale, exponent)
+
+
+def in_chunks(
+    function: Callable, eighths: int, *arrays: jax.Array, width: int = 16, more: Callable[[slice], tuple] | None = None
+):
     """``function(*arrays, polynomial)`` by chunks of columns, the last `eighths` of them with the polynomial.
 
     A chunk is finished before the next is begun: a whole tile at once would keep every intermediate array alive, and
-    the registers would not do.
+    the registers would not do. For the same reason `more` makes what else the function takes, in front of
+    `polynomial`, only for the columns at hand.
     """
     columns = arrays[0].shape[1]
     split = columns - columns * eighths // 8
-    results = [
-        function(*(x[:, start : start + width] for x in arrays), start >= split) for start in range(0, columns, width)
-    ]
+    results = []
+    for start in range(0, columns, width):
+        chunk = slice(start, start + width)
+        further = more(chunk) if more is not None else ()
+        results.append(function(*(x[:, chunk] for x in arrays), *further, start >= split))
     return jax.tree.map(lambda *chunks: jnp.concatenate(chunks, axis=1), *results)
+
+
+def online_step(
+    s: jax.Array, highest: jax.Array, total: jax.Array, factor: float, dtype: jnp.dtype, width: int = 16
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One tile of a softmax whose rows are met tile by tile.
+
+    Args:
+      s: ``[rows, columns]`` float32 scores, -inf where there is none.
+      highest: ``[rows]`` float32, the maximum of ``factor s`` so far, at first `LOWEST`.
+      total: ``[rows]`` float32, the sum of ``exp2(factor s - highest)`` so far.
+      factor: of the scores, positive.
+      dtype: of the weights.
+      width: columns at once, as in `in_chunks`.
+
+    Returns:
+      The weights ``exp2(factor s - highest)`` in `dtype`, the new `highest` and `total`, and the factor of the rows of
+      what was summed up by the old `highest`.
+    """
+    above = jnp.maximum(highest, s.max(axis=1) * factor)
+    decay = jnp.exp2(highest - above)
+    weights, partial = [], None
+    for start in range(0, s.shape[1], width):
+        chunk = s[:, start : start + width]
+        p = jnp.exp2(chunk * factor - jax.lax.broadcast_in_dim(above, chunk.shape, [0]))
+        weights.append(p.astype(dtype))
+        partial = p if partial is None else partial + p
+    assert partial is not None
+    return jnp.concatenate(weights, axis=1), above, total * decay + partial.sum(axis=1), decay

@@ -13,6 +13,13 @@ A unit is a stationary tile of 128 rows with a compute warpgroup, which turns sc
 out, and a warp that issues its products. The units share nothing but the streamed tiles, so while one computes weights
 the tensor cores work for the other. One more warp loads. Blocks are persistent: each walks its share of the work list
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
+
+The forward pass of a softmax keeps a maximum and a sum of each row in registers. Where the maximum rises much, the sums
+in tensor memory are multiplied by a factor before the next product is added, so that pass waits for the product before.
+The backward passes are given what the rows' softmax needs, as statistics. With a window a unit passes the streamed
+tiles by that none of its rows reaches, and masks those that not all of them reach.
+
+Here are memory, loading and issuing; `pallas_kernels.mosaic.sm100_compute` holds the work of the compute warpgroups.
 """
 
 import jax
@@ -27,27 +34,48 @@ from pallas_kernels.mosaic.chips import B200
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
-from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
-
-TILE_ROWS = 128
-"""Stationary rows of a unit: the rows of tensor memory."""
+from pallas_kernels.mosaic.sm100_compute import compute
+from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Refs, for_static, slot_of, when
+from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
+from pallas_kernels.mosaic.streaming import for_each_item, tiled_smem
 
 SHARED_MEMORY, TENSOR_MEMORY = B200.shared_memory - 1024, B200.tensor_memory_columns
 """Bytes of shared memory, room for the barriers aside, and columns of tensor memory that a block may have."""
-
-CHUNK = 32
-"""Columns of scores that a compute warpgroup holds in registers at once."""
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
 """Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
-def shared_memory(dim: int, itemsize: int, *, backward: bool, config: Config) -> int:
-    """Bytes of shared memory that the tiles of a kernel take, barriers aside."""
+def shared_memory(
+    dim: int,
+    itemsize: int,
+    *,
+    backward: bool,
+    config: Config,
+    outputs: int = 1,
+    statistics: int = 0,
+    online: bool = False,
+    out_itemsize: int | None = None,
+) -> int:
+    """Bytes of shared memory that the tiles of a kernel take, barriers aside.
+
+    Args:
+      dim: width of a head.
+      itemsize: bytes of a number of the operands.
+      backward: there are two stationary arrays.
+      config: block sizes.
+      outputs: how many sums are kept; with two, statistics are those of the streamed rows.
+      statistics: how many there are of each row.
+      online: running maxima are kept.
+      out_itemsize: bytes of a number of the results, that of the operands unless given.
+    """
     stationary = config.units * config.stationary_stages * (2 if backward else 1) * TILE_ROWS * dim
     streamed = 2 * config.stages * config.block * dim
-    staging = config.units * TILE_ROWS * min(dim, 128 // itemsize)
-    return itemsize * (stationary + streamed + staging)
+    staging = config.units * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
+    own_rows, other_rows = config.units * config.stationary_stages * TILE_ROWS, config.stages * config.block
+    vectors = statistics * (other_rows if outputs == 2 else own_rows) + (config.units * TILE_ROWS if online else 0)
+    # For the reductions of running maxima the compiler takes some bytes, on a boundary of 1024.
+    return itemsize * (stationary + streamed) + staging + 4 * vectors + (1024 if online else 0)
 
 
 def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Config) -> int:
@@ -57,8 +85,8 @@ def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Config) -> 
 
 
 def attend(
-    stationary: tuple[Float[Array, "rows heads dim"], ...],
-    streamed: tuple[Float[Array, "other heads dim"], Float[Array, "other heads dim"]],
+    stationary: tuple[Float[Array, "_ heads dim"], ...],
+    streamed: tuple[Float[Array, "other other_heads dim"], Float[Array, "others other_heads dim"]],
     work: WorkList,
     *,
     score: Score,
@@ -66,40 +94,81 @@ def attend(
     ragged: bool,
     config: Config,
     processors: int,
-) -> tuple[Float[Array, "rows heads dim"], ...]:
+    statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
+    window: tuple[int, int] | None = None,
+    out_rows: int | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+) -> tuple[Array, ...]:
     """Runs the streaming kernel.
 
     Args:
-      stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16.
-      streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`).
+      stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
+        the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
+      streamed: ``(x, y)``, read at `schedule.OTHER_ROW` and `schedule.OTHER_SECOND_ROW`; rows in gaps hold no NaN
+        (`schedule.clear_gaps`). One side may have a multiple of the other's heads, neighbours of which share one: if
+        the streamed one has, sums run over those as well.
       work: items of ``config.units * config.run * TILE_ROWS`` rows.
       score: the score function.
       sums: which sums to keep, of ``"value"`` and ``"key"``, in the order of the results.
       ragged: False if the number of streamed rows is known to be a multiple of the block.
       config: block sizes.
       processors: multiprocessors of the chip, the number of persistent blocks.
+      statistics: float32 numbers of each row and head of queries, for ``score.backward``. They lie beside the second
+        stationary array where the queries stay (`sums` is ``("key",)``), else beside the second streamed one.
+      window: ``(below, above)``: streamed row c of an item counts for its stationary row r if
+        ``-below <= c - r - SHIFT <= above``; None if all do.
+      out_rows: rows of the results, those of `a` unless given.
+      out_dtype: of the results, that of `a` unless given; 16 or 32 bits.
 
     Returns:
-      For each of `sums` an array of the shape and dtype of `a`; rows that hold nothing are zero.
+      For each of `sums` an array ``[out_rows, heads, dim]``, the heads those of `a`; rows that hold nothing are zero.
+      For an online score then log-sum-exps to the base 2, float32 ``[heads, out_rows]``.
 
     Raises:
-      ValueError: the block does not suit, or the config needs more shared or tensor memory than there is.
+      ValueError: the block does not suit, the config needs more shared or tensor memory than there is, a run with a
+        window, with statistics or with an online score, or heads that are no multiple of each other.
     """
     rows, heads, dim = stationary[0].shape
-    dtype = stationary[0].dtype
-    backward = len(stationary) == 2
+    other_heads = streamed[0].shape[1]
+    dtype, out_rows, out_dtype = stationary[0].dtype, out_rows or rows, jnp.dtype(out_dtype or stationary[0].dtype)
     block, stages, units, run = config.block, config.stages, config.units, config.run
     own_slots, score_slots = config.stationary_stages, config.score_stages
-    swizzle = min(128, dim * dtype.itemsize)
-    weight_names = ("value", "key") if backward else ("value",)  # what becomes of S, and of D
-    piece = swizzle // dtype.itemsize  # columns written out at once
-    chunk = block // 8 if config.polynomial else CHUNK
-    starts = range(0, block, chunk)
-    blocks = max(1, min(processors, work.items.shape[0] * heads))
-    bytes_needed = shared_memory(dim, dtype.itemsize, backward=backward, config=config)
+    plan = Plan(
+        score=score,
+        sums=sums,
+        config=config,
+        backward=len(stationary) == 2,
+        ragged=ragged,
+        window=window,
+        statistics=len(statistics),
+        heads=heads,
+        other_heads=other_heads,
+        dim=dim,
+        dtype=dtype,
+        out_dtype=out_dtype,
+        blocks=max(1, min(processors, work.items.shape[0] * heads)),
+    )
+    backward, online, share, group = plan.backward, plan.online, plan.share, plan.group
+    bytes_needed = shared_memory(
+        dim,
+        dtype.itemsize,
+        backward=backward,
+        config=config,
+        outputs=len(sums),
+        statistics=len(statistics),
+        online=online,
+        out_itemsize=out_dtype.itemsize,
+    )
     columns_needed = tensor_memory(dim, backward=backward, outputs=len(sums), config=config)
     if block % 32 or (config.polynomial and block % 64):
         raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
+    for name, given in (("window", window is not None), ("statistics", statistics), ("score.online", online)):
+        if run > 1 and given:
+            raise ValueError(f"{name} is given, so config.run must be 1 and not {run}")
+    if heads * group != other_heads * share:
+        raise ValueError(
+            f"stationary has {heads} heads and streamed {other_heads}; one must be a multiple of the other"
+        )
     for needed, limit, what in (
         (bytes_needed, SHARED_MEMORY, "bytes of shared memory"),
         (columns_needed, TENSOR_MEMORY, "columns of tensor memory"),
@@ -107,29 +176,39 @@ def attend(
         if needed > limit:
             raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")
 
-    def tiled(shape):
-        return tiled_smem(shape, dtype, swizzle)
+    out_types = [jax.ShapeDtypeStruct((out_rows, heads, dim), out_dtype)] * len(sums)
+    if online:
+        out_types.append(jax.ShapeDtypeStruct((heads, out_rows), jnp.float32))
+
+    def tiled(shape, dtype=dtype):
+        return tiled_smem(shape, dtype, min(SWIZZLE, dim * jnp.dtype(dtype).itemsize))
 
     def tensor_barrier(**arguments):
         return plgpu.Barrier(orders_tensor_core=True, **arguments)
 
     def entry(*refs):
-        inputs, outputs = refs[: len(refs) - len(sums)], refs[len(refs) - len(sums) :]
+        inputs, outputs = refs[: len(refs) - len(out_types)], refs[len(refs) - len(out_types) :]
         scores = plgpu.TMEM((TILE_ROWS, block), jnp.float32)
         weights = plgpu.TMEM((TILE_ROWS, block), dtype, packed=True)
+        other_copies = (1, 1 + plan.other_statistics * len(statistics))
         # The second product takes its weights from where the score was: S becomes the weights, D becomes dS.
-        tiles = {name: plgpu.RefUnion(scores, weights) if name in sums else scores for name in weight_names}
+        tiles = {name: plgpu.RefUnion(scores, weights) if name in sums else scores for name in plan.weight_names}
         pl.run_scoped(
             lambda *tiles, **barriers: kernel(inputs, outputs, *tiles, **barriers),
             [tiled((units, own_slots, TILE_ROWS, dim)) for _ in stationary],
             [tiled((stages, block, dim)) for _ in streamed],
-            tiled((units, TILE_ROWS, piece)),
+            [plgpu.SMEM((units, own_slots, TILE_ROWS) if plan.own_statistics else (stages, block), jnp.float32)]
+            * len(statistics),
+            tiled((units, TILE_ROWS, plan.piece), out_dtype),
+            plgpu.SMEM((units, TILE_ROWS), jnp.float32) if online else None,
             [[tiles] * score_slots] * units,
             [{name: plgpu.TMEM((TILE_ROWS, dim), jnp.float32) for name in sums}] * units,
-            own_full=plgpu.Barrier(num_arrivals=len(stationary), num_barriers=units * own_slots),
-            own_free=tensor_barrier(num_barriers=units * own_slots),
-            full=[plgpu.Barrier(num_barriers=stages) for _ in streamed],
-            free=[tensor_barrier(num_arrivals=units, num_barriers=stages) for _ in streamed],
+            own_full=plgpu.Barrier(
+                num_arrivals=len(stationary) + plan.own_statistics * len(statistics), num_barriers=units * own_slots
+            ),
+            own_free=tensor_barrier(num_arrivals=plan.own_readers, num_barriers=units * own_slots),
+            full=[plgpu.Barrier(num_arrivals=copies, num_barriers=stages) for copies in other_copies],
+            free=[tensor_barrier(num_arrivals=units * readers, num_barriers=stages) for readers in plan.other_readers],
             score_full=tensor_barrier(num_barriers=units * score_slots),
             weights_full=tensor_barrier(num_barriers=units * score_slots),
             score_free=None if config.products_in_order else tensor_barrier(num_barriers=units * score_slots),
@@ -137,28 +216,18 @@ def attend(
             collective_axes="wg",
         )
 
-    def slot_of(step, number):
-        return 0 if number == 1 else lax.rem(step, jnp.int32(number))
-
     def aligned(row):
         """`row`, a multiple of 8, so that the compiler sees it: `pl.multiple_of` does not exist for a single warp."""
         return row & -8
-
-    def for_static(slot, number, body):
-        """``body(slot)`` with `slot` as a Python integer: tensor memory is addressed statically."""
-        for i in range(number):
-            body(i) if number == 1 else pl.when(slot == i)(lambda i=i: body(i))
-
-    def when(condition, body):
-        """`pl.when` that knows what is true at trace time."""
-        body() if condition is True else pl.when(condition)(body)
 
     def kernel(
         inputs,
         outputs,
         own_smem,
         other_smem,
+        number_smem,
         out_smem,
+        row_smem,
         score_tmem,
         sum_tmem,
         *,
@@ -172,60 +241,84 @@ def attend(
         sum_full,
     ):
         items, used, *operands = inputs
-        own, other = operands[: len(stationary)], operands[len(stationary) :]
+        own, other = operands[: len(stationary)], operands[len(stationary) :][:2]
+        numbers = operands[len(stationary) + 2 :]
+        refs = Refs(
+            items,
+            used,
+            own,
+            other,
+            numbers,
+            outputs,
+            own_smem,
+            other_smem,
+            number_smem,
+            out_smem,
+            row_smem,
+            score_tmem,
+            sum_tmem,
+            own_full,
+            own_free,
+            full,
+            free,
+            score_full,
+            weights_full,
+            score_free,
+            sum_full,
+        )
         wg = lax.axis_index("wg")
-
-        def score_tiles(unit, slot):
-            """Tiles of S and, in the backward pass, D; and by name of the sum, the weights that replace them."""
-            tiles = score_tmem[unit][slot]
-            scores = [tiles[name][0] if name in sums else tiles[name] for name in weight_names]
-            return scores, {name: tiles[name][1] for name in sums}
-
-        def tiles_of(item):
-            """Turns of the item, and streamed tiles of each turn."""
-            turns = 1 if run == 1 else pl.cdiv(items[item, schedule.EXTENT], units * TILE_ROWS)
-            return turns, lax.div(items[item, schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
-
-        def over_turns(turns, body, steps):
-            """``body(turn, first, last, steps) -> steps``: streamed tiles come on the first turn, go on the last."""
-            if run == 1:
-                return body(0, True, True, steps)
-            return lax.fori_loop(0, turns, lambda t, steps: body(t, t == 0, t == turns - 1, steps), steps)
 
         def load():
             def load_item(item, head, steps):
-                turns, count = tiles_of(item)
-                row, other_row = items[item, schedule.ROW], items[item, schedule.OTHER_ROW]
+                turns, count = plan.tiles_of(items, item)
+                own_rows = [items[item, field] for field in (schedule.ROW, schedule.OUT_ROW)[: len(own)]]
+                other_rows = [items[item, field] for field in (schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW)]
 
                 def load_turn(t, first, last, steps):
                     own_step, other_step = steps
                     for unit in range(units):
                         slot = slot_of(own_step, own_slots)
                         barrier = unit * own_slots + slot
-                        start = aligned(row + (t * units + unit) * TILE_ROWS)
+                        starts = [aligned(row + (t * units + unit) * TILE_ROWS) for row in own_rows]
                         plgpu.barrier_wait(own_free.at[barrier])
-                        for gmem, smem in zip(own, own_smem, strict=True):
+                        for start, gmem, smem in zip(starts, own, own_smem, strict=True):
                             plgpu.copy_gmem_to_smem(
                                 gmem.at[pl.ds(start, TILE_ROWS), head], smem.at[unit, slot], own_full.at[barrier]
                             )
-
-                    def load_tile(j, other_step):
-                        slot = slot_of(other_step, stages)
-                        start = aligned(other_row + j * block)
-                        for i in range(2):
-                            plgpu.barrier_wait(free[i].at[slot])
+                        for gmem, smem in zip(numbers, number_smem, strict=True) if plan.own_statistics else ():
                             plgpu.copy_gmem_to_smem(
-                                other[i].at[pl.ds(start, block), head], other_smem[i].at[slot], full[i].at[slot]
+                                gmem.at[head, pl.ds(starts[1], TILE_ROWS)], smem.at[unit, slot], own_full.at[barrier]
                             )
-                        return other_step + 1
 
-                    tiles = count if first is True else jnp.where(first, count, 0)
-                    return own_step + 1, lax.fori_loop(0, tiles, load_tile, other_step)
+                    def load_head(i, other_step):
+                        other_head = head if share == 1 else lax.div(head, jnp.int32(share))
+                        other_head = other_head if group == 1 else head * group + i
+
+                        def load_tile(j, other_step):
+                            slot = slot_of(other_step, stages)
+                            starts = [aligned(row + j * block) for row in other_rows]
+                            for start, gmem, smem, ready, done in zip(
+                                starts, other, other_smem, full, free, strict=True
+                            ):
+                                plgpu.barrier_wait(done.at[slot])
+                                plgpu.copy_gmem_to_smem(
+                                    gmem.at[pl.ds(start, block), other_head], smem.at[slot], ready.at[slot]
+                                )
+                            for gmem, smem in zip(numbers, number_smem, strict=True) if plan.other_statistics else ():
+                                plgpu.copy_gmem_to_smem(
+                                    gmem.at[other_head, pl.ds(starts[1], block)], smem.at[slot], full[1].at[slot]
+                                )
+                            return other_step + 1
+
+                        tiles = count if first is True else jnp.where(first, count, 0)
+                        return lax.fori_loop(0, tiles, load_tile, other_step)
+
+                    return own_step + 1, plan.over_heads(load_head, other_step)
 
                 # Where nothing streams, the compute warpgroups write zeros and need nobody.
-                return lax.cond(count > 0, lambda: over_turns(turns, load_turn, steps), lambda: steps)
+                return lax.cond(count > 0, lambda: plan.over_turns(turns, load_turn, steps), lambda: steps)
 
-            for_each_item(used[0], heads, blocks, load_item, (jnp.int32(0), jnp.int32(0)))
+            for_each_item(used[0], heads, plan.blocks, load_item, (jnp.int32(0), jnp.int32(0)))
             # Every slot has been given free once more than it was filled.
             for slot in range(units * own_slots):
                 plgpu.barrier_wait(own_free.at[slot])
@@ -237,212 +330,132 @@ def attend(
             """Issues the products of a unit."""
 
             def issue_item(item, _, steps):
-                turns, count = tiles_of(item)
+                turns, count = plan.tiles_of(items, item)
 
                 def issue_turn(t, first, last, steps):
                     own_step, other_step, score_step = steps
                     own_slot = slot_of(own_step, own_slots)
                     tiles = [smem.at[unit, own_slot] for smem in own_smem]
+                    active, begin, end = plan.tiles_for(items, item, (t * units + unit) * TILE_ROWS, count)
 
-                    def scores(j):
-                        slot = slot_of(other_step + j, stages)
-                        x, y = (smem.at[slot] for smem in other_smem)
+                    def issue_head(i, _):
+                        # Steps of the first tile of this head, and of the first one that the unit works on.
+                        first_step, first_score = other_step, score_step
+                        if group > 1:
+                            first_step, first_score = other_step + i * count, score_step + i * (end - begin)
 
-                        def into(score_slot):
-                            barrier = unit * score_slots + score_slot
-                            (s, *d), _ = score_tiles(unit, score_slot)
+                        def score_slot_of(j):
+                            return slot_of(first_score + (j if window is None else j - begin), score_slots)
 
-                            def put(target, a, b, replaced):
-                                # The weights that lie here have to be multiplied first.
-                                if replaced and score_free is not None:
-                                    plgpu.barrier_wait(score_free.at[barrier])
-                                plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
+                        def is_last(j):
+                            return j == end - 1 if group == 1 else (j == end - 1) & (i == group - 1)
 
-                            when(first, lambda: plgpu.barrier_wait(full[0].at[slot]))
-                            put(s, tiles[0], x, "value" in sums)
-                            if backward:
+                        def scores(j):
+                            slot = slot_of(first_step + j, stages)
+                            x, y = (smem.at[slot] for smem in other_smem)
+
+                            def into(score_slot, _):
+                                barrier = unit * score_slots + score_slot
+                                (s, *d), _ = plan.score_tiles(score_tmem, unit, score_slot)
+
+                                def put(target, a, b, replaced):
+                                    # The weights that lie here have to be multiplied first.
+                                    if replaced and score_free is not None:
+                                        plgpu.barrier_wait(score_free.at[barrier])
+                                    plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
+
+                                when(first, lambda: plgpu.barrier_wait(full[0].at[slot]))
+                                put(s, tiles[0], x, "value" in sums)
+                                if backward:
+                                    when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
+                                    # S has waited already where both are replaced.
+                                    put(d[0], tiles[1], y, "value" not in sums)
+                                plgpu.tcgen05_commit_arrive(score_full.at[barrier])
+
+                            for_static(score_slot_of(j), score_slots, into)
+                            if "key" not in sums:
+                                when(last, lambda: plgpu.tcgen05_commit_arrive(free[0].at[slot]))
+                            if "value" not in sums:
+                                when(last, lambda: plgpu.tcgen05_commit_arrive(free[1].at[slot]))
+
+                            @pl.when(is_last(j))
+                            def _free():
+                                plgpu.tcgen05_commit_arrive(own_free.at[unit * own_slots + own_slot])
+
+                        def products(j):
+                            slot = slot_of(first_step + j, stages)
+                            operand = {"value": 1, "key": 0}  # y and x
+                            if not backward:
                                 when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                                # S has waited already where both are replaced.
-                                put(d[0], tiles[1], y, "value" not in sums)
-                            plgpu.tcgen05_commit_arrive(score_full.at[barrier])
 
-                        for_static(slot_of(score_step + j, score_slots), score_slots, into)
-                        if "key" not in sums:
-                            when(last, lambda: plgpu.tcgen05_commit_arrive(free[0].at[slot]))
-                        if "value" not in sums:
-                            when(last, lambda: plgpu.tcgen05_commit_arrive(free[1].at[slot]))
+                            def out_of(score_slot, _):
+                                barrier = unit * score_slots + score_slot
+                                # These weights come after the sums of the turn before were read by the same warpgroup.
+                                plgpu.barrier_wait(weights_full.at[barrier])
+                                _, weights = plan.score_tiles(score_tmem, unit, score_slot)
+                                begun = j > begin if group == 1 else (j > begin) | (i > 0)
+                                for name in sums:
+                                    tile = other_smem[operand[name]].at[slot]
+                                    plgpu.tcgen05_mma(sum_tmem[unit][name], weights[name], tile, accumulate=begun)
+                                if score_free is not None:
+                                    plgpu.tcgen05_commit_arrive(score_free.at[barrier])
 
-                        @pl.when(j == count - 1)
-                        def _free():
-                            plgpu.tcgen05_commit_arrive(own_free.at[unit * own_slots + own_slot])
-
-                    def products(j):
-                        slot = slot_of(other_step + j, stages)
-                        operand = {"value": 1, "key": 0}  # y and x
-                        if not backward:
-                            when(first, lambda: plgpu.barrier_wait(full[1].at[slot]))
-
-                        def out_of(score_slot):
-                            barrier = unit * score_slots + score_slot
-                            # These weights come after the sums of the turn before were read by the same warpgroup.
-                            plgpu.barrier_wait(weights_full.at[barrier])
-                            _, weights = score_tiles(unit, score_slot)
+                            for_static(score_slot_of(j), score_slots, out_of)
                             for name in sums:
-                                tile = other_smem[operand[name]].at[slot]
-                                plgpu.tcgen05_mma(sum_tmem[unit][name], weights[name], tile, accumulate=j > 0)
-                            if score_free is not None:
-                                plgpu.tcgen05_commit_arrive(score_free.at[barrier])
+                                barrier = free[operand[name]].at[slot]
+                                when(last, lambda barrier=barrier: plgpu.tcgen05_commit_arrive(barrier))
+                            # Running sums are rescaled between two products, others are read at the end.
+                            when(
+                                True if online else is_last(j),
+                                lambda: plgpu.tcgen05_commit_arrive(sum_full.at[unit]),
+                            )
 
-                        for_static(slot_of(score_step + j, score_slots), score_slots, out_of)
-                        for name in sums:
-                            barrier = free[operand[name]].at[slot]
-                            when(last, lambda barrier=barrier: plgpu.tcgen05_commit_arrive(barrier))
+                        def pass_by(begin, end):
+                            """Does for streamed tiles what a unit that works on them does."""
 
-                        @pl.when(j == count - 1)
-                        def _full():
-                            plgpu.tcgen05_commit_arrive(sum_full.at[unit])
+                            @pl.loop(begin, end)
+                            def _step(j):
+                                slot = slot_of(first_step + j, stages)
+                                for ready, done in zip(full, free, strict=True):
+                                    when(first, lambda ready=ready: plgpu.barrier_wait(ready.at[slot]))
+                                    when(last, lambda done=done: plgpu.tcgen05_commit_arrive(done.at[slot]))
 
-                    def work():
-                        @pl.loop(0, count + 1)
-                        def _step(j):
-                            # With two slots the scores of the next step do not wait for the weights of this one.
-                            if score_slots == 2:
-                                pl.when(j < count)(lambda: scores(j))
-                            pl.when(j > 0)(lambda: products(j - 1))
-                            if score_slots == 1:
-                                pl.when(j < count)(lambda: scores(j))
+                        def work():
+                            if window is not None:
+                                pass_by(0, begin)
 
-                    def pass_by():
-                        """Does for the streamed tiles what a unit with rows does."""
+                            @pl.loop(begin, end + 1)
+                            def _step(j):
+                                # With two slots the scores of the next step do not wait for the weights of this one.
+                                if score_slots == 2:
+                                    pl.when(j < end)(lambda: scores(j))
+                                pl.when(j > begin)(lambda: products(j - 1))
+                                if score_slots == 1:
+                                    pl.when(j < end)(lambda: scores(j))
 
-                        @pl.loop(0, count)
-                        def _step(j):
-                            slot = slot_of(other_step + j, stages)
-                            for i in range(2):
-                                when(first, lambda i=i: plgpu.barrier_wait(full[i].at[slot]))
-                                when(last, lambda i=i: plgpu.tcgen05_commit_arrive(free[i].at[slot]))
+                            if window is not None:
+                                pass_by(end, count)
 
-                        plgpu.tcgen05_commit_arrive(own_free.at[unit * own_slots + own_slot])
+                        def rest():
+                            pass_by(0, count)
+
+                            @pl.when(i == group - 1)
+                            def _free():
+                                plgpu.tcgen05_commit_arrive(own_free.at[unit * own_slots + own_slot])
+
+                        lax.cond(active, work, rest)
 
                     plgpu.barrier_wait(own_full.at[unit * own_slots + own_slot])
-                    active = (t * units + unit) * TILE_ROWS < items[item, schedule.COUNT]
-                    lax.cond(active, work, pass_by)
-                    done = jnp.where(active, count, 0)
-                    return own_step + 1, jnp.where(last, other_step + count, other_step), score_step + done
+                    plan.over_heads(issue_head, None)
+                    done = jnp.where(active, (end - begin) * group, 0)
+                    return own_step + 1, jnp.where(last, other_step + count * group, other_step), score_step + done
 
-                return lax.cond(count > 0, lambda: over_turns(turns, issue_turn, steps), lambda: steps)
+                return lax.cond(count > 0, lambda: plan.over_turns(turns, issue_turn, steps), lambda: steps)
 
-            for_each_item(used[0], heads, blocks, issue_item, (jnp.int32(0),) * 3)
+            for_each_item(used[0], heads, plan.blocks, issue_item, (jnp.int32(0),) * 3)
             if score_free is not None:
                 for slot in range(score_slots):
                     plgpu.barrier_wait(score_free.at[unit * score_slots + slot])
-
-        def compute(unit):
-            """Turns scores into weights, and writes the sums out."""
-            for slot in range(own_slots):
-                plgpu.barrier_arrive(own_free.at[unit * own_slots + slot])
-            for slot in range(stages):
-                for barrier in free:
-                    plgpu.barrier_arrive(barrier.at[slot])
-            if score_free is not None:
-                for slot in range(score_slots):
-                    plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
-
-            def compute_item(item, head, score_step):
-                turns, count = tiles_of(item)
-                other_count = items[item, schedule.OTHER_COUNT]
-
-                def weigh(left, score_slot):
-                    """Scores to weights; `left` streamed rows are left from this step on."""
-                    barrier = unit * score_slots + score_slot
-                    sources, targets = score_tiles(unit, score_slot)
-                    plgpu.barrier_wait(score_full.at[barrier])
-                    results = []
-                    for start in starts:
-                        # The chunks with the polynomial lie between the others, so that both kinds of units are busy.
-                        share = [(start + add) * config.polynomial // block for add in (0, chunk)]
-                        polynomial = share[0] < share[1]
-
-                        def part(source, start=start):
-                            columns = pl.ds(start, chunk)
-                            return plgpu.async_load_tmem(source.at[:, columns], layout=plgpu.Layout.TCGEN05_TMEM_NATIVE)
-
-                        if backward:
-                            weights, derivative = score.backward(part(sources[0]), polynomial)
-                            result = {"value": weights, "key": derivative * part(sources[1])}
-                        else:
-                            result = {"value": score.weights(part(sources[0]), polynomial)}
-                        result = {name: result[name].astype(dtype) for name in sums}
-                        # Finishes a chunk before the next one: all of them at once do not fit in the registers.
-                        results.append(lax.optimization_barrier(result))
-                    # The weights lie where the scores were, so all of those are read first.
-                    plgpu.wait_load_tmem()
-
-                    def put(mask):
-                        for start, result in zip(starts, results, strict=True):
-                            for name in sums:
-                                columns = pl.ds(start, chunk)
-                                plgpu.async_store_tmem(targets[name].at[:, columns], mask(result[name], left - start))
-
-                    if ragged:
-                        pl.when(left < block)(lambda: put(masked))
-                    when(left >= block if ragged else True, lambda: put(lambda weights, _: weights))
-                    plgpu.commit_tmem()
-                    plgpu.barrier_arrive(weights_full.at[barrier])
-
-                def masked(weights, left):
-                    """`weights` with zero in the columns from `left` on."""
-                    column = plgpu.broadcasted_iota(
-                        jnp.int32, weights.shape, 1, layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
-                    )
-                    return jnp.where(column < left, weights, jnp.zeros((), dtype))
-
-                def compute_turn(t, first, last, score_step):
-                    start = (t * units + unit) * TILE_ROWS
-                    held, extent = items[item, schedule.COUNT] - start, items[item, schedule.EXTENT] - start
-                    # A unit without rows, or whose rows meet none, only writes zeros.
-                    steps = jnp.where(held > 0, count, 0)
-
-                    @pl.loop(0, steps)
-                    def _step(j):
-                        for_static(
-                            slot_of(score_step + j, score_slots),
-                            score_slots,
-                            lambda slot: weigh(other_count - j * block, slot),
-                        )
-
-                    pl.when(steps > 0)(lambda: plgpu.barrier_wait(sum_full.at[unit]))
-                    for i, name in enumerate(sums):
-                        scale = score.value_scale if name == "value" else score.key_scale
-                        for column in range(0, dim, piece):
-                            columns = pl.ds(column, piece)
-                            # The copy before has read the staging tile.
-                            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-                            @pl.when(steps > 0)
-                            def _sum(name=name, columns=columns, scale=scale):
-                                layout = plgpu.Layout.TCGEN05
-                                value = plgpu.async_load_tmem(sum_tmem[unit][name].at[:, columns], layout=layout)
-                                row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, piece), 0, layout=layout)
-                                out_smem.at[unit][...] = jnp.where(row < held, value * scale, 0.0).astype(dtype)
-
-                            @pl.when(steps == 0)
-                            def _zero():
-                                # The sums were never begun, and may hold NaN.
-                                zero = jnp.zeros((TILE_ROWS, piece), dtype)
-                                out_smem.at[unit][...] = plgpu.layout_cast(zero, plgpu.Layout.TCGEN05)
-
-                            plgpu.commit_smem()
-                            at = items[item, schedule.ROW] + start
-                            store(out_smem.at[unit], outputs[i].at[:, head, columns], at, extent)
-                            plgpu.commit_smem_to_gmem_group()
-
-                    return score_step + steps
-
-                return over_turns(turns, compute_turn, score_step)
-
-            for_each_item(used[0], heads, blocks, compute_item, jnp.int32(0))
-            plgpu.wait_smem_to_gmem(0)
 
         def serve():
             """The work of the warpgroup without a unit."""
@@ -458,17 +471,18 @@ def attend(
         def compute_in_warpgroup(unit):
             if units == 2:
                 plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-            compute(unit)
+            compute(unit, plan, refs)
 
         # One switch and not a condition for each warpgroup: nothing then is kept, and spilled, for the next condition.
         lax.switch(wg, [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)] + [serve])
 
     return plgpu.kernel(
         entry,
-        out_type=(jax.ShapeDtypeStruct((rows, heads, dim), dtype),) * len(sums),
-        grid=(blocks,),
+        out_type=tuple(out_types),
+        grid=(plan.blocks,),
         grid_names=("processor",),
         num_threads=units + 1,
         thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(work.items, work.used, *stationary, *streamed)
+        # Reductions stay within a warp and need no shared memory; the compiler asks for some for each.
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=16),
+    )(work.items, work.used, *stationary, *streamed, *statistics)

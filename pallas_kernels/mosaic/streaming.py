@@ -1,4 +1,4 @@
-"""What the streaming kernels of every chip have in common: dealing out the work list, and storing ragged tiles."""
+"""What the streaming kernels of every chip have in common: dealing out the work list, windows, storing ragged tiles."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,8 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
+
+from pallas_kernels.mosaic import schedule
 
 LAUNCH_REGISTERS = 168
 """Registers of a thread when three warpgroups are launched: 65536 / 384, a multiple of 8.
@@ -74,3 +76,65 @@ def store(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
                 gmem.at[pl.ds(pl.multiple_of(row + offset, 8), size)],
                 commit_group=False,
             )
+
+
+def stage_vector(smem, value: jax.Array) -> None:
+    """Writes ``[VECTOR]`` into shared memory ``[2, STAGED]`` for `store_vector`: once as it is, once shifted."""
+    smem.at[0, pl.ds(0, VECTOR)][...] = value
+    smem.at[1, pl.ds(SHIFT, VECTOR)][...] = value
+
+
+def store_vector(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
+    """Stores the first `extent` numbers of a vector, one for each row of a tile, in pieces as `store` does.
+
+    A copy must begin at a multiple of 128 bytes in shared memory, which is 32 numbers. The pieces of 16 and 32 do;
+    those of 8 begin at a multiple of 16, and the odd ones are taken from the shifted vector.
+
+    Args:
+      smem: float32 in shared memory, filled by `stage_vector`.
+      gmem: ``[rows]`` in global memory.
+      row: where in `gmem` the vector begins, a multiple of 8.
+      extent: numbers to store, a multiple of 8; those behind `VECTOR` are ignored, and none are stored below 8.
+    """
+
+    def copy(size: int, offset: int | jax.Array = 0, shifted: bool = False):
+        begin = offset + SHIFT if shifted else offset
+        source = smem.at[int(shifted), pl.ds(begin if isinstance(begin, int) else pl.multiple_of(begin, 8), size)]
+        target = gmem.at[pl.ds(pl.multiple_of(row + offset, 8), size)]
+        plgpu.copy_smem_to_gmem(source, target, commit_group=False)
+
+    pl.when(extent >= VECTOR)(lambda: copy(VECTOR))
+    part = jnp.where((extent > 0) & (extent < VECTOR), extent, 0)
+    pl.when((part & 32) != 0)(lambda: copy(32))
+    pl.when((part & 16) != 0)(lambda: copy(16, part & 32))
+    pl.when((part & 24) == 8)(lambda: copy(8, part & 32))
+    pl.when((part & 24) == 24)(lambda: copy(8, part & 48, shifted=True))
+
+
+VECTOR, SHIFT, STAGED = 64, 16, 96
+"""Numbers of a vector, by how much its second copy is shifted, and numbers that a copy takes: a multiple of 32."""
+
+
+def tiles_in_reach(
+    first: jax.Array, rows: int, field: Callable[[int], jax.Array], window: tuple[int, int], block: int
+) -> tuple[jax.Array, jax.Array]:
+    """The streamed tiles from the first to the last that one of a unit's rows can see through the window.
+
+    Args:
+      first: the unit's first row in its item.
+      rows: of the unit.
+      field: what the item holds in a column of `pallas_kernels.mosaic.schedule`.
+      window: ``(below, above)``, see `schedule.work_list`.
+      block: rows of a tile.
+
+    Returns:
+      The first tile, and the one behind the last; the same one for a unit without rows.
+    """
+    below, above = window
+    held = jnp.minimum(field(schedule.COUNT) - first, rows)
+    middle = first + field(schedule.SHIFT)
+    behind = jnp.minimum(middle + held + above, field(schedule.OTHER_COUNT))
+    begin = lax.div(jnp.maximum(middle - below, 0), jnp.int32(block))
+    end = lax.div(jnp.maximum(behind, 0) + (block - 1), jnp.int32(block))
+    begin = jnp.minimum(begin, end)
+    return begin, jnp.where(held > 0, end, begin)

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 PASSES = ("forward", "dq", "dkv")
-CLASSES = ("special", "plain")
+CLASSES = ("special", "plain", "softmax")
 """Activations that need the special-function units, and those that do not: one kernel's time is much like another's."""
 DTYPES = ("bfloat16", "float16")
 JAGGED = "jagged"
@@ -49,8 +49,9 @@ class Key:
     Attributes:
       pass_: "forward", "dq" or "dkv".
       dim: width of a head.
-      keys: dense keys of an example, or "jagged".
-      activation: "special" or "plain", see `activation_class`.
+      keys: what is known about the other side: dense keys of an example (gdpa), keys in a window (window_attention),
+        seeds (seed_attention), or "jagged".
+      activation: "special", "plain" or "softmax", see `activation_class`.
       dtype: name of the 16-bit dtype of the operands.
     """
 
@@ -79,7 +80,9 @@ class Key:
 
 def activation_class(activation: str) -> str:
     """The class of an activation's name, or of "softmax"; ValueError for an unknown one."""
-    if activation != "softmax" and activation not in ACTIVATIONS:
+    if activation == "softmax":
+        return activation
+    if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} does not exist; there are softmax, {', '.join(ACTIVATIONS)}")
     return "plain" if activation in _PLAIN else "special"
 
@@ -97,10 +100,12 @@ def generation(device_kind: str) -> str:
     raise ValueError(f"device {device_kind!r}: Mosaic kernels are for Hopper and data-center Blackwell chips")
 
 
-def default(key: Key, generation: str) -> Config:
+def default(key: Key, generation: str, operator: str = "gdpa") -> Config:
     """The built-in config: fits, and compiles without spills; ValueError for a generation without one."""
     if generation not in ("sm90", "sm100"):
         raise ValueError(f"generation={generation!r} has no built-in block sizes; there are sm90 and sm100")
+    if key.activation == "softmax":
+        return _default_softmax(key, generation, operator)
     stages = 4 if key.dim < 128 else 2
     if generation == "sm90":
         config = {
@@ -121,9 +126,39 @@ def default(key: Key, generation: str) -> Config:
     return kept if _holds(key, kept) else config
 
 
+def _default_softmax(key: Key, generation: str, operator: str) -> Config:
+    module = sm90 if generation == "sm90" else sm100
+    # Seeds that fit in one tile leave a second unit without work.
+    few = operator == "seed_attention" and key.pass_ != "dkv" and int(key.keys) <= module.TILE_ROWS
+    if generation == "sm90":
+        # A narrow window is covered by long tiles with much beside it.
+        narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) < 512
+        wide = Config(block=128, stages=2 if key.dim == 128 else 4)
+        config = {
+            "forward": Config(block=64, stages=4) if narrow else wide,
+            "dq": Config(block=64, stages=3),
+            "dkv": Config(block=64, stages=2),
+        }[key.pass_]
+        return dataclasses.replace(config, units=1) if few else config
+    stages = 4 if key.dim < 128 else 2
+    # A unit passes whole tiles by: of a narrow window shorter tiles leave less to mask.
+    narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) <= 2 * module.TILE_ROWS
+    config = {
+        "forward": Config(block=64, stages=4, score_stages=2) if narrow else Config(block=128, stages=stages),
+        "dq": Config(block=64, stages=stages),
+        "dkv": Config(block=64, stages=4, units=1, score_stages=2),
+    }[key.pass_]
+    return dataclasses.replace(config, units=1, score_stages=2) if few else config
+
+
 def _holds(key: Key, config: Config) -> bool:
     """Whether the slots hold all rows that stream past in an example; their number must be known."""
-    return key.pass_ != "dkv" and key.keys != JAGGED and -(-int(key.keys) // config.block) <= config.stages
+    return (
+        key.activation != "softmax"
+        and key.pass_ != "dkv"
+        and key.keys != JAGGED
+        and -(-int(key.keys) // config.block) <= config.stages
+    )
 
 
 def fits(key: Key, config: Config, generation: str) -> bool:
@@ -132,10 +167,25 @@ def fits(key: Key, config: Config, generation: str) -> bool:
     if config.run > 1 and not _holds(key, config):
         return False
     if generation == "sm100":
-        used = sm100.shared_memory(key.dim, 2, backward=backward, config=config)
+        # Seeds' dq, and parts of their output, are float32.
+        vectors = {"online": not backward, "statistics": 2 * backward, "out_itemsize": 4}
+        used = sm100.shared_memory(
+            key.dim,
+            2,
+            backward=backward,
+            config=config,
+            outputs=outputs,
+            **(vectors if key.activation == "softmax" else {}),
+        )
         columns = sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config)
         return used <= SHARED_MEMORY and columns <= B200.tensor_memory_columns
-    if sm90.shared_memory(key.dim, 2, backward=backward, outputs=outputs, config=config) > SHARED_MEMORY:
+    softmax = key.activation == "softmax"
+    # Seeds have float32 results in all passes but the last; windows could do with less, but the key does not tell.
+    out_itemsize = 4 if softmax and outputs == 1 else 2
+    used = sm90.shared_memory(
+        key.dim, 2, backward=backward, outputs=outputs, config=config, out_itemsize=out_itemsize, softmax=softmax
+    )
+    if used > SHARED_MEMORY:
         return False
     # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
     scores = config.block // 2 * (2 if backward else 1)
@@ -143,20 +193,25 @@ def fits(key: Key, config: Config, generation: str) -> bool:
     return scores + weights + outputs * key.dim // 2 <= _REGISTERS
 
 
-def candidates(key: Key, generation: str) -> Iterator[Config]:
-    """Configs worth measuring, the default first, then those with the fewest changes from it."""
-    first = default(key, generation)
+def candidates(key: Key, generation: str, operator: str = "gdpa") -> Iterator[Config]:
+    """Configs worth measuring, the default of the operator first, then those with the fewest changes from it."""
+    first = default(key, generation, operator)
     yield first
     polynomials = (0, 4, 8) if key.activation == "special" else (0,)
+    softmax = key.activation == "softmax"
+    # Tiles that stick out of a window are work for nothing, so there short ones are worth a try.
+    blocks = (32, 64, 96, 128, 192) if softmax else (64, 128, 192, 256)
+    runs = (1,) if softmax else (1, 4, 16)
+    variants = _VARIANTS[generation] + (_ONE_UNIT if softmax and generation == "sm90" else ())
     found = [
         dataclasses.replace(
             first, block=block, stages=stages, stationary_stages=slots, run=run, polynomial=polynomial, **more
         )
         for block, stages, slots, run, polynomial, more in itertools.product(
-            (64, 128, 192, 256), (2, 3, 4), (1, 2), (1, 4, 16), polynomials, _VARIANTS[generation]
+            blocks, (2, 3, 4), (1, 2), runs, polynomials, variants
         )
     ]
-    found = [config for config in found if config != first and fits(key, config, generation)]
+    found = [config for config in dict.fromkeys(found) if config != first and fits(key, config, generation)]
     changes = {config: sum(getattr(config, f.name) != getattr(first, f.name) for f in FIELDS) for config in found}
     yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
 
@@ -165,6 +220,7 @@ _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sm90": ({"ping_pong": True}, {"ping_pong": False}),
     "sm100": tuple({"units": units, "score_stages": slots} for units in (1, 2) for slots in (1, 2)),
 }
+_ONE_UNIT: tuple[dict[str, Any], ...] = ({"units": 1},)
 FIELDS = dataclasses.fields(Config)
 
 
@@ -243,7 +299,7 @@ def lookup(key: Key, device_kind: str, folder: Path) -> Config:
     if tuned is not None:
         return tuned
     _log_default(folder.parent.name, key, device_kind)
-    return default(key, generation(device_kind))
+    return default(key, generation(device_kind), folder.parent.name)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pallas_kernels.dispatch import accumulator
 
 
 def seed_attention(
-    q: Float[Array, "seeds heads dim"],
+    q: Float[Array, "seeds heads dim"] | Float[Array, "batch seeds heads dim"],
     k: Float[Array, "rows heads dim"],
     v: Float[Array, "rows heads dim"],
     row_splits: Int[Array, " splits"],
@@ -31,7 +31,8 @@ def seed_attention(
     batch = jnp.arange(lengths.shape[0], dtype=jnp.int32)
     mine = (jagged.example_ids(row_splits, rows)[None, :] == batch[:, None]) & mask[None, :]
     mine = mine[:, None, None, :]
-    scores = scale * jnp.einsum("shd,rhd->hsr", q.astype(dtype), keys)[None]
+    queries = q.astype(dtype) if q.ndim == 4 else q.astype(dtype)[None]
+    scores = scale * jnp.einsum("bshd,rhd->bhsr", queries, keys)
     scores = jnp.where(mine, scores, -jnp.inf)
     highest = jnp.where(mine.any(-1, keepdims=True), scores.max(-1, keepdims=True), jnp.zeros((), dtype))
     weights = jnp.where(mine, jnp.exp(jnp.where(mine, scores, highest) - highest), jnp.zeros((), dtype))

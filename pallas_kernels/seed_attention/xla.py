@@ -16,7 +16,7 @@ from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 
 
 def seed_attention(
-    q: Float[Array, "seeds heads dim"],
+    q: Float[Array, "seeds heads dim"] | Float[Array, "batch seeds heads dim"],
     k: Float[Array, "rows heads dim"],
     v: Float[Array, "rows heads dim"],
     row_splits: Int[Array, " splits"],
@@ -29,7 +29,7 @@ def seed_attention(
 
 
 def _plan(q, k, row_splits, lengths):
-    seeds, heads, _ = q.shape
+    seeds, heads, _ = q.shape[-3:]
     rows = -(-k.shape[0] // 8) * 8
     tile = tiles.tile_rows(rows, lengths.shape[0])
     chunk = min(tiles.chunk_tiles(heads * tile * seeds), tiles.capacity(rows, lengths.shape[0], tile))
@@ -37,9 +37,12 @@ def _plan(q, k, row_splits, lengths):
 
 
 def _queries(q, chunk):
-    """The seeds once for each tile of a chunk, heads in front."""
-    seeds, heads, dim = q.shape
-    return jnp.broadcast_to(rearrange(q, "seeds heads dim -> heads seeds dim"), (chunk, heads, seeds, dim))
+    """Example of each tile -> its seeds, heads in front: its own, or the shared ones once for each tile."""
+    q = jnp.swapaxes(q, -2, -3)
+    if q.ndim == 4:
+        return lambda example: tiles.take(q, example)
+    shared = jnp.broadcast_to(q, (chunk, *q.shape))
+    return lambda example: shared
 
 
 def _ranks(lengths):
@@ -54,7 +57,7 @@ def _seed_attention(scale, q, k, v, row_splits, lengths):
 
 
 def _forward(scale, q, k, v, row_splits, lengths):
-    seeds, heads, dim = q.shape
+    seeds, heads, dim = q.shape[-3:]
     acc = accumulator(q.dtype)
     tile, chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
@@ -64,7 +67,7 @@ def _forward(scale, q, k, v, row_splits, lengths):
     def body(step, running):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
         k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=tile, heads=heads) for x in (k_blocks, v_blocks))
-        s = scale * jnp.einsum("chsd,chkd->chsk", queries, k_tile, preferred_element_type=acc)
+        s = scale * jnp.einsum("chsd,chkd->chsk", queries(example), k_tile, preferred_element_type=acc)
         s = jnp.where(tiles.valid(count, tile)[:, None, None, :], s, -jnp.inf)
         first = tiles.take(rank, example[0])
         # An empty tile counts to example 0; all of its scores are masked, so it may go to any slot.
@@ -88,11 +91,11 @@ def _forward(scale, q, k, v, row_splits, lengths):
 
 def _backward(scale, saved, d_out):
     q, k, v, row_splits, lengths, out, log_sum = saved
-    seeds, heads, dim = q.shape
+    seeds, heads, dim = q.shape[-3:]
     acc = accumulator(q.dtype)
     tile, chunk, plan = _plan(q, k, row_splits, lengths)
     k_blocks, v_blocks = tiles.to_blocks(k), tiles.to_blocks(v)
-    queries = _queries(q, chunk)
+    queries, shared = _queries(q, chunk), q.ndim == 3
     delta = jnp.einsum("bshd,bshd->bhs", d_out.astype(acc), out.astype(acc))
     d_out = rearrange(d_out, "batch seeds heads dim -> batch heads seeds dim")
 
@@ -101,20 +104,24 @@ def _backward(scale, saved, d_out):
         example, block, count = (jax.lax.dynamic_slice_in_dim(x, step * chunk, chunk) for x in plan[:3])
         k_tile, v_tile = (tiles.gather(x, block, count, tile_rows=tile, heads=heads) for x in (k_blocks, v_blocks))
         d_tile = tiles.take(d_out, example)
-        s = scale * jnp.einsum("chkd,chsd->chks", k_tile, queries, preferred_element_type=acc)
+        q_tile = queries(example)
+        s = scale * jnp.einsum("chkd,chsd->chks", k_tile, q_tile, preferred_element_type=acc)
         s = jnp.where(tiles.valid(count, tile)[:, None, :, None], s, -jnp.inf)
         p = jnp.exp(s - tiles.take(log_sum, example)[:, :, None, :])
         dp = jnp.einsum("chkd,chsd->chks", v_tile, d_tile, preferred_element_type=acc)
         ds = (p * (dp - tiles.take(delta, example)[:, :, None, :]) * scale).astype(q.dtype)
         dv_tile = jnp.einsum("chks,chsd->chkd", p.astype(q.dtype), d_tile, preferred_element_type=acc)
-        dk_tile = jnp.einsum("chks,chsd->chkd", ds, queries, preferred_element_type=acc)
-        dq = dq + jnp.einsum("chks,chkd->chsd", ds, k_tile, preferred_element_type=acc).sum(axis=0)
+        dk_tile = jnp.einsum("chks,chsd->chkd", ds, q_tile, preferred_element_type=acc)
+        dq_tile = jnp.einsum("chks,chkd->chsd", ds, k_tile, preferred_element_type=acc)
+        # The scores of an empty tile are all masked, so what it adds to example 0 is zero.
+        dq = dq + dq_tile.sum(axis=0) if shared else tiles.add(dq, example, dq_tile)
         return dq, tiles.store(dk, dk_tile, step * chunk, count), tiles.store(dv, dv_tile, step * chunk, count)
 
     shape = (plan.block.shape[0], tile, heads, dim)
-    carry = vary_like(k, jnp.zeros((heads, seeds, dim), acc), jnp.zeros(shape, k.dtype), jnp.zeros(shape, v.dtype))
+    dq = jnp.zeros((*q.shape[:-3], heads, seeds, dim), acc)
+    carry = vary_like(k, dq, jnp.zeros(shape, k.dtype), jnp.zeros(shape, v.dtype))
     dq, dk, dv = jax.lax.fori_loop(0, tiles.quotient(plan.used + (chunk - 1), chunk), body, carry)
-    dq = rearrange(dq, "heads seeds dim -> seeds heads dim").astype(q.dtype)
+    dq = jnp.swapaxes(dq, -2, -3).astype(q.dtype)
     dk, dv = (tiles.untile(x, plan.slot, k.shape[0]) for x in (dk, dv))
     return dq, dk, dv, None, None
 

@@ -23,10 +23,15 @@ def window_mask(
     return same & (offset >= -left) & (offset <= right)
 
 
+def each_head(x: Float[Array, "rows key_heads dim"], heads: int) -> Float[Array, "rows heads dim"]:
+    """Keys or values with a head for each head of the queries."""
+    return x if x.shape[1] == heads else jnp.repeat(x, heads // x.shape[1], axis=1)
+
+
 def window_attention(
     q: Float[Array, "rows heads dim"],
-    k: Float[Array, "rows heads dim"],
-    v: Float[Array, "rows heads dim"],
+    k: Float[Array, "rows key_heads dim"],
+    v: Float[Array, "rows key_heads dim"],
     row_splits: Int[Array, " splits"],
     lengths: Int[Array, " batch"],
     *,
@@ -39,6 +44,7 @@ def window_attention(
     With ``upcast=False`` everything is kept in the dtype of the operands: what a plain bfloat16 program gives.
     """
     dtype = accumulator(q.dtype) if upcast else q.dtype
+    k, v = (each_head(x, q.shape[1]) for x in (k, v))
     event = jagged.row_mask(row_splits, lengths, q.shape[0])
     queries, keys, values = (jagged.zero_padding(x, event).astype(dtype) for x in (q, k, v))
     mask = window_mask(row_splits, lengths, q.shape[0], window)[None]

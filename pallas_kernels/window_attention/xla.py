@@ -16,12 +16,13 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import pairs as tile_pairs
 from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+from pallas_kernels.window_attention.reference import each_head
 
 
 def window_attention(
     q: Float[Array, "rows heads dim"],
-    k: Float[Array, "rows heads dim"],
-    v: Float[Array, "rows heads dim"],
+    k: Float[Array, "rows key_heads dim"],
+    v: Float[Array, "rows key_heads dim"],
     row_splits: Int[Array, " splits"],
     lengths: Int[Array, " batch"],
     *,
@@ -29,6 +30,7 @@ def window_attention(
     scale: float,
 ) -> Float[Array, "rows heads dim"]:
     """See `pallas_kernels.window_attention.api.window_attention`."""
+    k, v = (each_head(x, q.shape[1]) for x in (k, v))
     return _window_attention(window, scale, *vary_alike(q, k, v, row_splits, lengths))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pallas_kernels import jagged
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.gdpa import api as gdpa_api
+from pallas_kernels.gdpa import block, block_mosaic, norms
 from pallas_kernels.gdpa import reference as gdpa_reference
 from pallas_kernels.seed_attention import api as seed_api
 from pallas_kernels.seed_attention import reference as seed_reference
@@ -58,9 +59,11 @@ class Layout:
             mask[start : start + length] = True
         return mask
 
-    def random(self, rng: np.random.Generator, dtype, poison: float = np.nan, dim: int = DIM) -> jax.Array:
+    def random(
+        self, rng: np.random.Generator, dtype, poison: float = np.nan, dim: int = DIM, heads: int = HEADS
+    ) -> jax.Array:
         """Random rows whose padding is poisoned."""
-        values = rng.standard_normal((self.rows, HEADS, dim))
+        values = rng.standard_normal((self.rows, heads, dim))
         values[~self.mask] = poison
         return jnp.asarray(values, dtype)
 
@@ -78,6 +81,7 @@ class Operator:
       jagged: for each operand, then the output: whether it is packed rows.
       own_keys: whether packed k and v have ``layout.others`` for their layout.
       dim: width of a head.
+      shared_queries: whether q is the same for every example.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Operator:
     jagged: tuple[bool, ...]
     own_keys: bool = False
     dim: int = DIM
+    shared_queries: bool = False
 
     def layouts(self, layout: Layout) -> tuple[Layout | None, ...]:
         """Layout of the output, q, k and v; None for what is not packed."""
@@ -199,7 +204,44 @@ def gdpa(
 
 
 @functools.cache
-def window_attention(left: int, right: int) -> Operator:
+def gdpa_block(activation: str = "gelu", dim: int = DIM, keys: int = KEYS) -> Operator:
+    """The personalized FFN's block; `call` fuses the norms, where another implementation has no say on padding."""
+    options = {"activation": activation, "pre_scale": dim**-0.5, "post_scale": 0.7}
+
+    def call(implementation, layout, operands):
+        assert block_mosaic.refusal(*operands, *layout.offsets) is None
+        return block.gdpa_block(*operands, *layout.offsets, implementation=implementation, **options)
+
+    def reference(layout, operands, upcast):
+        q, k, v = operands
+        normed = norms.layer_norm(q)
+        out = gdpa_reference.gdpa(normed, k, v, *layout.offsets, upcast=upcast, **options)
+        return norms.rms_norm(out + normed) + q
+
+    def define(layout, operands):
+        q, k, v = operands
+        out = []
+        for b, rows in enumerate(_segments(layout, q)):
+            normed = rows - rows.mean((1, 2), keepdims=True)
+            normed = normed / jnp.sqrt((normed**2).mean((1, 2), keepdims=True) + 1e-5)
+            scores = activation_by_name(activation).value(dim**-0.5 * jnp.einsum("qhd,khd->hqk", normed, k[b]))
+            z = 0.7 * jnp.einsum("hqk,khd->qhd", scores, v[b]) + normed
+            out.append(z / jnp.sqrt((z**2).mean((1, 2), keepdims=True) + 1e-5) + rows)
+        return _pack(layout, out, q)
+
+    def operands(layout, rng, dtype):
+        shape = (len(layout.lengths), keys, HEADS, dim)
+        k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+        return layout.random(rng, dtype, dim=dim), k, v
+
+    packed = (True, False, False, True)
+    return Operator(f"block-{activation}-d{dim}-k{keys}", call, reference, define, operands, packed, dim=dim)
+
+
+@functools.cache
+def window_attention(left: int, right: int, dim: int = DIM, groups: int = 1) -> Operator:
+    """`groups` heads of queries read one head of keys."""
+
     def call(implementation, layout, operands):
         return window_api.window_attention(
             *operands, *layout.offsets, window=(left, right), implementation=implementation
@@ -207,46 +249,55 @@ def window_attention(left: int, right: int) -> Operator:
 
     def reference(layout, operands, upcast):
         return window_reference.window_attention(
-            *operands, *layout.offsets, window=(left, right), scale=DIM**-0.5, upcast=upcast
+            *operands, *layout.offsets, window=(left, right), scale=dim**-0.5, upcast=upcast
         )
 
     def define(layout, operands):
         out = []
         for q, k, v in zip(*(_segments(layout, x) for x in operands), strict=True):
             if len(q):
+                k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
                 inside = np.array([[-left <= j - i <= right for j in range(len(q))] for i in range(len(q))])
-                scores = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(DIM)
+                scores = jnp.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim)
                 out.append(jnp.einsum("hqk,khd->qhd", _softmax(jnp.where(inside[None], scores, -jnp.inf)), v))
             else:
                 out.append(q)
         return _pack(layout, out, operands[0])
 
     def operands(layout, rng, dtype):
-        return tuple(layout.random(rng, dtype) for _ in range(3))
+        return tuple(layout.random(rng, dtype, dim=dim, heads=HEADS // n) for n in (1, groups, groups))
 
-    return Operator(f"window-{left}-{right}", call, reference, define, operands, (True, True, True, True))
+    name = f"window-{left}-{right}" + ("" if dim == DIM else f"-d{dim}") + ("" if groups == 1 else f"-g{groups}")
+    return Operator(name, call, reference, define, operands, (True, True, True, True), dim=dim)
 
 
-def seed_attention() -> Operator:
+@functools.cache
+def seed_attention(dim: int = DIM, own: bool = False) -> Operator:
+    """With `own`, each example has its own queries."""
+
     def call(implementation, layout, operands):
         return seed_api.seed_attention(*operands, *layout.offsets, implementation=implementation)
 
     def reference(layout, operands, upcast):
-        return seed_reference.seed_attention(*operands, *layout.offsets, scale=DIM**-0.5, upcast=upcast)
+        return seed_reference.seed_attention(*operands, *layout.offsets, scale=dim**-0.5, upcast=upcast)
 
     def define(layout, operands):
         q, k, v = operands
         out = []
-        for keys, values in zip(_segments(layout, k), _segments(layout, v), strict=True):
+        for b, (keys, values) in enumerate(zip(_segments(layout, k), _segments(layout, v), strict=True)):
+            seeds = q[b] if own else q
             if len(keys):
-                scores = jnp.einsum("shd,khd->hsk", q, keys) / np.sqrt(DIM)
+                scores = jnp.einsum("shd,khd->hsk", seeds, keys) / np.sqrt(dim)
                 out.append(jnp.einsum("hsk,khd->shd", _softmax(scores), values))
             else:
-                out.append(jnp.zeros_like(q))
+                out.append(jnp.zeros_like(seeds))
         return jnp.stack(out)
 
     def operands(layout, rng, dtype):
-        q = jnp.asarray(rng.standard_normal((SEEDS, HEADS, DIM)), dtype)
-        return q, layout.random(rng, dtype), layout.random(rng, dtype)
+        shape = (SEEDS, HEADS, dim)
+        q = jnp.asarray(rng.standard_normal((len(layout.lengths), *shape) if own else shape), dtype)
+        return q, layout.random(rng, dtype, dim=dim), layout.random(rng, dtype, dim=dim)
 
-    return Operator("seed", call, reference, define, operands, (False, True, True, False))
+    name = ("seed-own" if own else "seed") + ("" if dim == DIM else f"-d{dim}")
+    packed = (False, True, True, False)
+    return Operator(name, call, reference, define, operands, packed, dim=dim, shared_queries=not own)

@@ -17,7 +17,9 @@ OPERATORS = (
     operators.gdpa(keys="jagged"),
     operators.gdpa(keys="self"),
     operators.window_attention(3, 9),
+    operators.window_attention(6, 2, groups=2),
     operators.seed_attention(),
+    operators.seed_attention(own=True),
 )
 WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (10**6, 10**6), (0, 10**6))
 
@@ -81,7 +83,7 @@ class TestContract(Contract):
         assert layouts[0].rows == layouts[1].rows
         operands = [operator.operands(layout, rng, float64) for layout in layouts]
         cotangents = [operator.cotangent(layout, rng, float64) for layout in layouts]
-        shared = [operator.name == "seed", False, False]
+        shared = [operator.shared_queries, False, False]
         operands[1] = tuple(x if same else y for x, y, same in zip(operands[0], operands[1], shared, strict=True))
         single = [
             with_gradients(under_test(operator, implementation), *arguments)

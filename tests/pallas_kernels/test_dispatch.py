@@ -34,12 +34,12 @@ def call_gdpa_jagged(**changes):
 
 def call_window(**changes):
     arguments = {"q": ROWS, "k": ROWS, "v": ROWS, "row_splits": SPLITS, "lengths": LENGTHS, "window": (1, 1)} | changes
-    return window_attention(**arguments)
+    return inspect.unwrap(window_attention)(**arguments)
 
 
 def call_seed(**changes):
     arguments = {"q": SEEDS, "k": ROWS, "v": ROWS, "row_splits": SPLITS, "lengths": LENGTHS} | changes
-    return seed_attention(**arguments)
+    return inspect.unwrap(seed_attention)(**arguments)
 
 
 CALLS = pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged, call_window, call_seed])
@@ -71,12 +71,18 @@ def test_mosaic_says_which_operands_it_takes(call):
 def test_none_falls_to_xla_where_mosaic_cannot_run_and_a_gpu_says_why(caplog, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     dispatch._log_choice.cache_clear()
-    available = {"mosaic": lambda: "mosaic", "xla": lambda: "xla"}
+    available = {name: lambda name=name: name for name in ("mosaic", "triton", "xla")}
+    reasons = [("too wide", "too old"), ("too wide", None), (None, None), (None, "too old")]
     with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
-        assert dispatch.choose("gdpa", None, available, lambda: "too wide")() == "xla"
-        assert dispatch.choose("gdpa", None, available, lambda: None)() == "mosaic"
+        chosen = [
+            dispatch.choose("gdpa", None, available, {"mosaic": lambda: mosaic, "triton": lambda: triton})()  # noqa: B023
+            for mosaic, triton in reasons
+        ]
+    assert chosen == ["xla", "triton", "mosaic", "mosaic"]
     assert [record.getMessage() for record in caplog.records] == [
-        "gdpa: implementation 'xla' chosen for platform 'gpu', for 'mosaic' cannot run: too wide",
+        "gdpa: implementation 'xla' chosen for platform 'gpu', for 'mosaic' cannot run: too wide; "
+        "'triton' cannot run: too old",
+        "gdpa: implementation 'triton' chosen for platform 'gpu', for 'mosaic' cannot run: too wide",
         "gdpa: implementation 'mosaic' chosen for platform 'gpu'",
     ]
 
@@ -154,6 +160,23 @@ def test_self_gdpa_takes_the_offsets_of_the_queries():
 def test_heads_and_dim_must_fit():
     with pytest.raises(ValueError, match=r"\(heads, dim\)"):
         dispatch.check_operands("x", {"q": ROWS, "k": ROWS[:, :, :2]}, SPLITS, LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "message"),
+    [
+        (call_window, {"q": jnp.repeat(ROWS, 3, axis=1)[:, :3]}, "heads of q must be a multiple of those of k"),
+        (call_window, {"k": ROWS[..., :2], "v": ROWS[..., :2]}, "and dim equal"),
+        (call_window, {"k": ROWS[:8], "v": ROWS[:8]}, r"twice \[rows, key_heads, dim\]"),
+        (call_window, {"q": ROWS[0, 0]}, r"q has shape \(4,\); it must end in heads and dim"),
+        (call_seed, {"q": SEEDS[0]}, r"must be \[seeds, heads, dim\] or"),
+        (call_seed, {"q": jnp.stack([SEEDS] * 3)}, "q holds 3 examples and lengths 2"),
+        (call_seed, {"v": ROWS[:8]}, r"twice \[rows, heads, dim\]"),
+    ],
+)
+def test_attention_names_the_argument_that_does_not_fit(call, changes, message):
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
 
 
 def test_checks_of_offsets_and_dtypes():

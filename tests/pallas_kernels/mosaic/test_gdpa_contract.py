@@ -1,18 +1,16 @@
-"""The contract for the Mosaic kernels: on a CPU by interpretation with race detection, on a GPU that has them as is."""
+"""The contract for the Mosaic kernels of gdpa: on a CPU by interpretation with race detection, on a GPU as is."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.gdpa import mosaic
-from pallas_kernels.mosaic import target
+from pallas_kernels.mosaic import launch
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.contract import Contract, Traced
-from tests.pallas_kernels.operators import Layout, with_gradients
+from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
+from tests.pallas_kernels.operators import Layout
 
 # Kept keys with a fill of zeros (5 is no multiple of 8), jagged keys of other lengths, and the queries' own rows.
 OPERATORS = (
@@ -20,49 +18,7 @@ OPERATORS = (
     operators.gdpa(keys="jagged", dim=32),
     operators.gdpa(keys="self", dim=64),
 )
-ON_GPU = jax.default_backend() == "gpu"
-# Interpreted kernels take seconds each: on a CPU the wider part of the tests waits for `make test-slow`.
-slow = pytest.mark.usefixtures() if ON_GPU else pytest.mark.slow
-GENERATIONS = ("chip",) if ON_GPU else ("sm90", "sm100")
-
-
-@pytest.fixture(params=GENERATIONS)
-def generation(request):
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def chip(generation, capfd, request):
-    """The kernels of a test run on the GPU, or interpreted for `generation`; a race that the interpreter sees fails.
-
-    The interpreter compiles a kernel anew for each thread of each block, so there is one block where that will do.
-    """
-    if ON_GPU:
-        yield
-        return
-    processors = 3 if request.node.get_closest_marker("several_blocks") else 1
-    with target.interpret(generation, processors=processors, detect_races=True):
-        yield
-    printed = capfd.readouterr()
-    assert "RACE DETECTED" not in printed.out + printed.err
-
-
-@pytest.fixture
-def implementation():
-    return "mosaic"
-
-
-def assert_error_of_16_bits(operator, layout, dtype=jnp.bfloat16, seed=20):
-    """Within twice (output) and five times (gradients) the error of a plain program in `dtype`; padding is zero."""
-    operands, cotangent, exact = operators.problem(operator, layout, dtype, seed)
-    actual = with_gradients(lambda *a: operator.call("mosaic", *a), layout, operands, cotangent)
-    plain = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
-    for x, y, z, factor, packed in zip(actual, plain, exact, (2, 5, 5, 5), operator.layouts(layout), strict=True):
-        x, y = (np.asarray(array, np.float32) for array in (x, y))
-        if packed:
-            np.testing.assert_array_equal(x[~packed.mask], 0)
-            x, y, z = (array[packed.mask] for array in (x, y, z))
-        assert np.abs(x - z).max(initial=0) <= factor * np.abs(y - z).max(initial=0)
+pytestmark = pytest.mark.usefixtures("chip")
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
@@ -91,7 +47,7 @@ def test_activations(activation):
 
 
 @slow
-@pytest.mark.parametrize("dim", mosaic.DIMS)
+@pytest.mark.parametrize("dim", launch.DIMS)
 @pytest.mark.parametrize("keys", ["dense", "self"])
 def test_widths_of_a_head(dim, keys):
     # 136 keys: more than one tile, the last of them masked.

@@ -95,7 +95,32 @@ def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys, generation)
             assert pass_ != "dkv" and keys != "jagged" and config.block * config.stages >= keys
 
 
+@pytest.mark.parametrize("pass_", tuning.PASSES)
+@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize(("operator", "keys"), [("window_attention", 201), ("window_attention", "jagged")])
+@pytest.mark.parametrize("generation", ["sm90", "sm100"])
+def test_candidates_of_windows(pass_, dim, operator, keys, generation):
+    key = Key(pass_, dim, keys, "softmax")
+    found = list(tuning.candidates(key, generation, operator))
+    assert found[0] == tuning.default(key, generation, operator) and len(set(found)) == len(found) >= 4
+    for config in found:
+        assert tuning.fits(key, config, generation) and config.run == 1 and config.polynomial == 0
+    assert min(config.block for config in found) == 32
+    if generation == "sm90":  # on sm_100 tensor memory may hold the sums of one unit alone
+        assert {config.units for config in found} == {1, 2}
+
+
+@pytest.mark.parametrize("generation", ["sm90", "sm100"])
+def test_candidates_of_seeds_keep_a_second_unit_out_where_it_has_nothing_to_do(generation):
+    rows = (sm90 if generation == "sm90" else sm100).TILE_ROWS
+    for seeds in (rows, rows + 1):
+        key = Key("forward", 128, seeds, "softmax")
+        first = next(tuning.candidates(key, generation, "seed_attention"))
+        assert first == tuning.default(key, generation, "seed_attention") and first.units == (1 if seeds == rows else 2)
+
+
 def test_classes_cover_the_activations_and_slugs_are_names_of_files():
     classes = {name: tuning.activation_class(name) for name in [*ACTIVATIONS, "softmax"]}
-    assert {name for name, kind in classes.items() if kind == "special"} == {"gelu", "gelu_tanh", "silu", "softmax"}
+    assert {name for name, kind in classes.items() if kind == "special"} == {"gelu", "gelu_tanh", "silu"}
+    assert classes["softmax"] == "softmax"
     assert tuning.slug(H100) == "nvidia-h100-80gb-hbm3" and tuning.slug("cpu") == "cpu"
