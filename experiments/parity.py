@@ -39,7 +39,7 @@ from kunlun_jax.data.dataset import EventRows, Ragged, Rows
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Categorical, Schema
 from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
-from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.models.registry import make_model
 from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.torch_reference import parity
 from kunlun_jax.torch_reference.batch import from_packed
@@ -126,7 +126,7 @@ def random_batch(schema: Schema, size: int, longest: int, lengths: Lengths, seed
 def make_pair(schema: Schema, config: TrainConfig, dtype: str) -> parity.Pair:
     """A preset with new weights, and its twin."""
     model_config = dataclasses.replace(config.model, dtype=dtype)
-    model = Kunlun(schema, model_config, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+    model = make_model(schema, model_config, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
     scale = model_config.embedding_scale
     tables = init_tables(model.schema, model_config.embedding_dim, scale=scale, key=jax.random.key(0))
     return parity.Pair.of(model, tables, schema, model_config)
@@ -226,14 +226,16 @@ def picture(result: dict[str, Any], path: Path) -> None:
     """Differences by part, and examples/s by setting."""
     figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")
     left, right = figure.subplots(1, 2)
+    met = {kind for parts in result["differences"].values() for kind in parts}
+    order = [*parity.KINDS, *sorted(met - set(parity.KINDS))]
     for cell, kinds in result["differences"].items():
         for index, (marker, what) in enumerate((("o", "output"), ("x", "gradient"))):
             found = {kind: max(row[index], 1e-18) for kind, row in kinds.items() if row[index] is not None}
             color = "#2f6fb0" if "float64" in cell else "#c8553d"
-            left.plot([parity.KINDS.index(k) for k in found], list(found.values()), marker, color=color, alpha=0.6)
+            left.plot([order.index(k) for k in found], list(found.values()), marker, color=color, alpha=0.6)
             left.plot([], [], marker, color=color, label=f"{cell.split()[1]}, {what}") if "small" in cell else None
     left.set_yscale("log")
-    left.set_xticks(range(len(parity.KINDS)), parity.KINDS, rotation=35, ha="right", fontsize=8)
+    left.set_xticks(range(len(order)), order, rotation=35, ha="right", fontsize=8)
     left.set_ylabel("largest relative difference")
     left.legend(frameon=False, fontsize=8)
     rows = [

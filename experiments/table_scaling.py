@@ -31,7 +31,7 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities, make_loader
 from kunlun_jax.data.schema import Categorical, Schema
-from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.models.registry import make_model
 from kunlun_jax.training.run_directory import environment, write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
@@ -101,7 +101,7 @@ def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: i
 
 def make_trainer(dataset: Dataset, rows: int, dim: int) -> Trainer:
     """The preset small's trainer for the data set with `rows` rows in `TABLE`."""
-    model = Kunlun(
+    model = make_model(
         resized(dataset.schema, TABLE, rows),
         dataclasses.replace(small.CONFIG.model, embedding_dim=dim),
         base_rate=dataset.p_train,

@@ -1,6 +1,7 @@
-"""Trains Kunlun: ``python -m experiments.train PRESET [--data.root FOLDER] [flags]``.
+"""Trains Kunlun or another system: ``python -m experiments.train PRESET [--data.root FOLDER] [flags]``.
 
-Presets: small, base, large, kuairand (``experiments/configs``); ``python -m experiments.train small --help`` lists
+Presets (``experiments/configs``): small, base, large, kuairand are Kunlun; wukong, interformer, hstu, dlrm, dcnv2 and
+din are the systems it is measured against, at the FLOPs of small. ``python -m experiments.train small --help`` lists
 every flag with its unit and default. Without --data.root it trains on the synthetic world.
 
     python -m experiments.train small                                    2-3 minutes on two CPU cores
@@ -48,10 +49,18 @@ def report(result: dict[str, Any], path: Path) -> str:
         f"{result['steps']:,} steps at {result['examples_per_second']:,.0f} examples/s (median)",
         f"{result['parameters']:,} parameters, {result['flops_per_example']:,.0f} forward FLOPs per example "
         f"({result['training_flops_per_example']:,.0f} in training)",
+        mfu_text(result),
         f"run directory   {path}",
         f"learning curve  {path / 'learning_curve.png'}",
     ]
     return "\n".join(lines)
+
+
+def mfu_text(result: dict[str, Any]) -> str:
+    """MFU with what it is a share of."""
+    limit, (first, last) = result["mfu_of"]["peak"], result["mfu_of"]["steps"]
+    peak = f"{limit['flops_per_second'] / 1e12:.3g} TFLOP/s {limit['dtype']} ({limit['source']})"
+    return f"MFU {result['mfu']:.1%} of {peak} on {limit['devices']} x {limit['device']}, steps {first} to {last}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,10 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.config import KunlunConfig
+from kunlun_jax.models.registry import ModelConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 
@@ -56,8 +60,8 @@ class TrainConfig:
     """The data set."""
     loader: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
     """From rows to batches."""
-    model: KunlunConfig = dataclasses.field(default_factory=KunlunConfig)
-    """The model."""
+    model: Annotated[ModelConfig, tyro.conf.AvoidSubcommands] = dataclasses.field(default_factory=KunlunConfig)
+    """The model. The preset says which system it is, and the flags are those of its config."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates."""
     run: RunConfig = RunConfig()

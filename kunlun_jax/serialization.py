@@ -28,8 +28,7 @@ def from_json(kind: Any, value: Any, name: str = "config") -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return from_json(kind, value, name)
+        return from_json(_of_union(arguments, value), value, name)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         fields = [field.name for field in dataclasses.fields(kind)]
@@ -47,3 +46,14 @@ def from_json(kind: Any, value: Any, name: str = "config") -> Any:
     if origin is dict:
         return {key: from_json(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     return Path(value) if kind is Path else value
+
+
+def _of_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    """The member of a union that a value is of: of several dataclasses the one whose fields it has, or else the most.
+
+    The classes of a union have no names in the file, so no two of them may have the same fields.
+    """
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if len(kinds) == 1 or not isinstance(value, dict):
+        return kinds[0]
+    return min(kinds, key=lambda kind: len({field.name for field in dataclasses.fields(kind)} ^ set(value)))

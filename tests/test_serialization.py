@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import typing
 from pathlib import Path
 
 import pytest
 
 from experiments.configs import PRESETS
 from kunlun_jax.config import TrainConfig
+from kunlun_jax.models.registry import ModelConfig
 from kunlun_jax.serialization import from_json, to_json
 
 
@@ -53,6 +55,24 @@ def test_every_kind_of_field_comes_back_equal_and_of_its_type():
     again = from_json(Outer, through_text(OUTER))
     assert again == OUTER
     assert isinstance(again.path, Path) and isinstance(again.something, Path) and isinstance(again.nested[0], tuple)
+
+
+def test_a_config_of_each_system_comes_back_of_its_class():
+    """The file has no name of a system: its fields tell, so no two systems may have the same."""
+    kinds = typing.get_args(ModelConfig)
+    fields = [frozenset(field.name for field in dataclasses.fields(kind)) for kind in kinds]
+    assert len(set(fields)) == len(kinds)
+    for kind in kinds:
+        config = dataclasses.replace(PRESETS["small"][1], model=kind())
+        again = from_json(TrainConfig, through_text(config))
+        assert again == config and type(again.model) is kind
+
+
+def test_a_field_that_another_system_has_is_refused():
+    value = through_text(PRESETS["dlrm"][1])
+    value["model"]["unit_hidden"] = [3]
+    with pytest.raises(ValueError, match=r"config\.model has the fields .*'unit_hidden'.*expects .*'bottom_hidden'"):
+        from_json(TrainConfig, value)
 
 
 def test_an_unknown_field_is_named():

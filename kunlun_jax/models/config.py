@@ -6,9 +6,7 @@ Marks: P the paper's own words, M Meta's code, R two or more readers, r one read
 import dataclasses
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-
+from kunlun_jax.models.system import SystemConfig, refuse_unknown
 from kunlun_jax.nn.rotary import RoteConfig
 
 PARTS = ("pool", "ffn", "attention")
@@ -37,21 +35,11 @@ class EventConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class KunlunConfig:
+class KunlunConfig(SystemConfig):
     """Kunlun's sizes and readings."""
 
-    dim: int = 64
-    """Width d of context tokens."""
     layers: int = 3
     """L."""
-    embedding_dim: int = 32
-    """Width of every embedding table; each context feature maps it to dim where they differ (O)."""
-    embedding_scale: float = 0.05
-    """Standard deviation of new embeddings (O)."""
-    dense_tokens: int = 1
-    """Tokens that the dense features make together (P: 1)."""
-    standardize: bool = True
-    """Whether dense features are taken less their mean, by their standard deviation over training rows (O)."""
     summary_tokens: int = 8
     """n_sum, tokens of X_sum (O)."""
     summary_gate: bool = False
@@ -60,12 +48,6 @@ class KunlunConfig:
     """What an event type gets that `events` does not name."""
     events: dict[str, EventConfig] = dataclasses.field(default_factory=dict)
     """What single event types get, by name."""
-    skip_events: tuple[str, ...] = ()
-    """Event types to leave out; "*" leaves out all, which is the model without its sequences."""
-    event_input: Literal["masknet", "mlp"] = "masknet"
-    """From event fields to tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
-    age_feature: bool = True
-    """Whether log(1 + age) of an event is one of its inputs (O)."""
     rote: RoteConfig = dataclasses.field(default_factory=RoteConfig)
     """Rotary temporal embedding."""
     pattern: tuple[str, ...] = ("pool+ffn", "attention")
@@ -90,19 +72,9 @@ class KunlunConfig:
     """k of each expert: columns of Y in X X^T Y."""
     fm_hidden: tuple[int, ...] = (256,)
     """Hidden widths of the deep net behind FM."""
-    head_hidden: tuple[int, ...] = (128,)
-    """Hidden widths of the MLP that ends in the logits."""
-    activation: str = "gelu"
-    """Activation of every plain MLP (O)."""
-    dropout: float = 0.0
-    """Dropout rate on the head's input (O)."""
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Of the computation; parameters are float32. auto: bfloat16 on a GPU, float32 elsewhere. float64 is for comparing
-    implementations: it needs jax.enable_x64, and parameters, tables and batches that are cast to it."""
-    implementation: str | None = None
-    """Of the jagged operators; None picks by device and logs which."""
 
     def __post_init__(self):
+        super().__post_init__()
         for index, layer in enumerate(self.pattern):
             if layer and not set(layer.split("+")) <= set(PARTS):
                 raise ValueError(f"pattern[{index}] is {layer!r}; join {list(PARTS)} with '+', or leave it empty")
@@ -113,17 +85,6 @@ class KunlunConfig:
                 raise ValueError(f"{name}.dim is {event.dim}, heads {event.heads}; a head needs an even whole width")
             if event.layers < 1:
                 raise ValueError(f"{name}.layers is {event.layers}; it must be at least 1, or the type in skip_events")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
-
-    @property
-    def compute_dtype(self):
-        """The dtype that `dtype` means on this machine."""
-        if self.dtype == "auto":
-            return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-        if self.dtype == "float64" and not jax.config.jax_enable_x64:
-            raise ValueError("model.dtype is 'float64', in which JAX computes only under jax.enable_x64(True)")
-        return jnp.dtype(self.dtype)
 
     def for_event(self, name: str) -> EventConfig:
         """What the event type `name` gets."""
@@ -131,11 +92,8 @@ class KunlunConfig:
 
     def event_types(self, available: tuple[str, ...]) -> tuple[str, ...]:
         """The event types the model reads, of those a schema has; ValueError for a name the schema lacks."""
-        for field, names in (("events", tuple(self.events)), ("skip_events", self.skip_events)):
-            unknown = sorted(set(names) - set(available) - ({"*"} if field == "skip_events" else set()))
-            if unknown:
-                raise ValueError(f"model.{field} names {unknown}; the schema's event types are {list(available)}")
-        return () if "*" in self.skip_events else tuple(n for n in available if n not in self.skip_events)
+        refuse_unknown("events", set(self.events), available)
+        return super().event_types(available)
 
 
 def layer_plan(config: KunlunConfig, event: EventConfig) -> tuple[frozenset[str], ...]:

@@ -9,7 +9,6 @@
 Source: Kunlun (r for the order of blocks; marks of the parts in `kunlun_jax.nn` and `KunlunConfig`).
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
@@ -23,16 +22,14 @@ from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
 from kunlun_jax.models.config import KunlunConfig, layer_plan
+from kunlun_jax.models.system import System
 from kunlun_jax.nn.attention import WindowAttention
-from kunlun_jax.nn.context import ContextTokens, WeightGeneration
+from kunlun_jax.nn.context import WeightGeneration
 from kunlun_jax.nn.embedding import Embedded
-from kunlun_jax.nn.event_input import EventInput
 from kunlun_jax.nn.ffn import PersonalizedFFN
 from kunlun_jax.nn.interaction import GlobalInteraction
-from kunlun_jax.nn.mlp import MLP, linear_flops
+from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.pooling import make_pooling
-from pallas_kernels.dispatch import accumulator
-from pallas_kernels.jagged import zero_padding
 
 
 class KunlunLayer(nnx.Module):
@@ -117,7 +114,7 @@ class KunlunLayer(nnx.Module):
         return parts
 
 
-class Kunlun(nnx.Module):
+class Kunlun(System):
     """The model without its tables, whose rows come in as `Embedded`: see `kunlun_jax.nn.embedding`.
 
     Args:
@@ -141,53 +138,17 @@ class Kunlun(nnx.Module):
         dense_moments: Moments | None = None,
         rngs: nnx.Rngs,
     ):
-        types = config.event_types(tuple(event.name for event in schema.events))
-        # Modules by event type are attributes of nnx.Dict, so one called "items" would stand in for its method.
-        taken = [name for name in types if hasattr(nnx.Dict, name)]
-        if taken:
-            raise ValueError(
-                f"schema {schema.name!r} has event types {taken}, names that flax.nnx.Dict needs itself; rename them, "
-                f"e.g. {taken[0]!r} to '{taken[0]}_event'"
-            )
-        self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in types))
+        widths = {event.name: config.for_event(event.name).dim for event in schema.events}
+        super().__init__(schema, config, event_dims=widths, dense_moments=dense_moments, rngs=rngs)
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
-        self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale
-        self.context = ContextTokens(
-            schema,
-            config.embedding_dim,
-            config.dim,
-            dense_tokens=config.dense_tokens,
-            dense_moments=dense_moments if config.standardize else None,
-            **rest,
-        )
-        self.event_input = nnx.Dict()
-        for event in self.schema.events:
-            self.event_input[event.name] = EventInput(
-                len(event.categorical),
-                len(event.dense),
-                config.embedding_dim,
-                config.for_event(event.name).dim,
-                kind=config.event_input,
-                age=config.age_feature,
-                activation=config.activation,
-                **rest,
-            )
-        plans = {name: layer_plan(config, config.for_event(name)) for name in types}
+        plans = {event.name: layer_plan(config, config.for_event(event.name)) for event in self.schema.events}
         self.layers = nnx.List()
         tokens = self.context.tokens
         for index in range(config.layers):
             layer = KunlunLayer({name: plan[index] for name, plan in plans.items()}, tokens, config, **rest)
             tokens = layer.interaction.tokens_out
             self.layers.append(layer)
-        self.dropout = nnx.Dropout(config.dropout)
-        sizes = (tokens * config.dim, *config.head_hidden, len(schema.tasks))
-        self.head = MLP(sizes, activation=config.activation, **rest)
-        rate = np.asarray(base_rate, np.float64)
-        if rate.shape != (len(schema.tasks),) or not np.all((rate > 0) & (rate < 1)):
-            raise ValueError(
-                f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {schema.tasks}"
-            )
-        self.head.layers[-1].bias = nnx.Param(jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
+        self.make_head(tokens * config.dim, config, base_rate, rngs)
 
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
@@ -197,41 +158,19 @@ class Kunlun(nnx.Module):
         `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given.
         """
         *_, (x, _, _) = self.states(batch, embedded)
-        x = rearrange(x, "batch tokens dim -> batch (tokens dim)")
-        x = self.dropout(x, deterministic=dropout is None, rngs=dropout)
-        logits = self.head(x)
-        return logits.astype(accumulator(logits.dtype))
+        return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), dropout)
 
     def states(
         self, batch: Batch, embedded: Embedded
     ) -> Iterator[tuple[Float[Array, "batch tokens dim"], dict[str, Jagged], dict[str, Float[Array, "batch _ dim"]]]]:
         """(X^l, S^l by event type, H by event type) for l = 0 .. layers: what goes into layer l, and what ends."""
-        x = self.context(batch, embedded)
-        age, events = {}, {}
-        # By name: a module's dict comes back from nnx.split and nnx.merge sorted, and the order of tokens must not
-        # depend on whether the model went through them.
-        for name, to_token in sorted(self.event_input.items()):
-            packed = batch.events[name]
-            # Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that
-            # then comes back as their gradient would be a NaN in the gradient of every map before them.
-            dense, age[name] = (zero_padding(packed.values[key], packed.mask()) for key in ("dense", "age"))
-            events[name] = packed.replace(to_token(embedded.events[name], dense, age[name]))
+        x, events, age = self.inputs(batch, embedded)
         history: dict[str, Float[Array, "batch _ dim"]] = {}
         yield x, events, history
         for layer in self.layers:
             x, events, history = layer(x, events, history, age)
             yield x, events, history
 
-    def parts(self, lengths: Mapping[str, np.ndarray]) -> list[Part]:
-        """Parameters and forward FLOPs per example by block, for examples with these history lengths by type."""
-        batch = len(next(iter(lengths.values()))) if lengths else 1
-        rows = sum(table.rows for table in self.schema.tables.values())
-        parts = [
-            Part("tables", rows * self.embedding_dim, 0),
-            part("context tokens", self.context, self.context.flops()),
-        ]
-        for name, to_token in self.event_input.items():
-            parts.append(part(f"event input {name}", to_token, to_token.flops() * lengths[name].sum() / batch))
-        for index, layer in enumerate(self.layers):
-            parts += layer.parts(f"layer {index}", lengths, batch)
-        return [*parts, part("head", self.head, self.head.flops())]
+    def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
+        """Parameters and forward FLOPs per example of each block of each layer."""
+        return [p for i, layer in enumerate(self.layers) for p in layer.parts(f"layer {i}", lengths, batch)]

@@ -18,6 +18,9 @@ from pallas_kernels.dispatch import accumulator
 from pallas_kernels.window_attention import shapes
 from pallas_kernels.window_attention.api import window_attention
 
+WHOLE_HISTORY = 1 << 20
+"""A half window longer than any history: full attention."""
+
 
 class WindowAttention(nnx.Module):
     """Sliding-window self-attention over the events of one type.

@@ -7,8 +7,6 @@ Norms run over all heads * head_dim channels, without affine parameters, eps 1e-
 its norms from Meta's published kernels (M).
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -16,9 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import linear_flops
-from pallas_kernels.dispatch import accumulator
 from pallas_kernels.gdpa import shapes
-from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels.gdpa.block import gdpa_block
 
 
 class TokenToWeights(nnx.Module):
@@ -72,14 +69,12 @@ class PersonalizedFFN(nnx.Module):
 
     def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens context"]) -> Float[Array, "rows dim"]:
         """The events after the block, each example's by weights of its own X_sum."""
-        q = events.values
-        normed = layer_norm(q)
         k, v = (
             rearrange(w(x_sum), "batch width (heads dim) -> batch width heads dim", heads=self.heads)
             for w in (self.keys, self.values)
         )
-        o = gdpa(
-            rearrange(normed, "rows (heads dim) -> rows heads dim", heads=self.heads),
+        out = gdpa_block(
+            rearrange(events.values, "rows (heads dim) -> rows heads dim", heads=self.heads),
             k,
             v,
             events.row_splits,
@@ -89,23 +84,10 @@ class PersonalizedFFN(nnx.Module):
             post_scale=self.post_scale,
             implementation=self.implementation,
         )
-        return rms_norm(rearrange(o, "rows heads dim -> rows (heads dim)") + normed) + q
+        return rearrange(out, "rows heads dim -> rows (heads dim)")
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
         generate = self.keys.flops() + self.values.flops()
         attention = shapes.cost(lengths, keys=self.width, heads=self.heads, dim=self.dim // self.heads)
         return len(lengths) * generate + attention.forward_flops
-
-
-def layer_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
-    """Zero mean and unit variance over channels, computed in float32 or better, no affine parameters."""
-    y = x.astype(accumulator(x.dtype))
-    y = y - y.mean(-1, keepdims=True)
-    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
-
-
-def rms_norm(x: Float[Array, "rows dim"], epsilon: float = 1e-5) -> Float[Array, "rows dim"]:
-    """Unit root mean square over channels, computed in float32 or better, no affine parameters."""
-    y = x.astype(accumulator(x.dtype))
-    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)

@@ -23,6 +23,8 @@ class WukongExpert(nnx.Module):
     Args:
       rank: k, columns of Y.
       hidden: widths of the hidden layers of the deep net behind FM.
+      plain_residual: whether X itself is the residual where the number of tokens stays (Wukong, P), rather than W_r X
+        everywhere.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class WukongExpert(nnx.Module):
         rank: int,
         hidden: tuple[int, ...],
         activation: str,
+        plain_residual: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -45,7 +48,11 @@ class WukongExpert(nnx.Module):
         self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
         self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
-        self.residual = nnx.Linear(tokens_in, fm_tokens + linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
+        self.tokens_out = fm_tokens + linear_tokens
+        plain = plain_residual and tokens_in == self.tokens_out
+        self.residual = (
+            None if plain else nnx.Linear(tokens_in, self.tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
+        )
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
@@ -63,13 +70,15 @@ class WukongExpert(nnx.Module):
             ],
             axis=1,
         )
-        out = out + rearrange(self.residual(by_channel), "batch dim tokens -> batch tokens dim")
-        return self.norm(out).astype(self.dtype)
+        residual = (
+            x if self.residual is None else rearrange(self.residual(by_channel), "batch dim out -> batch out dim")
+        )
+        return self.norm(out + residual).astype(self.dtype)
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
         tokens, rank = self.fm_map.shape
-        maps = linear_flops(self.linear) + linear_flops(self.residual)
+        maps = sum(linear_flops(layer) for layer in (self.linear, self.residual) if layer is not None)
         return 4 * tokens * rank * self.dim + self.deep.flops() + self.dim * maps
 
 

@@ -4,7 +4,9 @@
     HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave   Kunlun (R, sizes r)
           H = sum_{i=1..k} Z_i^T H_seed W_i                                          SumKronLinear (R)
 
-A user with no events yields zeros from the attention, hence a defined H.
+    mean: H = 1/T sum_t S_t,  one token                                              DLRM and others (P)
+
+A user with no events yields zeros from the attention and from the mean, hence a defined H.
 """
 
 import jax
@@ -15,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.context import mean_by_example
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.seed_attention import shapes
@@ -133,6 +136,20 @@ class HSP(nnx.Module):
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
         return self.attention.flops(lengths) + len(lengths) * self.condense.flops()
+
+
+class MeanPooling(nnx.Module):
+    """The mean of a history's events as one token; it learns nothing."""
+
+    tokens_out = 1
+
+    def __call__(self, events: Jagged) -> Float[Array, "batch 1 dim"]:
+        """H of each history, zeros where it has no events."""
+        return mean_by_example(events, events.values)[:, None, :]
+
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
+        """Nothing: a mean is no matrix product."""
+        return 0
 
 
 def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:

@@ -26,13 +26,15 @@ class WukongExpert(nn.Module):
         rank: int,
         hidden: tuple[int, ...],
         activation: str,
+        plain_residual: bool = False,
     ):
         super().__init__()
         self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5)
         self.fm_norm = nn.LayerNorm(tokens_in * rank, eps=1e-5)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation)
         self.linear = nn.Linear(tokens_in, linear_tokens, bias=False)
-        self.residual = nn.Linear(tokens_in, fm_tokens + linear_tokens, bias=False)
+        plain = plain_residual and tokens_in == fm_tokens + linear_tokens
+        self.residual = None if plain else nn.Linear(tokens_in, fm_tokens + linear_tokens, bias=False)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.fm_tokens = fm_tokens
 
@@ -41,7 +43,8 @@ class WukongExpert(nn.Module):
         products = x @ x.transpose(1, 2) @ self.fm_map
         deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
         fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
-        lcb, residual = (layer(x.transpose(1, 2)).transpose(1, 2) for layer in (self.linear, self.residual))
+        lcb = self.linear(x.transpose(1, 2)).transpose(1, 2)
+        residual = x if self.residual is None else self.residual(x.transpose(1, 2)).transpose(1, 2)
         return self.norm(torch.cat([fmb, lcb], dim=1) + residual)
 
 

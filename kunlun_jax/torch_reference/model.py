@@ -9,30 +9,22 @@
 Source: Kunlun (r for the order of blocks; marks of the parts in their files and in `KunlunConfig`).
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.config import EventConfig, KunlunConfig, layer_plan
 from kunlun_jax.torch_reference.attention import WindowAttention
-from kunlun_jax.torch_reference.batch import Events, PaddedBatch
-from kunlun_jax.torch_reference.context import ContextTokens, WeightGeneration
-from kunlun_jax.torch_reference.event_input import EventInput
+from kunlun_jax.torch_reference.batch import PaddedBatch
+from kunlun_jax.torch_reference.context import WeightGeneration
 from kunlun_jax.torch_reference.ffn import PersonalizedFFN
 from kunlun_jax.torch_reference.interaction import GlobalInteraction
-from kunlun_jax.torch_reference.mlp import MLP
 from kunlun_jax.torch_reference.pooling import HSP, SeedAttention
-
-EVENT = "event_"
-"""Stands before the name of an event type in the name of its module: "type" alone is a method of every module."""
-TABLE = "table_"
-"""Stands before the name of a table in the name of its parameter."""
+from kunlun_jax.torch_reference.system import EVENT, System
 
 
 class KunlunLayer(nn.Module):
@@ -107,94 +99,25 @@ def make_pooling(config: KunlunConfig, event: EventConfig) -> HSP | SeedAttentio
     return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False)
 
 
-class Kunlun(nn.Module):
-    """The model with its tables.
-
-    Initial weights are PyTorch's own, or normal: to start where the JAX model starts, carry its weights over
-    (`kunlun_jax.torch_reference.weights`).
-
-    Args:
-      schema: of the data; tables and inputs follow from it.
-      config: sizes and readings. `dtype` and `implementation` say nothing here: it computes in the dtype of its
-        parameters.
-      dense_moments: of the dense features, used if config.standardize.
-    """
+class Kunlun(System):
+    """The model with its tables; arguments are those of `System`."""
 
     def __init__(self, schema: Schema, config: KunlunConfig, *, dense_moments: Moments | None = None):
-        super().__init__()
-        types = config.event_types(tuple(event.name for event in schema.events))
-        # Sorted by name: so stand the H of the event types in the input of GlobalInteraction.
-        self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
-        self.tables = nn.ParameterDict(
-            {
-                TABLE + name: torch.randn(table.rows, config.embedding_dim) * config.embedding_scale
-                for name, table in self.schema.tables.items()
-            }
-        )
-        self.context = ContextTokens(
-            schema,
-            config.embedding_dim,
-            config.dim,
-            dense_tokens=config.dense_tokens,
-            moments=dense_moments if config.standardize else None,
-        )
-        self.event_input = nn.ModuleDict(
-            {
-                EVENT + event.name: EventInput(
-                    len(event.categorical),
-                    len(event.dense),
-                    config.embedding_dim,
-                    config.for_event(event.name).dim,
-                    kind=config.event_input,
-                    age=config.age_feature,
-                    activation=config.activation,
-                )
-                for event in self.schema.events
-            }
-        )
-        plans = {event.name: layer_plan(config, config.for_event(event.name)) for event in self.schema.events}
+        widths = {event.name: config.for_event(event.name).dim for event in schema.events}
+        super().__init__(schema, config, event_dims=widths, dense_moments=dense_moments)
+        plans = {name: layer_plan(config, config.for_event(name)) for name in self.names}
         tokens = self.context.tokens
         self.layers = nn.ModuleList()
         for index in range(config.layers):
             self.layers.append(KunlunLayer({name: plan[index] for name, plan in plans.items()}, tokens, config))
             tokens = config.experts * (config.fm_tokens + config.linear_tokens)
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = MLP((tokens * config.dim, *config.head_hidden, len(schema.tasks)), config.activation)
+        self.make_head(tokens * config.dim, config)
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
-        x = self.context(batch.dense, self.embed_context(batch))
-        of = {event.name: batch.events[event.name] for event in self.schema.events}
-        age, mask = {name: e.age for name, e in of.items()}, {name: e.mask for name, e in of.items()}
-        events = {
-            name: self.event_input[EVENT + name](self.embed_events(name, e), e.dense, e.age) for name, e in of.items()
-        }
+        x, events = self.inputs(batch)
+        age, mask = ({name: getattr(batch.events[name], of) for name in self.names} for of in ("age", "mask"))
         history: dict[str, Tensor] = {}
         for layer in self.layers:
             x, events, history = layer(x, events, history, age, mask)
-        return self.head(self.dropout(x.flatten(1)))
-
-    def embed(self, table: str, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape embedding"]:
-        """Rows of a table."""
-        return F.embedding(ids, self.tables[TABLE + table])
-
-    def embed_context(self, batch: PaddedBatch) -> Float[Tensor, "batch features embedding"]:
-        """One embedding each categorical feature, then the mean one each multi-valued feature, zeros for no ids."""
-        rows = [self.embed(f.table_name, batch.categorical[:, i]) for i, f in enumerate(self.schema.categorical)]
-        for feature in self.schema.multi_valued:
-            lists = batch.multi_valued[feature.name]
-            embedded = self.embed(feature.table_name, lists.ids) * lists.mask[..., None]
-            rows.append(embedded.sum(1) / lists.mask.sum(1, keepdim=True).clamp(min=1))
-        return torch.stack(rows, dim=1) if rows else batch.dense.new_zeros(len(batch.weights), 0, 0)
-
-    def embed_events(self, name: str, events: Events) -> Float[Tensor, "batch time fields embedding"]:
-        """The embeddings of the fields of one event type."""
-        fields = self.schema.event(name).categorical
-        rows = [self.embed(f.table_name, events.ids[..., i]) for i, f in enumerate(fields)]
-        return torch.stack(rows, dim=2) if rows else events.dense.new_zeros(*events.age.shape, 0, 0)
-
-
-def weighted_loss(logits: Float[Tensor, "batch tasks"], batch: PaddedBatch) -> Float[Tensor, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight."""
-    losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-    return (losses * batch.weights[:, None]).sum() / batch.weights.sum().clamp(min=1e-6)
+        return self.logits(x)

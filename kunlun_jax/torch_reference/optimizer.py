@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kunlun_jax.torch_reference.batch import PaddedBatch
-from kunlun_jax.torch_reference.model import Kunlun, weighted_loss
+from kunlun_jax.torch_reference.system import System, weighted_loss
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 
@@ -56,7 +56,7 @@ class Trainer:
       steps: of the whole run, which the schedule needs.
     """
 
-    def __init__(self, model: Kunlun, config: OptimizerConfig, *, steps: int):
+    def __init__(self, model: System, config: OptimizerConfig, *, steps: int):
         tables = list(model.tables.parameters())
         self.dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
         self.adamw = torch.optim.AdamW(

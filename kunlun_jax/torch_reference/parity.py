@@ -21,11 +21,14 @@ from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models import kunlun
-from kunlun_jax.models.config import KunlunConfig
+from kunlun_jax.models.registry import ModelConfig
+from kunlun_jax.models.system import System as JaxSystem
 from kunlun_jax.nn.embedding import Embedded, lookup
 from kunlun_jax.torch_reference import weights
 from kunlun_jax.torch_reference.batch import from_packed, pad
-from kunlun_jax.torch_reference.model import EVENT, Kunlun, weighted_loss
+from kunlun_jax.torch_reference.model import Kunlun
+from kunlun_jax.torch_reference.registry import make_twin
+from kunlun_jax.torch_reference.system import EVENT, System, weighted_loss
 from kunlun_jax.training import step
 
 GRADIENT_FLOOR = 1e-6
@@ -64,14 +67,14 @@ class Pair:
     rest: Any
     params: Any
     tables: Mapping[str, jax.Array]
-    twin: Kunlun
+    twin: System
 
     @staticmethod
     def of(
-        model: kunlun.Kunlun,
+        model: JaxSystem,
         tables: Mapping[str, jax.Array],
         schema: Schema,
-        config: KunlunConfig,
+        config: ModelConfig,
         dense_moments: Moments | None = None,
     ) -> "Pair":
         """The model, and a twin that its parameters are carried over to.
@@ -81,7 +84,7 @@ class Pair:
         dtype = np.dtype(config.compute_dtype)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         params, tables = cast(params, dtype), cast(dict(tables), dtype)
-        twin = Kunlun(schema, config, dense_moments=dense_moments).to(torch_dtype(dtype))
+        twin = make_twin(schema, config, dense_moments=dense_moments).to(torch_dtype(dtype))
         weights.into_torch(weights.from_nnx(params, tables), twin)
         return Pair(graph, rest, params, tables, twin)
 
@@ -90,7 +93,7 @@ class Pair:
         """Of the parameters."""
         return next(iter(jax.tree.leaves(self.params))).dtype
 
-    def model(self, params: Any) -> kunlun.Kunlun:
+    def model(self, params: Any) -> JaxSystem:
         """The JAX model with these parameters."""
         return nnx.merge(self.graph, params, self.rest)
 
@@ -130,7 +133,9 @@ class Comparison:
             found = [value for name, value in of.items() if kind_of(name) == kind]
             return max(found) if found else None
 
-        rows = {kind: (largest(self.outputs, kind), largest(self.gradients, kind)) for kind in KINDS}
+        others = {kind_of(name) for name in (*self.outputs, *self.gradients)} - set(KINDS)
+        kinds = (*KINDS, *sorted(others))
+        rows = {kind: (largest(self.outputs, kind), largest(self.gradients, kind)) for kind in kinds}
         return {kind: row for kind, row in rows.items() if row != (None, None)}
 
 
@@ -159,8 +164,18 @@ def compare(pair: Pair, batch: Batch, compiler_options: Mapping[str, Any] | None
     )
 
 
-def jax_outputs(model: kunlun.Kunlun, batch: Batch, embedded: Embedded) -> dict[str, Any]:
-    """The output of every part, by the name of its PyTorch module; events are `Jagged`."""
+def jax_outputs(model: JaxSystem, batch: Batch, embedded: Embedded) -> dict[str, Any]:
+    """The output of every part, by the name of its PyTorch module; events are `Jagged`.
+
+    Of Kunlun every block is a part, of other systems the input and the head are.
+    """
+    if not isinstance(model, kunlun.Kunlun):
+        x, events, _ = model.inputs(batch, embedded)
+        return {
+            "context": x,
+            **{f"event_input.{EVENT}{name}": s for name, s in events.items()},
+            "head": model(batch, embedded),
+        }
     states = list(model.states(batch, embedded))
     outputs: dict[str, Any] = {"context": states[0][0]}
     outputs |= {f"event_input.{EVENT}{name}": events for name, events in states[0][1].items()}
@@ -178,7 +193,7 @@ def jax_outputs(model: kunlun.Kunlun, batch: Batch, embedded: Embedded) -> dict[
     return outputs
 
 
-def torch_outputs(model: Kunlun, batch: Batch) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def torch_outputs(model: System, batch: Batch) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The output of every part by the name of its module, padding zero; and the gradient of every parameter."""
     padded = from_packed(batch, dtype=next(model.parameters()).dtype)
     outputs: dict[str, np.ndarray] = {}
@@ -191,7 +206,9 @@ def torch_outputs(model: Kunlun, batch: Batch) -> tuple[dict[str, np.ndarray], d
 
         return hook
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in model.named_modules() if _is_part(name)]
+    blocks = isinstance(model, Kunlun)
+    parts = [(name, module) for name, module in model.named_modules() if _is_part(name, blocks)]
+    hooks = [module.register_forward_hook(keep(name)) for name, module in parts]
     try:
         model.zero_grad()
         weighted_loss(model(padded), padded).backward()
@@ -221,9 +238,11 @@ def _gradient_differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, n
     return {name: relative_difference(ours[name], theirs[name], floor) for name in sorted(ours.keys() | theirs.keys())}
 
 
-def _is_part(name: str) -> bool:
-    """Whether a PyTorch module is a part that `jax_outputs` names, not a piece of one."""
+def _is_part(name: str, blocks: bool) -> bool:
+    """Whether a PyTorch module is a part that `jax_outputs` names, not a piece of one; `blocks` of layers are, too."""
     words = name.split(".")
+    if words[0] == "layers" and not blocks:
+        return False
     if words[0] == "layers":
         return len(words) == (3 if words[-1] in ("weight_generation", "interaction") else 4) and kind_of(name) in KINDS
     return len(words) == (2 if words[0] == "event_input" else 1) and words[0] in KINDS

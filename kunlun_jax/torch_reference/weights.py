@@ -1,8 +1,8 @@
 """Parameters from NNX to PyTorch and back, through safetensors; nothing is ever unpickled.
 
-`BLOCKS` is the one table of names. A block has the same name in both models, but that PyTorch puts `model.EVENT` before
-an event type and `model.TABLE` before a table; its leaves are named as `KINDS` says. Kernels are transposed: NNX maps
-rows by ``x @ kernel`` and PyTorch by ``x @ weight.T``.
+`BLOCKS` is the one table of names. A block has the same name in both models, but that PyTorch puts `system.EVENT`
+before an event type and `system.TABLE` before a table; its leaves are named as `KINDS` says. Kernels are transposed:
+NNX maps rows by ``x @ kernel`` and PyTorch by ``x @ weight.T``.
 
 In the middle stand plain NumPy arrays under PyTorch's names: `from_nnx` and `from_torch` make them, `write` and `read`
 are the file, `into_nnx` and `into_torch` take them. Both of these refuse arrays that are missing, extra, misshaped or
@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from kunlun_jax.torch_reference.model import EVENT, TABLE, Kunlun
+from kunlun_jax.torch_reference.system import EVENT, TABLE, System
 
 Arrays = Mapping[str, np.ndarray]
 """PyTorch's name -> array."""
@@ -70,14 +70,50 @@ BLOCKS: dict[str, str] = {
     "layers.*.attention.{event}.qkv": "linear",
     "layers.*.attention.{event}.out": "linear",
     "head": "mlp",
+    # Wukong.
+    "pool.{event}.seeds": "array",
+    "pool.{event}.query": "linear",
+    "pool.{event}.key_value": "linear",
+    "pool.{event}.out": "linear",
+    "layers.*.fm_map": "array",
+    "layers.*.fm_norm": "norm",
+    "layers.*.deep": "mlp",
+    "layers.*.linear": "map",
+    "layers.*.residual": "map",
+    "layers.*.norm": "norm",
+    # InterFormer: the cross arch of each layer, the last one, interaction and sequence arch.
+    **{
+        f"{place}.{block}": kind
+        for place in ("layers.*.cross", "summary")
+        for block, kind in {
+            "compress": "map",
+            "gate.mlp": "mlp",
+            "pool.{event}.seeds": "array",
+            "pool.{event}.query": "linear",
+            "pool.{event}.key_value": "linear",
+            "pool.{event}.out": "linear",
+            "history_gate.{event}.mlp": "mlp",
+        }.items()
+    },
+    "layers.*.interaction.cross.down.*": "map",
+    "layers.*.interaction.cross.maps.*": "linear",
+    "layers.*.interaction.mlp": "mlp",
+    "layers.*.ffn.{event}.token_map": "map",
+    # HSTU; its first norm has the name of Wukong's.
+    "candidate": "mlp",
+    "layers.*.uvqk": "linear",
+    "layers.*.out_norm": "norm",
+    "layers.*.out": "linear",
+    "layers.*.position_bias": "array",
+    "layers.*.time_bias": "array",
 }
-"""Every block of the model -> its kind; ``*`` stands for a number, ``{event}`` and ``{table}`` for a name."""
+"""Every block of the models -> its kind; ``*`` stands for a number, ``{event}`` and ``{table}`` for a name."""
 
 
 LEAVES: dict[str, str] = {
     block + old: block + new for block, kind in BLOCKS.items() for old, new in KINDS[kind].items()
 }
-"""Every leaf of the model: its name in NNX -> its name in PyTorch."""
+"""Every leaf of the models: its name in NNX -> its name in PyTorch."""
 
 _PREFIX = {"*": "", "{event}": EVENT, "{table}": TABLE}
 
@@ -115,12 +151,12 @@ def into_nnx(arrays: Arrays, params: Any, tables: Mapping[str, Any], *, source: 
     return jax.tree.unflatten(structure, new[:count]), dict(zip(tables, new[count:], strict=True))
 
 
-def from_torch(model: Kunlun) -> dict[str, np.ndarray]:
+def from_torch(model: System) -> dict[str, np.ndarray]:
     """Arrays of a model's parameters, copied."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
-def into_torch(arrays: Arrays, model: Kunlun, *, source: str = "weights") -> None:
+def into_torch(arrays: Arrays, model: System, *, source: str = "weights") -> None:
     """Writes the arrays into the parameters of `model`.
 
     Raises:

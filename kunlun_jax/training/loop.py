@@ -26,7 +26,8 @@ from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
 from kunlun_jax.data.synthetic import SyntheticSource, entropy_floor
-from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
+from kunlun_jax.models.registry import make_model
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.evaluate import Predictions, metrics_of, predict
@@ -84,7 +85,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
-    model = Kunlun(
+    model = make_model(
         dataset.schema,
         config.model,
         base_rate=dataset.p_train,
@@ -258,6 +259,9 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
                 run.trainer.assert_compiled_once()
             if step == run.steps:
+                log.flush()
+                with jax.transfer_guard("allow"):
+                    log.write(kind="peak", step=step, **dataclasses.asdict(peak(config.model.compute_dtype)))
                 evaluate(step, config.run.eval_splits)
             elif config.run.eval_every and step % config.run.eval_every == 0:
                 evaluate(step, config.run.eval_splits[:1])
@@ -275,14 +279,26 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
     """Writes ``result.json`` and ``learning_curve.png`` from ``metrics.jsonl`` and returns the result."""
     lines = read_metrics(directory.metrics)
     evals = {line["split"]: line for line in lines if line["kind"] == "eval" and line["step"] == run.steps}
-    rates = sorted(line["examples_per_second"] for line in lines if line["kind"] == "train")
+    rates = [(line["step"], line["examples_per_second"]) for line in lines if line["kind"] == "train"]
+    limit = next((line for line in lines if line["kind"] == "peak"), None)
+    if limit is None:
+        raise ValueError(f"{directory.metrics} has no line of kind 'peak': an older kunlun_jax wrote it; use that one")
+    training_flops = flops.TRAINING_FACTOR * flops.total_flops(run.parts)
+    used = utilization(training_flops, rates, limit["flops_per_second"])
+    environment = json.loads((directory.path / "env.json").read_text())
     result = {
         "splits": evals,
         "steps": run.steps,
         "parameters": flops.total_parameters(run.parts),
         "flops_per_example": flops.total_flops(run.parts),
-        "training_flops_per_example": flops.TRAINING_FACTOR * flops.total_flops(run.parts),
-        "examples_per_second": rates[len(rates) // 2],
+        "training_flops_per_example": training_flops,
+        "examples_per_second": used["examples_per_second"],
+        "mfu": used["mfu"],
+        "mfu_of": {
+            "steps": used["steps"],
+            "peak": {name: limit[name] for name in PEAK_FIELDS},
+            "commit": environment["commit"],
+        },
     }
     write_atomic(directory.path / "result.json", json.dumps(result, indent=2) + "\n")
     floor = run.floor(run.config.run.eval_splits[0])

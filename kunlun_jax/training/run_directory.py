@@ -15,7 +15,7 @@ import jax
 VERSIONS_OF = ("kunlun_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
 MAY_DIFFER = ("config.data.root", "config.data.cache", "config.run.dir", "config.run.progress")
 """Fields of config.json that a continued run may change: where things are, and what is shown."""
-TIMING = ("seconds", "examples_per_second")
+TIMING = ("seconds", "examples_per_second", "flops_per_second")
 """Fields of a metrics line that differ from run to run; all others are the same bit for bit."""
 
 

@@ -1,4 +1,4 @@
-"""The whole model with gdpa through the interpreted Mosaic kernels, on a CPU."""
+"""The whole model through the interpreted Mosaic kernels of all operators, on a CPU."""
 
 import dataclasses
 import functools
@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 from kunlun_jax.nn.embedding import lookup
+from pallas_kernels import dispatch
+from pallas_kernels.gdpa import block
 from pallas_kernels.mosaic import target
 from tests.examples import CONFIG, EVENT, random_batch, tiny_model, tiny_tables
 
@@ -23,7 +25,7 @@ def model(dtype: str):
 
 
 def outputs(dtype: str) -> list[np.ndarray]:
-    """Logits, then the gradients of a loss on them to every parameter of the personalized FFNs."""
+    """Logits, then the gradients of a loss on them to every parameter of FFNs, pooling and window attention."""
     kunlun, batch = model(dtype), random_batch()
     inputs = lookup(kunlun.schema, batch, tiny_tables(dim=CONFIG.embedding_dim))
     graph, params = nnx.split(kunlun, nnx.Param)
@@ -39,16 +41,27 @@ def outputs(dtype: str) -> list[np.ndarray]:
 
     logits, gradients = run(params)
     leaves = jax.tree_util.tree_leaves_with_path(gradients)
-    return [logits] + [np.asarray(x, np.float32) for path, x in leaves if "ffn" in jax.tree_util.keystr(path)]
+    parts = ("ffn", "pool", "attention")
+    kept = [x for path, x in leaves if any(part in jax.tree_util.keystr(path) for part in parts)]
+    return [np.asarray(x, np.float32) for x in (logits, *kept)]
 
 
 @pytest.mark.parametrize("generation", ["sm90", pytest.param("sm100", marks=pytest.mark.slow)])
 def test_the_model_through_interpreted_kernels_matches_xla(generation, caplog):
     exact, plain = outputs("float32"), outputs("bfloat16")
-    caplog.set_level("INFO", logger="pallas_kernels.dispatch")
+    for log in (dispatch._log_choice, block._log_choice):
+        log.cache_clear()
+    caplog.set_level("INFO", logger="pallas_kernels")
     with target.interpret(generation, processors=1):
         fused = outputs("bfloat16")
-    assert len(fused) > 4
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    for choice in (
+        "norms and residuals are fused",
+        "window_attention: implementation 'mosaic'",
+        "seed_attention: implementation 'mosaic'",
+    ):
+        assert choice in logged
+    assert len(fused) > 12
     for x, y, z in zip(fused, plain, exact, strict=True):
         scale = np.abs(z).max()
         assert np.abs(x - z).max() <= 2 * max(np.abs(y - z).max(), 2**-8 * scale)

@@ -13,7 +13,7 @@ from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.flops import total_flops, total_parameters
-from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.models.registry import make_model
 from kunlun_jax.nn.embedding import init_tables, lookup
 
 SOURCE = SyntheticSource(SyntheticConfig(train_rows=100, valid_rows=10, test_rows=10, users=50))
@@ -22,7 +22,7 @@ SOURCE = SyntheticSource(SyntheticConfig(train_rows=100, valid_rows=10, test_row
 def fitting_schema(preset: str) -> Schema:
     """The synthetic schema; for a preset of other data, with event types of the names it asks for."""
     schema, model = SOURCE.schema, PRESETS[preset][1].model
-    lacking = set(model.events) - {event.name for event in schema.events}
+    lacking = set(getattr(model, "events", ())) - {event.name for event in schema.events}
     more = tuple(dataclasses.replace(schema.events[0], name=name) for name in sorted(lacking))
     return dataclasses.replace(schema, events=schema.events + more)
 
@@ -33,7 +33,7 @@ def test_presets_build_and_run_abstractly(preset):
     schema = fitting_schema(preset)
 
     def forward(batch):
-        model = Kunlun(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+        model = make_model(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
         tables = init_tables(model.schema, config.model.embedding_dim, scale=0.05, key=jax.random.key(0))
         return model(batch, lookup(model.schema, batch, tables))
 
@@ -48,7 +48,9 @@ def test_presets_build_and_run_abstractly(preset):
 @functools.cache
 def parts_of(preset: str):
     config, schema = PRESETS[preset][1], fitting_schema(preset)
-    model = nnx.eval_shape(lambda: Kunlun(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: make_model(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+    )
     lengths = {event.name: np.full(4, config.loader.max_events) for event in schema.events}
     return model.parts(lengths)
 
@@ -62,6 +64,27 @@ def test_sizes_rise_from_small_to_large(capsys):
         print(f"\nparameters (tables of a small world) and FLOPs per example of small, base, large: {text}")
     assert flops[0] * 5 < flops[1] and flops[1] * 5 < flops[2]
     assert parameters == sorted(parameters)
+
+
+SYSTEMS_ALONE = ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din")
+
+
+def test_the_other_systems_cost_what_small_does():
+    """At the history lengths of its training rows, on the same batches with the same optimizer."""
+    small = PRESETS["small"][1]
+    world, longest = SyntheticSource(small.data.synthetic), small.loader.max_events
+    rows = np.linspace(0, small.data.synthetic.train_rows - 1, 1024).astype(np.int64)
+    lengths = {e.name: world.history_lengths(rows, e.name).clip(max=longest) for e in world.schema.events}
+    flops = {}
+    for preset in ("small", *SYSTEMS_ALONE):
+        config = PRESETS[preset][1]
+        assert dataclasses.replace(config, model=small.model) == small
+        model = nnx.eval_shape(
+            lambda config=config: make_model(SOURCE.schema, config.model, base_rate=(0.1,), rngs=nnx.Rngs(0))
+        )
+        flops[preset] = total_flops(model.parts(lengths))
+    for preset in SYSTEMS_ALONE:
+        assert 0.9 < flops[preset] / flops["small"] < 1.1, flops
 
 
 def test_large_is_as_large_as_production():

@@ -13,7 +13,9 @@ from kunlun_jax.models.kunlun import Kunlun
 from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.torch_reference import weights
 from kunlun_jax.torch_reference.model import Kunlun as Twin
+from kunlun_jax.torch_reference.registry import make_twin
 from tests.examples import CONFIG, SCHEMA, tiny_model, tiny_tables
+from tests.models.systems import TINY
 
 CHOICES = {
     "defaults": {},
@@ -43,7 +45,9 @@ def test_names_are_complete_both_ways(choice):
 
 
 def test_every_line_of_the_table_is_used():
-    names = set().union(*(twin(**changes).state_dict() for changes in CHOICES.values()))
+    twins = [twin(**changes) for changes in CHOICES.values()]
+    twins += [make_twin(SCHEMA, TINY[name]) for name in ("wukong", "interformer", "hstu")]
+    names = set().union(*(each.state_dict() for each in twins))
     used = {old for old in weights.LEAVES for name in names if weights.LEAVES[old] == _pattern(name)}
     assert used == set(weights.LEAVES)
 

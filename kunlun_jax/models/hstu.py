@@ -1,0 +1,127 @@
+"""HSTU for ranking: one causal sequence of everything the user did, with the candidate as its last token.
+
+    S  = the events of all types, oldest first;   c = MLP(flatten(context tokens))
+    X^0 = [S | c],   X^{l+1} = HSTU block(X^l),   logits = MLP(X^L of the last token)
+
+Source: HSTU, arXiv 2402.17152 (P). Ours (O): every event type keeps an event input of its own, which tells the types
+apart; the one candidate token holds all context features, so that the model sees what the others see. Merging and
+appending keep the packed layout (`nn.sequence`). The attention has biases and a causal mask that the fused kernels
+lack and runs as plain XLA (`nn.causal_pointwise`); ``--model.no-biased`` takes both away and runs on `gdpa`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kunlun_jax.batch import Batch, Jagged
+from kunlun_jax.data.dataset import Moments
+from kunlun_jax.data.schema import Schema
+from kunlun_jax.flops import Part, part
+from kunlun_jax.models.system import System, SystemConfig
+from kunlun_jax.nn.embedding import Embedded
+from kunlun_jax.nn.hstu import HSTUBlock
+from kunlun_jax.nn.mlp import MLP
+from kunlun_jax.nn.sequence import append, last_rows, merge
+
+
+@dataclasses.dataclass(frozen=True)
+class HSTUConfig(SystemConfig):
+    """HSTU's sizes and readings."""
+
+    layers: int = 3
+    """Blocks."""
+    heads: int = 2
+    """Attention heads; U, V, Q and K are as wide as the rows (O)."""
+    sequence_scale: float = 1000.0
+    """n, what a sum over keys is divided by: the longest sequence (P)."""
+    biased: bool = True
+    """Whether attention is causal and has biases of position and time (P); without, it runs on gdpa (O)."""
+    positions: int = 256
+    """Relative positions with a bias of their own; the last one holds for all that is farther (O)."""
+    time_buckets: int = 64
+    """Buckets of time gaps with a bias of their own, each 0.301 wide in the logarithm of seconds (M; number O)."""
+    candidate_hidden: tuple[int, ...] = (128,)
+    """Hidden widths of the MLP from context tokens to the candidate's (O)."""
+    block_dropout: float = 0.0
+    """Dropout rate inside each block."""
+    event_input: Literal["masknet", "mlp"] = "mlp"
+    """From event fields to tokens: a two-layer MLP (O), or masknet."""
+    activation: str = "silu"
+    """Activation of every plain MLP (O)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("layers", "positions", "time_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.dim % self.heads:
+            raise ValueError(f"dim is {self.dim}, heads {self.heads}; a head needs a whole width")
+        if not self.sequence_scale > 0:
+            raise ValueError(f"sequence_scale is {self.sequence_scale}; it must be above 0")
+        if not 0 <= self.block_dropout < 1:
+            raise ValueError(f"block_dropout is {self.block_dropout}; it must lie in [0, 1)")
+
+
+class HSTU(System):
+    """The model without its tables; arguments and errors are those of `kunlun_jax.models.kunlun.Kunlun`."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        config: HSTUConfig,
+        *,
+        base_rate: tuple[float, ...],
+        dense_moments: Moments | None = None,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(schema, config, dense_moments=dense_moments, rngs=rngs)
+        rest = {"dtype": config.compute_dtype, "rngs": rngs}
+        sizes = (self.context.tokens * config.dim, *config.candidate_hidden, config.dim)
+        self.candidate = MLP(sizes, activation=config.activation, **rest)
+        self.layers = nnx.List(
+            HSTUBlock(
+                config.dim,
+                heads=config.heads,
+                n=config.sequence_scale,
+                biased=config.biased,
+                positions=config.positions,
+                buckets=config.time_buckets,
+                dropout=config.block_dropout,
+                implementation=config.implementation,
+                **rest,
+            )
+            for _ in range(config.layers)
+        )
+        self.make_head(config.dim, config, base_rate, rngs)
+
+    def __call__(
+        self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
+    ) -> Float[Array, "batch tasks"]:
+        """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
+        x, events, ages = self.inputs(batch, embedded)
+        candidate = self.candidate(rearrange(x, "batch tokens dim -> batch (tokens dim)"))[:, None, :]
+        if events:
+            history, age = merge(events, ages)
+        else:
+            none = jnp.zeros(batch.size, jnp.int32)
+            history = Jagged(jnp.zeros((0, candidate.shape[-1]), candidate.dtype), jnp.pad(none, (0, 1)), none)
+            age = jnp.zeros(0, batch.dense.dtype)
+        # The candidate is as old as the request: its age is 0.
+        age = append(history.replace(age[:, None]), jnp.zeros((batch.size, 1, 1), age.dtype)).values[:, 0]
+        sequence = append(history, candidate)
+        for layer in self.layers:
+            sequence = sequence.replace(layer(sequence, age, dropout))
+        return self.logits(last_rows(sequence, 1)[:, 0], dropout)
+
+    def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
+        """Parameters and forward FLOPs per example of the candidate's MLP and the blocks."""
+        read = [np.asarray(lengths[name], np.int64) for name in self.event_names]
+        total = sum(read, np.zeros(batch, np.int64)) + 1
+        parts = [part("candidate", self.candidate, self.candidate.flops())]
+        return parts + [part(f"layer {i}", layer, layer.flops(total) / batch) for i, layer in enumerate(self.layers)]

@@ -1,0 +1,105 @@
+"""Interactions of feature vectors: dot products of tokens, and the cross network.
+
+dot:    <x_i, x_j> for i < j                                     DLRM, arXiv 1906.00091 (P)
+cross:  x' = x_0 * (W x + b) + x,   W full, or U V of a rank     DCNv2, arXiv 2008.13535 (P)
+DHEN:   dot and cross side by side                               InterFormer (P)
+"""
+
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from kunlun_jax.nn.mlp import MLP, linear_flops
+
+
+def dot_products(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch pairs"]:
+    """<x_i, x_j> of every pair of tokens i < j, by i and then by j."""
+    first, second = np.triu_indices(x.shape[1], k=1)
+    return jnp.einsum("bnd,bmd->bnm", x, x)[:, first, second]
+
+
+def pairs_of(tokens: int) -> int:
+    """How many pairs of tokens there are."""
+    return tokens * (tokens - 1) // 2
+
+
+def dot_flops(tokens: int, dim: int) -> int:
+    """Forward FLOPs of `dot_products` per example: of all ``tokens x tokens`` products, which one product makes."""
+    return 2 * tokens * tokens * dim
+
+
+class CrossNetwork(nnx.Module):
+    """Cross layers: layer i holds interactions of order 1 .. i + 1 of the channels.
+
+    Args:
+      dim: channels of x_0.
+      layers: of them.
+      rank: of the maps, as U V with U ``[dim, rank]``; 0 is the full matrix.
+    """
+
+    def __init__(self, dim: int, *, layers: int, rank: int, dtype, rngs: nnx.Rngs):
+        rest = {"dtype": dtype, "rngs": rngs}
+        self.down = nnx.List(nnx.Linear(dim, rank, use_bias=False, **rest) for _ in range(layers if rank else 0))
+        self.maps = nnx.List(nnx.Linear(rank or dim, dim, **rest) for _ in range(layers))
+
+    def __call__(self, x0: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+        """The output of the last layer."""
+        x = x0
+        for index, layer in enumerate(self.maps):
+            x = x0 * layer(self.down[index](x) if self.down else x) + x
+        return x
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        return sum(linear_flops(layer) for layer in (*self.down, *self.maps))
+
+
+class TokenInteraction(nnx.Module):
+    """InterFormer's interaction arch: X' = MLP(Interaction(tokens)), `tokens_out` tokens of the same width.
+
+    Args:
+      kind: "dot", "dcn", or "dhen", which is both.
+      layers, rank: of the cross network.
+      hidden: widths of the hidden layers of the MLP.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
+
+    def __init__(
+        self,
+        tokens_in: int,
+        tokens_out: int,
+        dim: int,
+        *,
+        kind: str,
+        layers: int,
+        rank: int,
+        hidden: tuple[int, ...],
+        activation: str,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        if kind not in ("dot", "dcn", "dhen"):
+            raise ValueError(f"interaction is {kind!r}; use 'dot', 'dcn' or 'dhen'")
+        self.dot, self.tokens_in, self.tokens_out, self.dim = kind in ("dot", "dhen"), tokens_in, tokens_out, dim
+        channels = tokens_in * dim
+        cross = kind in ("dcn", "dhen")
+        self.cross = CrossNetwork(channels, layers=layers, rank=rank, dtype=dtype, rngs=rngs) if cross else None
+        inputs = (pairs_of(tokens_in) if self.dot else 0) + (channels if cross else 0)
+        self.mlp = MLP((inputs, *hidden, tokens_out * dim), activation=activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
+        """X'."""
+        found = [dot_products(x)] if self.dot else []
+        if self.cross is not None:
+            found.append(self.cross(rearrange(x, "batch tokens dim -> batch (tokens dim)")))
+        out = self.mlp(jnp.concatenate(found, axis=1))
+        return rearrange(out, "batch (tokens dim) -> batch tokens dim", tokens=self.tokens_out)
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        cross = self.cross.flops() if self.cross is not None else 0
+        return self.mlp.flops() + cross + (dot_flops(self.tokens_in, self.dim) if self.dot else 0)

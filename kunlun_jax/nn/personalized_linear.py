@@ -1,0 +1,52 @@
+"""InterFormer's PFFN: one matrix for each example, made from its context, on all of its events.
+
+    PFFN(X_sum, S) = S f(X_sum),   f(X_sum) = W X_sum in R^{d x d},  W in R^{d x n_sum} along the token axis
+
+Source: InterFormer (P). It runs as GDPA with the identity for activation, (S I) f: a per-example product over packed
+rows is what that kernel does, and the product with the identity I, for keys, is what it costs there in addition. In
+`flops` only the useful product counts.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels.gdpa.api import gdpa
+
+
+class PersonalizedLinear(nnx.Module):
+    """S f(X_sum) for events of the width of the context tokens.
+
+    Args:
+      tokens: n_sum, tokens of X_sum.
+      dim: width of the tokens and of the events.
+    """
+
+    def __init__(self, tokens: int, dim: int, *, implementation: str | None, dtype, rngs: nnx.Rngs):
+        # A column of f(X_sum) has a norm of about that of a token of X_sum over sqrt(dim): S keeps its size.
+        init = nnx.initializers.normal((tokens * dim) ** -0.5)
+        self.token_map = nnx.Linear(tokens, dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.dim, self.implementation = dim, implementation
+
+    def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens dim"]) -> Float[Array, "rows dim"]:
+        """The events after the map of their example; zeros in rows that hold none."""
+        f = self.token_map(rearrange(x_sum, "batch tokens dim -> batch dim tokens"))
+        f = rearrange(f, "batch dim width -> batch width 1 dim")
+        out = gdpa(
+            events.values[:, None, :],
+            jnp.broadcast_to(jnp.eye(self.dim, dtype=f.dtype)[None, :, None, :], f.shape),
+            f,
+            events.row_splits,
+            events.lengths,
+            activation="identity",
+            implementation=self.implementation,
+        )
+        return out[:, 0, :]
+
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
+        """Forward FLOPs of a batch with these history lengths, without the product with the identity."""
+        return len(lengths) * self.dim * linear_flops(self.token_map) + 2 * int(lengths.sum()) * self.dim**2

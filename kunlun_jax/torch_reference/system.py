@@ -1,0 +1,122 @@
+"""What the twins share: tables, context and event input, and a head. A system is a subclass.
+
+Module names are those of the JAX models, with a prefix before event types and tables.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kunlun_jax.data.dataset import Moments
+from kunlun_jax.data.schema import Schema
+from kunlun_jax.models.system import SystemConfig
+from kunlun_jax.torch_reference.batch import Events, PaddedBatch
+from kunlun_jax.torch_reference.context import ContextTokens
+from kunlun_jax.torch_reference.event_input import EventInput
+from kunlun_jax.torch_reference.mlp import MLP
+
+EVENT = "event_"
+"""Stands before the name of an event type in the name of its module: "type" alone is a method of every module."""
+TABLE = "table_"
+"""Stands before the name of a table in the name of its parameter."""
+
+
+class System(nn.Module):
+    """Tables, input and head of a model.
+
+    Initial weights are PyTorch's own, or normal: to start where the JAX model starts, carry its weights over
+    (`kunlun_jax.torch_reference.weights`).
+
+    Args:
+      schema: of the data; tables and inputs follow from it.
+      config: sizes and readings. `dtype` and `implementation` say nothing here: it computes in the dtype of its
+        parameters.
+      event_dims: width of the tokens of each event type; None is `config.dim` for all.
+      dense_moments: of the dense features, used if config.standardize.
+    """
+
+    def __init__(
+        self, schema: Schema, config: SystemConfig, *, event_dims: dict[str, int] | None, dense_moments: Moments | None
+    ):
+        super().__init__()
+        types = config.event_types(tuple(event.name for event in schema.events))
+        # Sorted by name: so stand the tokens of the event types in what reads them.
+        self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
+        self.tables = nn.ParameterDict(
+            {
+                TABLE + name: torch.randn(table.rows, config.embedding_dim) * config.embedding_scale
+                for name, table in self.schema.tables.items()
+            }
+        )
+        self.context = ContextTokens(
+            schema,
+            config.embedding_dim,
+            config.dim,
+            dense_tokens=config.dense_tokens,
+            moments=dense_moments if config.standardize else None,
+        )
+        self.event_input = nn.ModuleDict(
+            {
+                EVENT + event.name: EventInput(
+                    len(event.categorical),
+                    len(event.dense),
+                    config.embedding_dim,
+                    config.dim if event_dims is None else event_dims[event.name],
+                    kind=config.event_input,
+                    age=config.age_feature,
+                    activation=config.activation,
+                )
+                for event in self.schema.events
+            }
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The event types that the model reads, in the order of their tokens."""
+        return tuple(event.name for event in self.schema.events)
+
+    def make_head(self, inputs: int, config: SystemConfig) -> None:
+        """Dropout, and the MLP from `inputs` channels to the logits."""
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = MLP((inputs, *config.head_hidden, len(self.schema.tasks)), config.activation)
+
+    def inputs(self, batch: PaddedBatch) -> tuple[Float[Tensor, "batch tokens dim"], dict[str, Tensor]]:
+        """Context tokens; event tokens ``[batch, time, dim]`` by type."""
+        x = self.context(batch.dense, self.embed_context(batch))
+        events = {}
+        for name in self.names:
+            e = batch.events[name]
+            events[name] = self.event_input[EVENT + name](self.embed_events(name, e), e.dense, e.age)
+        return x, events
+
+    def logits(self, x: Float[Tensor, "batch *channels"]) -> Float[Tensor, "batch tasks"]:
+        """The head on flattened channels. Dropout acts under `train()`."""
+        return self.head(self.dropout(x.flatten(1)))
+
+    def embed(self, table: str, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape embedding"]:
+        """Rows of a table."""
+        return F.embedding(ids, self.tables[TABLE + table])
+
+    def embed_context(self, batch: PaddedBatch) -> Float[Tensor, "batch features embedding"]:
+        """One embedding each categorical feature, then the mean one each multi-valued feature, zeros for no ids."""
+        rows = [self.embed(f.table_name, batch.categorical[:, i]) for i, f in enumerate(self.schema.categorical)]
+        for feature in self.schema.multi_valued:
+            lists = batch.multi_valued[feature.name]
+            embedded = self.embed(feature.table_name, lists.ids) * lists.mask[..., None]
+            rows.append(embedded.sum(1) / lists.mask.sum(1, keepdim=True).clamp(min=1))
+        return torch.stack(rows, dim=1) if rows else batch.dense.new_zeros(len(batch.weights), 0, 0)
+
+    def embed_events(self, name: str, events: Events) -> Float[Tensor, "batch time fields embedding"]:
+        """The embeddings of the fields of one event type."""
+        fields = self.schema.event(name).categorical
+        rows = [self.embed(f.table_name, events.ids[..., i]) for i, f in enumerate(fields)]
+        return torch.stack(rows, dim=2) if rows else events.dense.new_zeros(*events.age.shape, 0, 0)
+
+
+def weighted_loss(logits: Float[Tensor, "batch tasks"], batch: PaddedBatch) -> Float[Tensor, ""]:
+    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight."""
+    losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+    return (losses * batch.weights[:, None]).sum() / batch.weights.sum().clamp(min=1e-6)

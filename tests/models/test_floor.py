@@ -1,0 +1,153 @@
+"""DLRM, DCNv2 and DIN against their equations in NumPy; their configs' refusals."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from kunlun_jax.models.din import candidate_columns
+from kunlun_jax.models.hstu import HSTUConfig
+from kunlun_jax.models.interformer import InterFormerConfig
+from kunlun_jax.models.wukong import WukongConfig
+from kunlun_jax.nn.embedding import lookup
+from tests.examples import SCHEMA, random_batch, tiny_tables
+from tests.models.systems import QUICK, TINY, tiny_system
+
+
+def run(name: str, **changes):
+    """Model, embeddings, inputs and logits of the random batch."""
+    model, batch = tiny_system(name, **changes), random_batch()
+    tables = tiny_tables(model.schema, dim=model.embedding_dim)
+
+    def forward(batch):
+        embedded = lookup(model.schema, batch, tables)
+        return embedded, model.inputs(batch, embedded), model(batch, embedded)
+
+    embedded, (x, events, _), logits = jax.jit(forward, compiler_options=QUICK)(batch)
+    return model, embedded, np.asarray(x), events, np.asarray(logits)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def mlp(module, x, act=relu):
+    """The module by its weights."""
+    *hidden, last = module.layers
+    for layer in hidden:
+        x = act(x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...]))
+    return x @ np.asarray(last.kernel[...]) + np.asarray(last.bias[...])
+
+
+def histories(events) -> list[list[np.ndarray]]:
+    """Rows of each example of each event type, by name."""
+    found = []
+    for _, s in sorted(events.items()):
+        starts, lengths = np.asarray(s.row_splits)[:-1], np.asarray(s.lengths)
+        found.append([np.asarray(s.values)[a : a + n] for a, n in zip(starts, lengths, strict=True)])
+    return found
+
+
+def means(events) -> np.ndarray:
+    """The mean token of each event type, zeros for none."""
+    return np.stack([[s.sum(0) / max(len(s), 1) for s in each] for each in histories(events)], axis=1)
+
+
+def test_dlrm_is_its_equation():
+    model, _, x, events, logits = run("dlrm")
+    z = mlp(model.bottom, x[:, 0])
+    tokens = np.concatenate([z[:, None], x[:, 1:], means(events)], axis=1)
+    count = tokens.shape[1]
+    dots = [(tokens[:, i] * tokens[:, j]).sum(-1) for i in range(count) for j in range(i + 1, count)]
+    expected = mlp(model.head, np.concatenate([z, np.stack(dots, axis=1)], axis=1))
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cross_rank": 3}, {"structure": "stacked", "head_hidden": (5,)}], ids=str)
+def test_dcnv2_is_its_equation(changes):
+    model, _, x, events, logits = run("dcnv2", **changes)
+    x0 = np.concatenate([x, means(events)], axis=1).reshape(len(x), -1)
+    crossed = x0
+    for index, layer in enumerate(model.cross.maps):
+        inner = crossed @ np.asarray(model.cross.down[index].kernel[...]) if "cross_rank" in changes else crossed
+        crossed = x0 * (inner @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])) + crossed
+    if "structure" in changes:
+        expected = mlp(model.head, relu(mlp(model.deep, crossed)))
+    else:
+        expected = mlp(model.head, np.concatenate([crossed, relu(mlp(model.deep, x0))], axis=1))
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(("names", "columns"), [((), [1]), (("user",), [0])])
+def test_din_is_its_equation(names, columns):
+    """By default the candidate is the item, whose table both event types read."""
+    model, embedded, x, events, logits = run("din", candidate=names)
+    features = np.asarray(embedded.categorical)[:, columns].reshape(len(x), -1)
+    c = features @ np.asarray(model.candidate.kernel[...]) + np.asarray(model.candidate.bias[...])
+    found = [x.reshape(len(x), -1)]
+    for name, each in zip(sorted(events), histories(events), strict=True):
+        v = np.zeros_like(c)
+        for example, s in enumerate(each):
+            target = np.broadcast_to(c[example], s.shape)
+            a = mlp(model.attention[name].unit, np.concatenate([s, target, s - target, s * target], axis=1), silu)
+            v[example] = (a * s).sum(0)
+        found.append(v)
+    np.testing.assert_allclose(logits, mlp(model.head, np.concatenate(found, axis=1), silu), rtol=2e-4, atol=2e-4)
+
+
+def test_the_candidate_is_all_features_where_none_is_shared():
+    place = dataclasses.replace(SCHEMA.events[0], categorical=SCHEMA.events[0].categorical[1:])
+    assert candidate_columns(dataclasses.replace(SCHEMA, events=(place,)), ()) == (0, 1)
+    with pytest.raises(ValueError, match=r"model\.candidate names \['shop'\]; .* are \['user', 'item'\]"):
+        candidate_columns(SCHEMA, ("shop",))
+    with pytest.raises(ValueError, match=r"categorical features are \[\]"):
+        candidate_columns(dataclasses.replace(SCHEMA, categorical=()), ())
+
+
+BAD = [
+    ("dlrm", {"dense_tokens": 2}, "dense_tokens is 2"),
+    ("dcnv2", {"cross_layers": 0}, "cross_layers is 0; it must be at least 1"),
+    ("dcnv2", {"deep_hidden": ()}, "deep_hidden is empty"),
+    ("din", {"dropout": 1.0}, r"dropout is 1\.0; it must lie in \[0, 1\)"),
+    ("wukong", {"layers": 0}, "layers is 0; it must be at least 1"),
+    ("wukong", {"history_heads": 3}, "dim is 8, history_heads 3"),
+    ("interformer", {"pma_tokens": 0}, "pma_tokens is 0; it must be at least 1"),
+    ("interformer", {"heads": 8}, "dim is 8, heads 8; a head needs an even whole width"),
+    ("hstu", {"heads": 3}, "dim is 8, heads 3; a head needs a whole width"),
+    ("hstu", {"sequence_scale": 0.0}, r"sequence_scale is 0\.0; it must be above 0"),
+    ("hstu", {"block_dropout": -0.1}, r"block_dropout is -0\.1"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), BAD)
+def test_configs_that_cannot_be_are_refused(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY[name], **changes)
+
+
+@pytest.mark.parametrize("config", [WukongConfig(), InterFormerConfig(), HSTUConfig()], ids=lambda c: type(c).__name__)
+def test_an_event_type_that_the_schema_lacks(config):
+    with pytest.raises(ValueError, match=r"model\.skip_events names \['like'\]; .* are \['view'\]"):
+        dataclasses.replace(config, skip_events=("like", "*")).event_types(("view",))
+
+
+def test_dropout_of_an_hstu_block_acts_only_with_a_key():
+    model, batch = tiny_system("hstu", block_dropout=0.5, implementation="reference"), random_batch()
+    tables = tiny_tables(model.schema, dim=model.embedding_dim)
+
+    def forward(seed: int | None = None) -> np.ndarray:
+        def run(batch):
+            key = None if seed is None else nnx.Rngs(dropout=seed)
+            return model(batch, lookup(SCHEMA, batch, tables), dropout=key)
+
+        return np.asarray(jax.jit(run, compiler_options=QUICK)(batch))
+
+    plain = forward()
+    assert np.abs(forward(0) - plain).max() > 1e-3 and np.abs(forward(0) - forward(1)).max() > 1e-3
+    np.testing.assert_allclose(plain, run("hstu")[-1], atol=1e-5)
