@@ -1,14 +1,17 @@
-"""Everything that needs a GPU, in three pieces: ``python -m experiments.gpu``, or ``make gpu``. At most 9 minutes.
+"""Everything that needs a GPU, in pieces: ``python -m experiments.gpu``, or ``make gpu``. At most 9 minutes.
 
-1. The contract of the operators and the tests of the Mosaic kernels, on the GPU.
-2. Block sizes: ``python -m experiments.kernels tune``.
-3. The benchmark: ``python -m experiments.kernels``.
+1. The contract of the Mosaic kernels on the GPU: gdpa; windows and seeds.
+2. Block sizes of all three operators: ``python -m experiments.kernels tune``.
+3. The benchmark of ours and of what runs in the same process: ``python -m experiments.kernels``.
+4. Peers in processes of their own: PyTorch's attention, Meta's GDPA where its checkout is named.
+5. Window attention from 512 to 32k rows: ``python -m experiments.kernels scaling``.
+6. The Triton kernels' contract where there are any, the operators' other implementations, the other kernel tests.
 
-Each piece has a limit and is ended at it, writes as it goes, and continues in the next run where it stopped: tests
-that failed come first, and a contract that passed is not run again for the same sources; tuning and benchmark skip what
-their files have. A piece that fails does not keep the next from running. Logs are in ``runs/gpu``. The exit code is 0
-if all three passed, which the summary at the end says piece by piece. Only the standard library is needed to start; a
-piece that lacks a package says which.
+Each piece has a limit and is ended at it, writes as it goes, and continues in the next run where it stopped: a test
+that passed is not run again for the same sources (`experiments.passed_tests`); tuning and benchmark skip what their
+files have, and begin with the shapes that matter most. A piece that fails does not keep the next from running. Logs are
+in ``runs/gpu``. The exit code is 0 if all passed, which the summary at the end says piece by piece. Only the standard
+library is needed to start; a piece that lacks a package says which.
 """
 
 import argparse
@@ -47,32 +50,59 @@ class Piece:
     once: bool = False
 
 
+_CONTRACTS = ("mosaic/test_gdpa_contract.py", "mosaic/test_softmax_contract.py")
+TESTS = {
+    "gdpa": (_CONTRACTS[:1], 75),
+    "softmax": (_CONTRACTS[1:], 75),
+    "triton": (("triton", "--ignore", "triton/test_triton_compile.py"), 30),
+    "operators": (("test_contract.py",), 20),
+    "others": (("mosaic", "--ignore", _CONTRACTS[0], "--ignore", _CONTRACTS[1]), 20),
+}
+"""Contract tests by name: what of tests/pallas_kernels, and seconds."""
+
+
+def _tests(name: str) -> tuple[Piece, ...]:
+    """The piece of some contract tests, none where they do not exist."""
+    folder = "tests/pallas_kernels"
+    (first, *rest), limit_s = TESTS[name]
+    if not (REPOSITORY / folder / first).exists():
+        return ()
+    chosen = [x if x.startswith("-") else f"{folder}/{x}" for x in (first, *rest)]
+    # The test under shard_map needs two devices.
+    command = ("pytest", "-v", "-p", "experiments.passed_tests", "-k", "not shard_map", *chosen)
+    return (Piece(f"contract-{name}", command, limit_s, once=True),)
+
+
 def pieces(library: Path | None) -> tuple[Piece, ...]:
-    """The three; budgets end well before limits, so that what has begun ends by itself and is written."""
-    tests = [name for name in ("test_contract.py", "mosaic") if (REPOSITORY / "tests/pallas_kernels" / name).exists()]
-    peers = ("--peers.ads-kernel-library", str(library)) if library else ()
+    """All of them; budgets end well before limits, so that what has begun ends by itself and is written."""
+    kernels, limit = "experiments.kernels", ("--call-limit-s", "45")
+    checkout = ("--peers.ads-kernel-library", str(library)) if library else ()
     return (
-        # The test under shard_map needs two devices.
-        Piece(
-            "contract",
-            ("pytest", "-v", "--ff", "-k", "not shard_map", *(f"tests/pallas_kernels/{name}" for name in tests)),
-            180,
-            once=True,
-        ),
-        Piece("tune", ("experiments.kernels", "tune", "--budget-s", "115", "--call-limit-s", "45"), 150),
-        Piece("kernels", ("experiments.kernels", "--budget-s", "130", "--call-limit-s", "60", *peers), 180),
+        *_tests("gdpa"),
+        *_tests("softmax"),
+        Piece("tune", (kernels, "tune", "--budget-s", "65", *limit), 95),
+        Piece("kernels", (kernels, "--where", "inside", "--budget-s", "60", *limit), 95),
+        Piece("peers", (kernels, "--where", "outside", "--budget-s", "25", *checkout), 85),
+        Piece("scaling", (kernels, "scaling", "--budget-s", "15", "--call-limit-s", "25"), 45),
+        *_tests("triton"),
+        *_tests("operators"),
+        *_tests("others"),
     )
 
 
-def environment(piece: Piece) -> dict[str, str]:
-    """Environment of a piece: JAX on the GPU, and without TF32 where float32 is compared with a definition."""
+def environment(piece: Piece, folder: Path) -> dict[str, str]:
+    """Environment of a piece: JAX on the GPU, and without TF32 where float32 is compared with a definition.
+
+    `folder` is that of the logs.
+    """
     changes = {
         "JAX_PLATFORMS": os.environ.get("KUNLUN_GPU_PLATFORM", "cuda,cpu"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    if piece.name == "contract":
+    if piece.name.startswith("contract"):
         changes["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+        changes |= {"KUNLUN_PASSED_TESTS": str(folder / f"{piece.name}.tests"), "KUNLUN_SOURCES": sources()}
     return os.environ | changes
 
 
@@ -114,7 +144,7 @@ def _run_once(piece: Piece, log: Path, limit_s: float) -> tuple[int, bool]:
         process = subprocess.Popen(
             [sys.executable, "-m", *piece.command],
             cwd=REPOSITORY,
-            env=environment(piece),
+            env=environment(piece, log.parent),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -152,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the pieces and sums up; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ads-kernel-library", type=Path, help="checkout of facebookresearch/ads_model_kernel_library")
-    parser.add_argument("--only", nargs="*", default=(), help="names of pieces: contract, tune, kernels")
+    parser.add_argument("--only", nargs="*", default=(), help="names of pieces, e.g. contract-softmax kernels")
     parser.add_argument("--logs", type=Path, default=REPOSITORY / "runs/gpu", help="folder of the logs")
     args = parser.parse_args(arguments)
     args.logs.mkdir(parents=True, exist_ok=True)
@@ -164,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
         results[piece.name] = run(piece, args.logs)
     print("=== summary")
     for name, (outcome, seconds) in results.items():
-        print(f"{name:<10} {seconds:6.0f} s  {outcome}")
+        print(f"{name:<18} {seconds:6.0f} s  {outcome}")
     return 1 if any(outcome.startswith("FAILED") for outcome, _ in results.values()) else 0
 
 

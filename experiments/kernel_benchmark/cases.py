@@ -143,17 +143,27 @@ def _gdpa(group, batch, lengths, sparsities, **fields):
 
 
 LENGTHS, BOTH = (1024, 512, 2048, 256), (1.0, 0.5)
+
+
+def _window(width: int) -> Case:
+    return Case("window", 1152, 1024, 0.5, window=(width, width), activation="softmax")
+
+
+def _seeds(seeds: int) -> Case:
+    return Case("seeds", 1152, 1000, 0.5, seeds=seeds, activation="softmax")
+
+
+def _of_length(length: int) -> list[Case]:
+    return [*_gdpa("pffn 256", 1152, (length,), BOTH, keys=256), *_gdpa("self", 1152, (length,), BOTH)]
+
+
 CASES = (
-    *(
-        case
-        for length in LENGTHS
-        for case in (
-            *_gdpa("pffn 256", 1152, (length,), BOTH, keys=256),
-            *_gdpa("self", 1152, (length,), BOTH),
-        )
-    ),
-    *(Case("window", 1152, 1024, 0.5, window=(w, w), activation="softmax") for w in (100, 50)),
-    *(Case("seeds", 1152, 1000, 0.5, seeds=seeds, activation="softmax") for seeds in (32, 64, 256)),
+    *_of_length(1024),
+    _window(100),
+    _seeds(64),
+    *(case for length in LENGTHS[1:] for case in _of_length(length)),
+    _window(50),
+    *(_seeds(seeds) for seeds in (32, 256)),
     *(
         Case("narrow", 1152, 1024, 0.5, keys=256, dim=dim, activation=activation)
         for dim in (64, 32)

@@ -1,81 +1,41 @@
-"""Whose operator is timed: ours by implementation, the unfused program, tokamax.
+"""Whose operator is timed: ours by implementation, the unfused program, libraries, and processes of their own.
 
 Each comes as a `Subject` that is ready to be called, or raises `CannotRun` with the reason, which becomes a row of the
-results like any other.
+results like any other. What runs in a process of its own is measured by `processes`.
 """
 
-import dataclasses
 import functools
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.kernel_benchmark import unfused
+from experiments.kernel_benchmark import libraries, processes, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
-from pallas_kernels.costs import Cost
-from pallas_kernels.gdpa.api import gdpa
-from pallas_kernels.seed_attention.api import seed_attention
-from pallas_kernels.window_attention.api import window_attention
+from experiments.kernel_benchmark.subjects import CannotRun, Subject, compiled, on_padded, reason
+from pallas_kernels.gdpa import api as gdpa_api
+from pallas_kernels.seed_attention import api as seed_api
+from pallas_kernels.window_attention import api as window_api
 
-
-class CannotRun(Exception):
-    """Why an implementation does not run a case; the message is for the results."""
-
-
-@dataclasses.dataclass
-class Subject:
-    """One implementation of one case, with its operands.
-
-    Attributes:
-      forward: () -> output, as a compiled call.
-      backward: () -> gradients of q, k, v, likewise: the pullback alone, given what the forward pass saved.
-      pick: (pass, result) -> results of the compared examples, see `unfused.pick`.
-      cost: counted work, of fewer examples where `examples` are fewer.
-      examples: examples computed.
-      note: what must be known beside the number; "" if nothing.
-      same: whether it computes the operator of the case, so that an error can be told.
-    """
-
-    forward: Callable[[], Any]
-    backward: Callable[[], Any]
-    pick: Callable[[str, Any], list[np.ndarray]]
-    cost: Cost
-    examples: int
-    note: str = ""
-    same: bool = True
+APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
+OURS = tuple(dict.fromkeys(name for api in APIS.values() for name in api.IMPLEMENTATIONS if name != "reference"))
+"""Ours by the operators' own lists; one that an operator lacks has rows that say so."""
+NAMES = (*OURS, "unfused", *libraries.NAMES, *processes.NAMES)
+"""Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""
 
 
 def operator(case: Case, implementation: str) -> Callable:
     """(q, k, v, row_splits, lengths) -> output, by one of our implementations."""
     if case.operator == "seed_attention":
-        return functools.partial(seed_attention, scale=case.scale, implementation=implementation)
+        return functools.partial(seed_api.seed_attention, scale=case.scale, implementation=implementation)
     if case.window is not None:
-        return functools.partial(window_attention, window=case.window, scale=case.scale, implementation=implementation)
-    return functools.partial(gdpa, activation=case.activation, pre_scale=case.scale, implementation=implementation)
-
-
-def compiled(function: Callable, operands: tuple, offsets: tuple, cotangent: jax.Array) -> tuple[Callable, Callable]:
-    """Forward and backward of ``function(*operands, *offsets)`` as calls without arguments.
-
-    Offsets are arguments of what is compiled, so a kernel's work list is made in each call, as in training. The
-    backward call is the pullback alone: what it needs of the forward pass was saved by one before, which is not timed.
-    """
-    forward = jax.jit(function)
-    save = jax.jit(lambda operands, offsets: jax.vjp(lambda *operands: function(*operands, *offsets), *operands)[1])
-    pull = jax.jit(lambda pullback, cotangent: pullback(cotangent))
-    saved: list = []
-
-    def backward():
-        if not saved:
-            saved.append(save(operands, offsets))
-        return pull(saved[0], cotangent)
-
-    return lambda: forward(*operands, *offsets), backward
+        return functools.partial(
+            window_api.window_attention, window=case.window, scale=case.scale, implementation=implementation
+        )
+    return functools.partial(
+        gdpa_api.gdpa, activation=case.activation, pre_scale=case.scale, implementation=implementation
+    )
 
 
 def ours(problem: Problem, implementation: str) -> Subject:
@@ -96,43 +56,6 @@ def ours(problem: Problem, implementation: str) -> Subject:
     return Subject(*calls, pick, problem.cost, problem.case.batch)
 
 
-def reason(error: BaseException) -> str:
-    """Type and first lines of an error, short enough for a table."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-def device_bytes() -> int:
-    """Memory of the device, bytes; 2 GB where it does not say."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    return int(statistics.get("bytes_limit", 2 * 10**9))
-
-
-def on_padded(problem: Problem, function: Callable, arrays_of_scores: int) -> Subject:
-    """A subject that takes padded arrays, made beforehand, of as many examples as fit."""
-    case = problem.case
-    rows = -(-int(problem.host_lengths.max()) // 8) * 8
-    batch, room = case.batch, 0.55 * device_bytes()
-    while batch and arrays_of_scores * unfused.scores_bytes(case, batch, rows) > room:
-        batch //= 2
-    # The compared examples come first, so they are among those that fit.
-    if batch < len(problem.subset):
-        raise CannotRun(f"the scores of {len(problem.subset)} examples do not fit in {room / 1e9:.0f} GB")
-    others = np.setdiff1d(np.arange(case.batch), problem.subset)
-    examples = np.concatenate([problem.subset, others[: batch - len(problem.subset)]]).astype(np.int64)
-    operands, cotangent, lengths = unfused.padded(problem, examples, rows)
-    calls = compiled(function, operands, (lengths,), cotangent)
-
-    def pick(pass_, result):
-        results, packed = ([result], problem.packed[3:]) if pass_ == "forward" else (result, problem.packed[:3])
-        return unfused.pick_padded(problem, examples, results, packed)
-
-    note = "padded to the longest" if (problem.host_lengths != rows).any() else ""
-    if batch < case.batch:
-        note = "; ".join(filter(None, [note, f"{batch} of {case.batch} examples, the scores of more do not fit"]))
-    return Subject(*calls, pick, case.cost(problem.host_lengths[examples]), batch, note)
-
-
 def plain(problem: Problem) -> Subject:
     """Two batched matrix products with the activation between them."""
     case = problem.case
@@ -140,33 +63,16 @@ def plain(problem: Problem) -> Subject:
     return on_padded(problem, lambda q, k, v, lengths: unfused.attend(case, q, k, v, lengths), 4)
 
 
-def tokamax(problem: Problem) -> Subject:
-    """Softmax attention of tokamax at the same shape: another function, for a feeling of what the chip gives."""
-    if importlib.util.find_spec("tokamax") is None:
-        raise CannotRun("tokamax is not installed")
-    if problem.case.operator != "gdpa":
-        raise CannotRun("tokamax is measured at the shapes of gdpa alone")
-    library, case = importlib.import_module("tokamax"), problem.case
-
-    def attention(q, k, v, lengths):
-        own = None if case.keys else lengths
-        return library.dot_product_attention(q, k, v, scale=case.scale, key_value_seq_lengths=own)
-
-    subject = on_padded(problem, attention, 0)
-    note = f"softmax, another function; tokamax {getattr(library, '__version__', '?')}"
-    return dataclasses.replace(subject, note="; ".join(filter(None, [note, subject.note])), same=False)
-
-
 def build(name: str, problem: Problem) -> Subject:
-    """The subject called "mosaic", "xla", "reference", "unfused" or "tokamax".
+    """The subject of a name in `NAMES` that needs no process of its own, or "reference".
 
     Raises:
       CannotRun: it does not run this case here.
     """
     if name == "unfused":
         return plain(problem)
-    if name == "tokamax":
-        return tokamax(problem)
+    if name in libraries.NAMES:
+        return libraries.build(name, problem)
     return ours(problem, name)
 
 

@@ -1,15 +1,12 @@
 """The run over cases: what is missing is measured, and each row is on disk before the next begins."""
 
 import dataclasses
-import json
 import os
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,15 +15,14 @@ from tqdm import tqdm
 
 from experiments.kernel_benchmark import cases, clock, implementations, store, unfused
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.implementations import CannotRun, Subject, reason
 from experiments.kernel_benchmark.store import Store, cannot_run, row_name
+from experiments.kernel_benchmark.subjects import CannotRun, Subject, reason
 from pallas_kernels import roofline
 from pallas_kernels.roofline import Pass
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
 ERROR_LIMIT = {"forward": 2, "backward": 5}
 """Times the error of plain bf16 that a kernel may be off."""
-META = "meta-triton"
 AGAIN = 75
 """Exit code: the device has to be opened anew, in a new process; what was measured is on disk."""
 
@@ -99,7 +95,7 @@ class Run:
     Attributes:
       store: the results.
       cases: what to measure, most important first.
-      names: implementations, without Meta's.
+      names: implementations, without those of `processes`.
       rounds: rounds of the clock.
       deadline: when to stop, by `time.monotonic`.
       limit_s: what a call may take.
@@ -118,7 +114,7 @@ class Run:
     def missing(self, case: Case, pass_: str, implementation: str, extra: str = "") -> bool:
         """Whether this row is to be measured."""
         name = row_name(case.name, pass_, implementation)
-        if not self.store.holds(name, implementation, extra):
+        if not self.store.holds(name, implementation, case.operator, extra):
             return True
         return self.retry and "cannot_run" in self.store.rows[name]
 
@@ -231,6 +227,7 @@ def measured_row(store_: Store, case: Case, pass_: Pass, name: str, seconds: flo
     flops = cost.forward_flops if pass_ == "forward" else cost.backward_flops
     row = {
         "case": case.name,
+        "operator": case.operator,
         "group": case.group,
         "max_length": case.max_length,
         "sparsity": case.sparsity,
@@ -257,65 +254,3 @@ def measured_row(store_: Store, case: Case, pass_: Pass, name: str, seconds: flo
             "bound": limit.bound,
         }
     return row
-
-
-def meta(run: Run, path: Path | None, budget_s: float) -> int:
-    """Rows of Meta's Triton GDPA, measured by a process of its own; returns how many are left for another run."""
-    extra = "" if path is None else f"at {path.name}"
-
-    def missing() -> list[tuple[Case, str]]:
-        return [(c, p) for c in run.cases for p in PASSES if run.missing(c, p, META, extra)]
-
-    def put(case: Case, pass_: str, row: dict[str, Any]) -> None:
-        run.store.put(row_name(case.name, pass_, META), row, extra)
-
-    if path is None:
-        for case, pass_ in missing():
-            put(case, pass_, cannot_run(case, pass_, META, "not asked for: give --peers.ads-kernel-library PATH"))
-        return 0
-    wanted = dict.fromkeys(case for case, _ in missing())
-    for case in [case for case in wanted if case.operator != "gdpa"]:
-        for pass_ in PASSES:
-            put(case, pass_, cannot_run(case, pass_, META, f"it is not measured for {case.operator}"))
-        del wanted[case]
-    if not wanted:
-        return 0
-    by_name = {case.name: case for case in wanted}
-    asked = [
-        {
-            "lengths": case.lengths().tolist(),
-            "subset": sorted({int(case.lengths().argmax()), *range(min(3, case.batch))}),
-            "name": case.name,
-        }
-        | {field: getattr(case, field) for field in ("max_length", "keys", "heads", "dim", "activation", "scale")}
-        for case in wanted
-    ]
-    command = [sys.executable, "-m", f"{__package__}.meta_triton", str(path), "--budget-s", str(budget_s)]
-    print(f"{META}: {len(asked)} cases in a process of its own, {budget_s:.0f} s ...", file=sys.stderr)
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdin is not None and child.stdout is not None
-    timer = threading.Timer(budget_s + 20, child.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        child.stdin.write(json.dumps(asked))
-        child.stdin.close()
-        for line in child.stdout:
-            if not line.startswith('{"name"'):
-                continue  # the library may print, too
-            found = json.loads(line)
-            case, pass_ = by_name[found["name"]], found["pass"]
-            if "cannot_run" in found:
-                put(case, pass_, cannot_run(case, pass_, META, found["cannot_run"]))
-                continue
-            cost = case.cost(case.lengths())
-            row = measured_row(run.store, case, pass_, META, found["seconds"], found["error_ratios"], cost)
-            put(case, pass_, row | {"examples": case.batch, "note": found["note"]})
-        child.wait()
-    finally:
-        timer.cancel()
-        child.stdout.close()
-    if child.returncode and missing():
-        case, pass_ = missing()[0]
-        put(case, pass_, cannot_run(case, pass_, META, f"its process ended with {child.returncode}"))
-    return len(missing())

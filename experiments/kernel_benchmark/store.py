@@ -22,9 +22,18 @@ import pallas_kernels
 from kunlun_jax.training.run_directory import command, commit, write_atomic
 from pallas_kernels.mosaic.tuning import slug
 
-PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "numpy", "torch", "triton", "tokamax")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "jax-cuda13-plugin",
+    "numpy",
+    "nvidia-cudnn-cu13",
+    "torch",
+    "triton",
+    "jax-triton",
+    "tokamax",
+)
 KERNELS = Path(pallas_kernels.__file__).parent
-TUNING = KERNELS / "gdpa" / "tuning"
 RESULTS = Path("experiments/results")
 
 
@@ -55,9 +64,9 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def tuned() -> str:
-    """A digest of the tuned block sizes of this device; "none" without any."""
-    path = TUNING / f"{slug(device_kind())}.json"
+def tuned(operator: str) -> str:
+    """A digest of an operator's tuned block sizes for this device; "none" without any."""
+    path = KERNELS / operator / "tuning" / f"{slug(device_kind())}.json"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none"
 
 
@@ -74,9 +83,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def made_with(implementation: str, extra: str = "") -> str:
-    """What a row of an implementation holds for, as one string."""
-    tuning = tuned() if implementation == "mosaic" else ""
+def made_with(implementation: str, operator: str, extra: str = "") -> str:
+    """What a row of an implementation of an operator holds for, as one string."""
+    tuning = tuned(operator) if implementation == "mosaic" else ""
     return " ".join(filter(None, [sources(), *(f"{k} {v}" for k, v in versions().items()), tuning, extra]))
 
 
@@ -105,16 +114,20 @@ class Store:
         """Name -> row."""
         return self.content["rows"]
 
-    def holds(self, name: str, implementation: str, extra: str = "") -> bool:
+    def holds(self, name: str, implementation: str, operator: str, extra: str = "") -> bool:
         """Whether the file has this row and what made it is what would make it now."""
         row = self.rows.get(name)
-        return row is not None and not row.get("started") and row["made_with"] == made_with(implementation, extra)
+        return (
+            row is not None
+            and not row.get("started")
+            and row["made_with"] == made_with(implementation, operator, extra)
+        )
 
     def put(self, name: str, row: dict[str, Any], extra: str = "") -> None:
         """Adds or replaces a row; it is on disk when this returns."""
         self.content["environments"][self._id] = self._environment
         self.rows[name] = row | {
-            "made_with": made_with(row["implementation"], extra),
+            "made_with": made_with(row["implementation"], row["operator"], extra),
             "environment": self._id,
         }
         self.write()
@@ -136,6 +149,7 @@ def cannot_run(case: Any, pass_: str, implementation: str, why: str) -> dict[str
     """A row that says why there is no number."""
     return {
         "case": case.name,
+        "operator": case.operator,
         "group": case.group,
         "pass": pass_,
         "implementation": implementation,

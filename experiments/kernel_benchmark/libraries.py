@@ -1,0 +1,108 @@
+"""Attention of other JAX libraries beside ours: cuDNN through `jax.nn`, and tokamax's Mosaic kernel.
+
+Both take padded arrays, made beforehand and not timed. What they compute is softmax attention, so at the shapes of gdpa
+tokamax is a feeling for what the chip gives and no comparison. Neither was run on a GPU by us yet: at toy sizes on a
+CPU the same calls run through `jax.nn`'s XLA program.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.kernel_benchmark.cases import Case, Problem
+from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_padded
+
+NAMES = ("cudnn", "tokamax")
+TOKAMAX_ROWS = 128
+"""tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""
+
+
+def build(name: str, problem: Problem) -> Subject:
+    """The subject of a name in `NAMES`; CannotRun with the reason where it does not run this case here."""
+    return {"cudnn": cudnn, "tokamax": tokamax}[name](problem)
+
+
+def _full(problem: Problem) -> bool:
+    """Whether all examples are equally long, so that no lengths need to be given."""
+    return bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
+
+
+def _each(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Seeds that the batch shares, once for each example; other queries as they are."""
+    return q if q.ndim == 4 else jnp.broadcast_to(q[None], (k.shape[0], *q.shape))
+
+
+def by_jax(case: Case, implementation: str, *, full: bool = False) -> tuple[Callable[..., jax.Array], str, bool]:
+    """A call of `jax.nn.dot_product_attention` for padded arrays, with no more than cuDNN can do.
+
+    `jax.nn` hands cuDNN a window on the left alone, and with a causal mask: cuDNN leaves the last row on the left out,
+    for which `jax.nn` adds one, so both bounds are inclusive as ours are. A window that also reaches to the right
+    raises there; full attention is called in its place, which is less work than any mask over it.
+
+    Args:
+      case: softmax attention in a window, or of seeds.
+      implementation: "cudnn", or "xla" to check the call without a GPU.
+      full: whether all examples have the padded length.
+
+    Returns:
+      ``(q, k, v, lengths) -> out``, a note, and whether it computes the operator of the case.
+    """
+    options: dict[str, Any] = {"scale": case.scale, "implementation": implementation}
+    note, same = "", True
+    if case.window is not None:
+        left, right = (side if side < case.max_length - 1 else None for side in case.window)
+        if right == 0:
+            options["is_causal"] = True
+            if left is not None:
+                options["local_window_size"] = (left, 0)
+        elif (left, right) != (None, None):
+            note, same = "does not skip: full attention, the window left out", False
+
+    def call(q, k, v, lengths):
+        known = {} if full else {"key_value_seq_lengths": lengths}
+        if case.seeds is None and not full:
+            known["query_seq_lengths"] = lengths
+        return jax.nn.dot_product_attention(_each(q, k), k, v, **options, **known)
+
+    return call, note, same
+
+
+def cudnn(problem: Problem) -> Subject:
+    """Fused attention of cuDNN on padded operands, with lengths where they differ."""
+    if problem.case.operator == "gdpa":
+        raise CannotRun("cudnn is softmax attention, which gdpa is not")
+    if jax.default_backend() != "gpu":
+        raise CannotRun("cuDNN needs an NVIDIA GPU")
+    call, note, same = by_jax(problem.case, "cudnn", full=_full(problem))
+    subject = on_padded(problem, call, 0)
+    return dataclasses.replace(subject, note="; ".join(filter(None, [note, subject.note])), same=same)
+
+
+def tokamax(problem: Problem) -> Subject:
+    """Mosaic attention of tokamax, its window a range of keys for each query, by which it skips tiles.
+
+    At the shapes of gdpa it is softmax attention over the same keys, another function. The backward pass is the one
+    that its version has for the Mosaic kernel, which in some is plain XLA.
+    """
+    case = problem.case
+    if importlib.util.find_spec("tokamax") is None:
+        raise CannotRun("tokamax is not installed")
+    library = importlib.import_module("tokamax")
+    options: dict[str, Any] = {"scale": case.scale, "implementation": "mosaic"}
+    if case.window is not None:
+        options["local_window_size"] = case.window
+
+    def attention(q, k, v, lengths):
+        own = None if case.keys else lengths
+        return library.dot_product_attention(_each(q, k), k, v, key_value_seq_lengths=own, **options)
+
+    subject = on_padded(problem, attention, 0, multiple=TOKAMAX_ROWS)
+    notes = [f"tokamax {getattr(library, '__version__', '?')}", subject.note]
+    if case.operator == "gdpa":
+        notes.insert(0, "softmax, another function")
+    return dataclasses.replace(subject, note="; ".join(filter(None, notes)), same=case.operator != "gdpa")

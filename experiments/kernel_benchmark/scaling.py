@@ -1,0 +1,208 @@
+"""Does window attention take time in proportion to rows times window? Lengths that double at one window, and a fit.
+
+Each length is measured in the window (100, 100) and, as far as it is affordable, with a window as long as the sequence,
+which is full attention. The exponent is the slope of log seconds over log length by least squares: 1 for time that
+grows as the rows, 2 as their square. Batch and heads stay the same, so that on a GPU the shortest fills the chip too.
+All lengths take turns in each round, so that a busy machine slows all of them alike, and the fastest round is fitted,
+as other work on a machine only ever adds to a time; the median stands beside it.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.kernel_benchmark import cases, clock, implementations
+from experiments.kernel_benchmark.cases import Case
+from experiments.kernel_benchmark.report import COLORS
+from experiments.kernel_benchmark.run import PASSES, Guard, check_device, measured_row
+from experiments.kernel_benchmark.store import Store, cannot_run, row_name, unable
+from experiments.kernel_benchmark.subjects import CannotRun, Subject, reason
+
+WINDOW = (100, 100)
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+MOST_SMALL, MOST_FULL = 8192, 4096
+"""Longest sequences without a GPU, and longest in full attention."""
+
+
+def cases_for(small: bool) -> tuple[Case, ...]:
+    """What is measured; small without a GPU."""
+    shape: dict[str, Any] = {"batch": 2, "heads": 2, "dim": 32} if small else {"batch": 32, "heads": 4, "dim": 128}
+    lengths = [length for length in LENGTHS if length <= (MOST_SMALL if small else LENGTHS[-1])]
+    windows = [(length, WINDOW) for length in lengths] + [(n, (n, n)) for n in lengths if n <= MOST_FULL]
+    return tuple(
+        Case("scaling", max_length=length, sparsity=1.0, window=window, activation="softmax", **shape)
+        for length, window in windows
+    )
+
+
+def implementations_for(small: bool) -> tuple[str, ...]:
+    """Which are measured."""
+    return ("xla",) if small else ("mosaic",)
+
+
+def measure(results: Store, small: bool, names: tuple[str, ...], rounds: int, deadline: float, limit_s: float) -> int:
+    """Times each implementation and pass over all lengths that can run; returns how many rows are left.
+
+    An implementation and pass that misses a row is measured anew as a whole, for its lengths belong to one another.
+    """
+    chosen, guard = cases_for(small), Guard(results, limit_s)
+
+    def missing(name: str, pass_: str) -> bool:
+        rows = [row_name(case.name, pass_, name) for case in chosen]
+        return not all(results.holds(row, name, "window_attention") for row in rows)
+
+    guard.after_a_crash({row_name(c.name, p, n): (c, p, n) for c in chosen for p in PASSES for n in names})
+    for name in names:
+        subjects: dict[Case, Subject] = {}
+        for pass_ in PASSES:
+            if not missing(name, pass_):
+                continue
+            if time.monotonic() > deadline:
+                break
+            print(f"{name}, {pass_}: {len(chosen)} lengths and windows in turn ...", file=sys.stderr)
+            calls = {}
+            for case in chosen:
+                try:
+                    subject = subjects.get(case) or implementations.build(name, cases.problem(case))
+                    subjects[case] = subject
+                    with guard.watch(case, pass_, name):
+                        clock.first_call(getattr(subject, pass_))
+                    calls[case.name] = getattr(subject, pass_)
+                except Exception as error:  # the reason of this row, and no reason to lose the others
+                    why = str(error) if isinstance(error, CannotRun) else reason(error)
+                    results.put(row_name(case.name, pass_, name), cannot_run(case, pass_, name, why))
+                    check_device(row_name(case.name, pass_, name))
+            times = clock.take_turns(calls, rounds)
+            for case in (case for case in chosen if case.name in times):
+                taken = times[case.name]
+                row = measured_row(results, case, pass_, name, taken.median, None, subjects[case].cost)
+                row |= {"fastest_seconds": min(taken.rounds), "round_seconds": taken.rounds}
+                results.put(row_name(case.name, pass_, name), row | {"calls_in_a_row": taken.calls})
+    return sum(len(chosen) for name in names for pass_ in PASSES if missing(name, pass_))
+
+
+def _series(content: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Measured rows by implementation, pass and kind of window, ascending in length."""
+    names = {case.name: "full" if case.window != WINDOW else "window" for s in (0, 1) for case in cases_for(bool(s))}
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in content["rows"].values():
+        if "seconds" in row and row["case"] in names:
+            found.setdefault((row["implementation"], row["pass"], names[row["case"]]), []).append(row)
+    return {key: sorted(rows, key=lambda row: row["max_length"]) for key, rows in found.items()}
+
+
+def _rows_and_window(row: dict[str, Any]) -> tuple[int, int]:
+    """Rows of all examples, and the keys that a row inside may read."""
+    case = next(case for s in (False, True) for case in cases_for(s) if case.name == row["case"])
+    assert case.window is not None
+    return case.batch * case.max_length, min(sum(case.window) + 1, case.max_length)
+
+
+def fits(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Least squares of log seconds over log length for each series of 3 lengths or more.
+
+    Returns:
+      Objects ``{"implementation", "pass", "window", "exponent", "seconds_at_1024", "largest_deviation", "lengths"}``;
+      the deviation is the largest ratio between a time and the fit, less 1.
+    """
+    found = []
+    for (implementation, pass_, kind), rows in _series(content).items():
+        if len(rows) < 3:
+            continue
+        lengths, seconds = (np.array([row[name] for row in rows], float) for name in ("max_length", "fastest_seconds"))
+        exponent, offset = np.polyfit(np.log(lengths / 1024), np.log(seconds), 1)
+        residual = np.log(seconds) - (exponent * np.log(lengths / 1024) + offset)
+        found.append(
+            {
+                "implementation": implementation,
+                "pass": pass_,
+                "window": kind,
+                "exponent": float(exponent),
+                "seconds_at_1024": float(np.exp(offset)),
+                "largest_deviation": float(np.exp(np.abs(residual).max()) - 1),
+                "lengths": [row["max_length"] for row in rows],
+            }
+        )
+    return found
+
+
+def _title(content: dict[str, Any]) -> str:
+    small = content["device"] == "cpu"
+    shape = cases_for(small)[0]
+    what = "the XLA program on a CPU: no statement about GPU kernels" if small else "bf16"
+    return f"window_attention, {content['device']}, {shape.batch} x {shape.heads} heads of {shape.dim}; {what}"
+
+
+def table(content: dict[str, Any]) -> str:
+    """Times, times of a row and key inside the window, and the fitted exponents."""
+    columns = f"{'rows':>7} {'median ms':>10} {'fastest':>9} {'ns / row':>9} {'ps / pair':>10}"
+    lines = [_title(content), f"{'':<10} {'pass':<9} {'window':<10} {columns}"]
+    for (implementation, pass_, kind), rows in _series(content).items():
+        for row in rows:
+            number, window = _rows_and_window(row)
+            wide = f"{WINDOW[0]},{WINDOW[1]}" if kind == "window" else "full"
+            fastest = row["fastest_seconds"]
+            lines.append(
+                f"{implementation:<10} {pass_:<9} {wide:<10} {row['max_length']:>7} {row['seconds'] * 1e3:10.3f} "
+                f"{fastest * 1e3:9.3f} {fastest / number * 1e9:9.1f} {fastest / number / window * 1e12:10.1f}"
+            )
+    for fit in fits(content):
+        lines.append(
+            f"{fit['implementation']}, {fit['pass']}, {fit['window']}: seconds ~ length ^ {fit['exponent']:.3f} over "
+            f"{fit['lengths'][0]} to {fit['lengths'][-1]} rows, no time further than {fit['largest_deviation']:.0%} off"
+        )
+    for row in unable(content["rows"].values()):
+        lines.append(f"  cannot run: {row['case']}, {row['pass']}, {row['implementation']}: {row['cannot_run']}")
+    return "\n".join(lines)
+
+
+def picture(content: dict[str, Any], path: Path) -> None:
+    """Seconds over length, and seconds of a row and key inside the window, which a proportional time keeps level."""
+    figure = Figure(figsize=(10.5, 7.2), dpi=130, layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row")
+    used: dict[str, Any] = {}
+    exponents = {(fit["implementation"], fit["pass"], fit["window"]): fit["exponent"] for fit in fits(content)}
+    for (implementation, pass_, kind), rows in _series(content).items():
+        column = ("forward", "backward").index(pass_)
+        lengths = [row["max_length"] for row in rows]
+        style = {"color": COLORS.get(implementation, "black"), "markersize": 4}
+        line = "o-" if kind == "window" else "s--"
+        (drawn,) = grid[0, column].plot(lengths, [row["fastest_seconds"] * 1e3 for row in rows], line, **style)
+        exponent = exponents.get((implementation, pass_, kind))
+        if exponent is not None:
+            grid[0, column].annotate(
+                f"$S^{{{exponent:.2f}}}$",
+                (lengths[-1], rows[-1]["fastest_seconds"] * 1e3),
+                xytext=(-8, 4) if kind == "full" else (0, -16),
+                textcoords="offset points",
+                ha="right",
+                fontsize=9,
+                color=style["color"],
+            )
+        per_pair = [row["fastest_seconds"] / np.prod(_rows_and_window(row)) * 1e9 for row in rows]
+        grid[1, column].plot(lengths, per_pair, line, **style)
+        wide = f"window {WINDOW[0]} + 1 + {WINDOW[1]}" if kind == "window" else "full attention"
+        used.setdefault(f"{implementation}, {wide}", drawn)
+    for axes, pass_ in zip(grid[0], ("forward", "backward"), strict=True):
+        axes.set_title(pass_, fontsize=10)
+        axes.set_yscale("log")
+    grid[0, 0].set_ylabel("ms, fastest round")
+    grid[1, 0].set_ylabel("ns for a row and a key of its window")
+    lengths = sorted({row["max_length"] for rows in _series(content).values() for row in rows})
+    for axes in grid.flat:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[1]:
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("rows of a sequence, S")
+    figure.suptitle(_title(content), fontsize=11)
+    if used:
+        figure.legend(used.values(), used.keys(), frameon=False, fontsize=9, loc="outside lower center", ncols=4)
+    figure.savefig(path)

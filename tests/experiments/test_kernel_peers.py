@@ -1,0 +1,208 @@
+"""Attention of others beside ours, as far as a CPU can tell: the calls are right, the refusals say why."""
+
+import importlib.machinery
+import json
+import subprocess
+import sys
+import time
+import types
+from typing import Any, cast
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import kernels
+from experiments.kernel_benchmark import (
+    cases,
+    clock,
+    implementations,
+    libraries,
+    processes,
+    report,
+    run,
+    subjects,
+    torch_attention,
+    unfused,
+)
+from experiments.kernel_benchmark import scaling as scaling_module
+from experiments.kernel_benchmark.cases import Case
+from experiments.kernel_benchmark.store import Store
+
+SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32, activation="softmax")
+WINDOW = Case("window", 4, 40, 0.5, window=(5, 3), dim=32, heads=2, activation="softmax")
+CAUSAL = Case("window", 4, 40, 0.5, window=(6, 0), dim=32, heads=2, activation="softmax")
+WHOLE = Case("window", 4, 40, 0.5, window=(64, 64), dim=32, heads=2, activation="softmax")
+FULL = Case("window", 3, 40, 1.0, window=(6, 0), dim=32, heads=2, activation="softmax")
+
+
+@pytest.fixture
+def lenient():
+    """JAX as it is by default: `jax.nn` promotes dtypes and ranks."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def ratios(problem, subject):
+    """Errors of a subject in units of plain bf16's, forward and backward."""
+    truth = unfused.truth(problem)
+    assert truth is not None
+    for pass_, limit in run.ERROR_LIMIT.items():
+        found = subject.pick(pass_, getattr(subject, pass_)())
+        assert len(found) == len(truth["float32"][pass_])
+        yield max(unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])) / limit
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("case", [SEEDS, CAUSAL, WHOLE, FULL], ids=["seeds", "causal", "whole", "full"])
+def test_what_cudnn_is_asked_for_is_the_same_function(case):
+    """By the XLA program of the same call; both bounds are inclusive."""
+    problem = cases.problem(case)
+    call, note, same = libraries.by_jax(case, "xla", full=case is FULL)
+    assert same and not note
+    assert all(ratio <= 1 for ratio in ratios(problem, subjects.on_padded(problem, call, 0)))
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_window_that_cudnn_cannot_do_is_full_attention_and_says_so():
+    call, note, same = libraries.by_jax(WINDOW, "xla")
+    assert not same and note == "does not skip: full attention, the window left out"
+    problem = cases.problem(WINDOW)
+    operands, _, lengths = unfused.padded(problem, np.arange(4), 40)
+    whole = libraries.by_jax(WHOLE, "xla")[0]
+    np.testing.assert_array_equal(call(*operands, lengths), whole(*operands, lengths))
+    with pytest.raises(subjects.CannotRun, match="cuDNN needs an NVIDIA GPU"):
+        implementations.build("cudnn", problem)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("case", [SEEDS, WINDOW], ids=["seeds", "window"])
+def test_tokamax_gets_lengths_the_window_and_whole_tiles(case, monkeypatch):
+    """With a stand-in that is `jax.nn`'s XLA attention under tokamax's name."""
+
+    def attention(q, k, v, *, implementation, **options):
+        assert implementation == "mosaic" and k.shape[1] % 128 == 0
+        assert options.get("local_window_size") == case.window
+        return jax.nn.dot_product_attention(q, k, v, **options)
+
+    library = types.ModuleType("tokamax")
+    library.__spec__ = importlib.machinery.ModuleSpec("tokamax", None)
+    vars(library)["dot_product_attention"] = attention
+    monkeypatch.setitem(sys.modules, "tokamax", library)
+    problem = cases.problem(case)
+    subject = implementations.build("tokamax", problem)
+    assert subject.same and "padded to the longest" in subject.note
+    assert all(ratio <= 1 for ratio in ratios(problem, subject))
+
+
+def asked(case):
+    """What the process of PyTorch gets for a case."""
+    fields = {name: getattr(case, name) for name in ("name", "window", "seeds", "heads", "dim", "scale")}
+    return fields | {"lengths": case.lengths().tolist(), "subset": [0, 1, case.batch - 1]}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("case", [SEEDS, WINDOW, CAUSAL, FULL], ids=["seeds", "window", "causal", "full"])
+@pytest.mark.parametrize("name", torch_attention.KERNELS)
+def test_attention_of_pytorch_is_the_same_function(case, name):
+    """Uncompiled on the CPU, where flex_attention has no backward pass."""
+    torch = pytest.importorskip("torch")
+    differentiable = name == "sdpa"
+    bench = lambda call, **_: 1.0  # noqa: E731
+    options = {"compiled": False, "differentiable": differentiable}
+    lines = list(torch_attention.measure(torch, bench, name, asked(case), "cpu", **options))
+    for line in lines[: 1 + differentiable]:
+        assert line["implementation"] == name and line["seconds"] == 1e-3
+        assert 0 < max(cast(list[float], line["error_ratios"])) <= run.ERROR_LIMIT[str(line["pass"])], line
+    assert len(lines) == 2 and ("cannot_run" in lines[1]) == (name == "flex")
+
+
+@pytest.mark.parametrize("seeds", [None, 96], ids=["window", "seeds"])
+@pytest.mark.parametrize("window", [(100, 100), (300, 0), (0, 0), (10**6, 10**6)])
+def test_the_block_mask_holds_the_tiles_that_are_needed(seeds, window):
+    torch = pytest.importorskip("torch")
+    lengths = [130, 1, 700, 64, 255]
+    low, high, rows = torch_attention.ranges(torch, {"lengths": lengths, "window": window, "seeds": seeds})
+    partly, whole = (x.numpy() for x in torch_attention.blocks(torch, low, high, rows))
+    key = np.arange(rows)
+    mask = (key >= low.numpy()[:, None]) & (key <= high.numpy()[:, None])
+    example = np.repeat(np.arange(5), lengths)
+    if seeds is None:
+        at = np.arange(len(example))
+        offset = at - at[:, None]
+        exact = (example == example[:, None]) & (offset >= -window[0]) & (offset <= window[1])
+    else:
+        exact = np.repeat(np.arange(5), seeds)[:, None] == example
+    np.testing.assert_array_equal(mask[: len(exact), : len(example)], exact)
+    tiles = mask.reshape(len(low) // 128, 128, rows // 128, 128)
+    np.testing.assert_array_equal(whole, tiles.all((1, 3)))
+    assert (partly | whole)[tiles.any((1, 3))].all() and not (partly & whole).any()
+    # Only the tile of queries that fills up may read more than it needs.
+    np.testing.assert_array_equal((partly | whole)[:-1], tiles.any((1, 3))[:-1])
+
+
+def test_pytorch_without_a_gpu_says_so_in_every_row(tmp_path):
+    results = Store(tmp_path / "kernels.json")
+    chosen = (WINDOW, Case("narrow", 6, 24, 0.5, keys=16, dim=16, activation="silu"))
+    todo = run.Run(results, chosen, (), 5, time.monotonic() + 60)
+    assert processes.run(todo, ("flex", "sdpa"), None, 30) == 0
+    assert len(results.rows) == 8
+    for row in results.rows.values():
+        gdpa = row["operator"] == "gdpa"
+        assert row["cannot_run"] == (
+            "it is not measured for gdpa" if gdpa else "RuntimeError: torch sees no CUDA device"
+        )
+
+
+def test_a_process_that_fails_leaves_a_row_and_the_others_to_another_run(tmp_path, monkeypatch):
+    line: dict[str, Any] = {"name": WINDOW.name, "implementation": "sdpa", "pass": "forward", "note": "here"}
+    lines = [line | {"seconds": 0.5, "error_ratios": None}, line | {"pass": "backward", "cannot_run": "why"}]
+    program = (
+        f"import sys\nsys.stdin.read()\nprint({json.dumps(lines[0])!r})\nprint({json.dumps(lines[1])!r})\nsys.exit(3)"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: popen([sys.executable, "-c", program], **more))
+    results = Store(tmp_path / "kernels.json")
+    results.content["peaks"] = {"matmul_flops_per_second": 1e9}
+    todo = run.Run(results, (WINDOW,), (), 5, time.monotonic() + 60)
+    assert processes.run(todo, ("flex", "sdpa"), None, 30) == 1
+    rows = {(row["implementation"], row["pass"]): row for row in results.rows.values()}
+    assert rows["sdpa", "forward"]["seconds"] == 0.5 and "do not fit" in rows["sdpa", "forward"]["no_error_ratio"]
+    assert rows["sdpa", "backward"]["cannot_run"] == "why"
+    assert rows["flex", "forward"]["cannot_run"] == "its process ended with 3; --retry tries again"
+
+
+def test_an_exponent_is_fitted_and_drawn(tmp_path, monkeypatch, capsys):
+    chosen = scaling_module.cases_for(True)
+    content = {"device": "cpu", "rows": {}}
+    for case in chosen:
+        assert case.window is not None
+        seconds = 1e-6 * case.max_length * min(201, case.max_length if case.window[0] > 100 else 201)
+        row = {"case": case.name, "implementation": "xla", "pass": "forward"}
+        row |= {"seconds": 2 * seconds, "fastest_seconds": seconds}
+        content["rows"][case.name] = row | {"max_length": case.max_length}
+    fits = {fit["window"]: fit for fit in scaling_module.fits(content)}
+    assert fits["window"]["exponent"] == pytest.approx(1) and fits["window"]["lengths"][-1] == 8192
+    assert fits["window"]["seconds_at_1024"] == pytest.approx(1e-6 * 1024 * 201)
+    assert "length ^ 1.000 over 512 to 8192 rows, no time further than 0% off" in scaling_module.table(content)
+    small = tuple(case for case in chosen if case.max_length <= 512)
+    monkeypatch.setattr(scaling_module, "cases_for", lambda _: small)
+    monkeypatch.setattr(clock, "calls_in_a_row", lambda _: 1)
+    assert kernels.main(["scaling", "--out", str(tmp_path / "window_scaling.json")]) == 0
+    written = json.loads((tmp_path / "window_scaling.json").read_text())
+    assert {row["pass"] for row in written["rows"].values()} == {"forward", "backward"} and written["fits"] == []
+    assert all(row["fastest_seconds"] <= row["seconds"] for row in written["rows"].values())
+    assert (tmp_path / "window_scaling.png").stat().st_size > 10_000 and "no statement about" in capsys.readouterr().out
+
+
+def test_ours_is_compared_with_the_fastest_peer_that_counts():
+    def row(implementation, rate, operator="window_attention", same=True, wrong=False):
+        fields = {"case": operator, "pass": "forward", "operator": operator, "implementation": implementation}
+        return fields | {"flops_per_second": rate, "same_function": same, "wrong": wrong, "note": "n"}
+
+    rows = [row("mosaic", 6.0), row("xla", 9.0), row("sdpa", 1.0), row("flex", 2.0), row("cudnn", 3.0, same=False)]
+    assert report.ahead(rows)[1:] == ["  window_attention, forward: mosaic 2.00 x cudnn, another function (n)"]
+    assert report.ahead(rows[:-1])[1:] == ["  window_attention, forward: mosaic 3.00 x flex (n)"]
+    assert report.ahead([row("mosaic", 6.0, wrong=True), *rows[2:]]) == []
+    gdpa = [row("mosaic", 6.0, "gdpa"), row("tokamax", 9.0, "gdpa", same=False), row("meta-triton", 4.0, "gdpa")]
+    assert report.ahead(gdpa)[1:] == ["  gdpa, forward: mosaic 1.50 x meta-triton (n)"]
