@@ -2,13 +2,14 @@
 
 import ast
 import re
-import subprocess
 import sys
 import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REQUIREMENTS = REPOSITORY / "requirements"
@@ -129,13 +130,10 @@ def test_the_core_imports_without_any_extra(tmp_path):
         import jax
         print(len(names), jax.default_backend())
     """
-    result = subprocess.run(
+    result = processes.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
         cwd=REPOSITORY,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert result.returncode == 0, result.stderr
     modules, backend = result.stdout.split()

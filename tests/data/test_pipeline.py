@@ -22,6 +22,7 @@ from kunlun_jax.data.pack import Counts, pack
 from kunlun_jax.data.parquet import open_dataset
 from kunlun_jax.data.pipeline import LoaderConfig, capacities, make_loader
 from pallas_kernels.jagged import aligned
+from tests import processes
 from tests.data.parquet_sets import random_tables
 
 CONFIG = LoaderConfig(batch_size=16)
@@ -317,11 +318,8 @@ def script(dataset, tmp_path):
     file.write_text(textwrap.dedent(SCRIPT))
     data = random_tables(rows=100).write(tmp_path / "data")
     arguments = [sys.executable, str(file), str(data), str(tmp_path / "cache")]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process, int(process.stdout.readline())
-        finally:
-            process.kill()
+    with processes.Process(arguments, stdin=subprocess.PIPE, stderr=None) as process:
+        yield process, int(process.stdout.readline())
 
 
 def alive(number: int) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ from kunlun_jax.data.dataset import Dataset, EventRows, Rows
 from kunlun_jax.data.synthetic import P_TRAIN_ROWS, SyntheticConfig, SyntheticSource, entropy_floor, open_dataset
 from kunlun_jax.data.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, ClickLaw, pure_cross
 from kunlun_jax.data.synthetic_world import DAY_MS, START_MS, STREAMS, draw, stream, uniform, zipf_lookup
+from tests import processes
 
 SMALL = SyntheticConfig(train_rows=3000, valid_rows=500, test_rows=700, users=400)
 ALL = dict.fromkeys(STREAMS, 1024)
@@ -90,8 +90,9 @@ def test_a_fresh_process_and_a_pickled_source_make_the_same_rows(dataset):
         "pickle.dump(source.rows(index, limits), sys.stdout.buffer)"
     )
     arguments = pickle.dumps((dataset.source, index, ALL))
-    output = subprocess.run([sys.executable, "-c", code], input=arguments, capture_output=True, check=True).stdout
-    assert_equal_rows(here, pickle.loads(output))
+    done = processes.run([sys.executable, "-c", code], given=arguments, text=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert_equal_rows(here, pickle.loads(done.stdout))
 
 
 def test_probabilities_do_not_depend_on_the_chunking(dataset):

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ from experiments.kernel_benchmark.store import Store
 from pallas_kernels import jagged
 from pallas_kernels.mosaic import launch, target, tuning
 from pallas_kernels.mosaic.config import Config
+from tests.processes import run as run_process
 
 H100 = "NVIDIA H100 80GB HBM3"
 FEW = ["--groups", "narrow"]
@@ -335,7 +335,7 @@ def test_a_test_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
         paths = [str(gpu.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         changes = {"KUNLUN_PASSED_TESTS": str(tmp_path / "tests"), "KUNLUN_SOURCES": sources}
         environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = run_process(command, cwd=tmp_path, env=environment)
         return done.returncode, done.stdout
 
     assert run_with("one")[0] == 9

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-LIMIT_S = 600  # of one cell; the whole notebook takes a minute and a half on two idle cores
+LIMIT_S = 240  # of one cell; the whole notebook takes a minute and a half on two idle cores
 KERNEL = "interpreter-of-the-tests"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from experiments import evaluate, train
 from kunlun_jax.training.loop import Stop, prepare
 from kunlun_jax.training.run_directory import TIMING, read_metrics
+from tests import processes
 from tests.training.tiny import FLAGS, tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def command(tmp_path_factory):
     """Starts experiments.train in a process of its own; all of them share what XLA compiled."""
     cache = tmp_path_factory.mktemp("compiled")
 
-    def start(directory: Path, *more: str, point: str | None = None) -> subprocess.Popen:
+    def start(directory: Path, *more: str, point: str | None = None) -> processes.Process:
         module = ["experiments.train"] if point is None else ["tests.training.interrupted", point]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -35,23 +35,20 @@ def command(tmp_path_factory):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        return subprocess.Popen(
+        return processes.Process(
             [sys.executable, "-m", *module, *FLAGS, *ORDER, "--run.dir", str(directory), *more],
             cwd=REPOSITORY,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
         )
 
     return start
 
 
-def finish(process: subprocess.Popen, code: int) -> str:
+def finish(process: processes.Process, code: int) -> str:
     """Waits; returns what the process printed, after a look at its exit code."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-    return out
+    done = process.finish()
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def lasting(directory: Path) -> list[str]:
@@ -96,12 +93,12 @@ def killed(command, tmp_path_factory) -> Path:
     assert checkpoints(directory) == [4]
     assert [p for p in (directory / "checkpoints").iterdir() if p.name.startswith("8.")], "no half-written checkpoint"
 
-    from_outside = command(directory)
-    while not any(line["step"] >= 12 for line in read_metrics(directory / "metrics.jsonl")):
-        assert from_outside.poll() is None, "ended before it was killed"
-        time.sleep(0.002)
-    from_outside.kill()
-    finish(from_outside, -signal.SIGKILL)
+    with command(directory) as from_outside:
+        while not any(line["step"] >= 12 for line in read_metrics(directory / "metrics.jsonl")):
+            assert from_outside.poll() is None, "ended before it was killed"
+            time.sleep(0.002)
+        from_outside.kill()
+        finish(from_outside, -signal.SIGKILL)
     assert STEPS not in checkpoints(directory)
 
     finish(command(directory, point="eval:test"), -signal.SIGKILL)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import subprocess
 import sys
 import types
 
@@ -14,6 +13,7 @@ from pallas_kernels.gdpa.api import gdpa
 from pallas_kernels.seed_attention.api import seed_attention
 from pallas_kernels.triton import target
 from pallas_kernels.window_attention.api import window_attention
+from tests import processes
 
 SPLITS, LENGTHS = jnp.array([0, 8, 16], jnp.int32), jnp.array([5, 8], jnp.int32)
 
@@ -108,5 +108,5 @@ def test_nothing_of_triton_is_imported_before_a_kernel_is_built():
         "from pallas_kernels.window_attention import api\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'triton', 'jax_triton', 'torch'}))"
     )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+    done = processes.run([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
