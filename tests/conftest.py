@@ -13,6 +13,8 @@ import optax
 import pytest
 from optax.schedules import _schedule as optax_schedule
 
+from tests.slowness import pytest_addoption, pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
