@@ -22,14 +22,20 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST ?=
 # worksteal gives each worker neighbouring files, so what a file compiled is used again, and evens out the end.
 WORKERS ?= 2
-RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal
+RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20
+# $(call BOUNDED,PYTHON): runs the rest of the line so that nothing of it outlives it, nor an end of make.
+BOUNDED = $(1) .ci/bounded.py -- $(1)
 # The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.
 NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --ignore=tests/torch_reference \
   --ignore=tests/pallas_kernels/test_compile_check.py --ignore=tests/pallas_kernels/triton/test_triton_compile.py
 # Arguments for the compile check, e.g. make kernels KERNELS="--chip h100 --select dkv"
 KERNELS ?=
+# What .ci/run does of the long targets. The widest heads need most registers and shared memory.
+KERNELS_CI ?= --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
+SLOW_CI ?= tests/models tests/experiments
+NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py
 
-.PHONY: help quickstart test test-slow test-newest-jax kernels lint format notebooks lock clean gpu carry
+.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci kernels kernels-ci lint format notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -115,15 +121,21 @@ dev: $(VENV)/.dev $(CUDA_COMPILER)/.installed  ## install the core, the notebook
 	@$(MAKE) --no-print-directory $(VENV)/.package
 
 test: dev  ## everything that a CPU can check, but for the slow tests
-	$(PY) $(RUN_PYTEST) $(PYTEST)
+	$(call BOUNDED,$(PY)) $(RUN_PYTEST) $(PYTEST)
 
 test-slow: dev  ## the slow tests
-	$(PY) $(RUN_PYTEST) -m slow $(PYTEST)
+	$(call BOUNDED,$(PY)) $(RUN_PYTEST) -m slow $(PYTEST)
+
+test-slow-ci:  ## a selection of the slow tests, as .ci/run does
+	@$(MAKE) --no-print-directory test-slow PYTEST="$(SLOW_CI)"
 
 test-newest-jax: $(VENV_NEWEST)/.newest  ## the core on the newest jax, in an environment of its own
 	@$(VENV_NEWEST)/bin/python $(INSTALL_PACKAGE)
 	$(VENV_NEWEST)/bin/python -c 'import jax; print("jax", jax.__version__)'
-	$(VENV_NEWEST)/bin/python $(RUN_PYTEST) $(NEWEST_TESTS) $(PYTEST)
+	$(call BOUNDED,$(VENV_NEWEST)/bin/python) $(RUN_PYTEST) $(NEWEST_TESTS) $(PYTEST)
+
+test-newest-jax-ci:  ## a selection of it, as .ci/run does
+	@$(MAKE) --no-print-directory test-newest-jax NEWEST_TESTS="$(NEWEST_CI)"
 
 $(VENV_NEWEST)/.newest: requirements/newest.txt
 	@$(MAKE_VENV); make_venv $(VENV_NEWEST)
@@ -131,7 +143,10 @@ $(VENV_NEWEST)/.newest: requirements/newest.txt
 	@touch $@
 
 kernels: dev  ## compile every GPU kernel for H100, B200 and (Triton's) A100, L4, H100, no GPU needed
-	JAX_PLATFORMS=cpu $(PY) -m pallas_kernels.compile_check $(KERNELS)
+	JAX_PLATFORMS=cpu $(call BOUNDED,$(PY)) -m pallas_kernels.compile_check $(KERNELS)
+
+kernels-ci:  ## a selection of them, as .ci/run does; writes no results
+	@$(MAKE) --no-print-directory kernels KERNELS="$(KERNELS_CI)"
 
 lint: dev  ## style and types
 	$(PY) -m ruff check .
@@ -149,7 +164,7 @@ format: dev  ## mend what ruff can mend
 GPU_PYTHON ?= $(or $(PYTHON),python3)
 # A checkout of facebookresearch/ads_model_kernel_library, to measure Meta's kernels, too.
 ADS_KERNEL_LIBRARY ?=
-CARRY ?= pytest iniconfig pluggy pygments packaging hypothesis sortedcontainers beartype jaxtyping wadler-lindig einops \
+CARRY ?= pytest pytest-timeout iniconfig pluggy pygments packaging hypothesis sortedcontainers beartype jaxtyping wadler-lindig einops \
   tyro docstring-parser typeguard typing-extensions tqdm optax
 empty :=
 space := $(empty) $(empty)

@@ -216,11 +216,15 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
     return True
 
 
-def run(chip: Chip, select: str, jobs: int, folder: Path, output: Path) -> list[Result]:
-    """Checks the cases of a chip with `select` in their name, prints the table, and writes it if they are all."""
-    cases = [case for case in cases_of(chip) if select in case.name]
+def _either(select: Sequence[str]) -> str:
+    return " or ".join(map(repr, select))
+
+
+def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path) -> list[Result]:
+    """Checks the cases of a chip with any of `select` in their name, or all; prints a table, and writes that of all."""
+    cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
     if not cases:
-        print(f"{chip.name}: no kernel" + (f" with {select!r} in its name" if select else ""))
+        print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))
         return []
     width = max(len(case.name) for case in cases)
     print(
@@ -249,7 +253,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m pallas_kernels.compile_check", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--chip", nargs="+", choices=ALL_CHIPS, default=list(ALL_CHIPS), help="chips, all unless given")
-    parser.add_argument("--select", default="", metavar="SUBSTRING", help="only cases with this in their name; no JSON")
+    parser.add_argument(
+        "--select",
+        nargs="+",
+        default=(),
+        metavar="SUBSTRING",
+        help="only cases with one of these in their name; writes no JSON",
+    )
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
     parser.add_argument(
         "--compiler", help=f"folder of the CUDA compiler, else {COMPILER_VARIABLE}, else .cuda-compiler"
@@ -272,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for result in run(ALL_CHIPS[chip], options.select, options.jobs, folder, options.output)
     ]
     if not results:
-        print(f"error: no case has {options.select!r} in its name", file=sys.stderr)
+        print(f"error: no case has {_either(options.select)} in its name", file=sys.stderr)
         return 2
     failed = [(chip, result) for chip, result in results if result.faults]
     for chip, result in failed:

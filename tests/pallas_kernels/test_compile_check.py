@@ -217,6 +217,9 @@ def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, cap
     monkeypatch.setattr(compile_check, "check", fake)
     output = ["--output", str(tmp_path)]
     assert compile_check.main(["--chip", "h100", "--select", "dkv", *output]) == 0
+    some = sum("dkv" in name or "d128-float16" in name for name in CASES["h100"])
+    assert compile_check.main(["--chip", "h100", "--select", "dkv", "d128-float16", *output]) == 0
+    assert f"h100: {some} cases, 0 failed" in capsys.readouterr().out and 0 < some < len(CASES["h100"])
     assert not (tmp_path / "h100.json").exists()
     assert compile_check.main(["--chip", "h100", *output]) == 0
     first = (tmp_path / "h100.json").read_text()
