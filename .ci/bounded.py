@@ -230,14 +230,14 @@ class Bounded:
 
 def table(path):
     """The lines of a record, one row each."""
-    print(f"{'target':20}{'seconds':>8}{'peak GB':>9}  {'status':8}tests")
+    print(f"{'target':20}{'seconds':>8}{'peak GB':>9}  {'status':10}tests")
     total = 0.0
     with open(path) as file:
         for row in map(json.loads, file):
             total += row["seconds"]
             verdict = "ok" if row["status"] == 0 else f"FAIL {row['status']}"
             tests = ", ".join(f"{number} {name}" for name, number in row["tests"].items())
-            print(f"{row['name']:20}{row['seconds']:8.0f}{row['peak_gb']:9.1f}  {verdict:8}{tests}".rstrip())
+            print(f"{row['name']:20}{row['seconds']:8.0f}{row['peak_gb']:9.1f}  {verdict:10}{tests}".rstrip())
     print(f"{'all':20}{total:8.0f}")
 
 
