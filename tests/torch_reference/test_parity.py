@@ -173,13 +173,29 @@ lengths = st.tuples(*[st.just(0), st.just(12)] + [st.sampled_from([0, 1, 7, 8, 9
 """One history empty and one as long as any gets; others around a row block."""
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(config_fields(), st.sampled_from([("click",), ("click", "buy")]), lengths, lengths, st.integers(0, 99))
-def test_float64_of_random_configs(fields, tasks, views, contexts, seed):
+random_configs = given(
+    config_fields(), st.sampled_from([("click",), ("click", "buy")]), lengths, lengths, st.integers(0, 99)
+)
+
+
+def compare_in_float64(fields, tasks, views, contexts, seed):
     schema = dataclasses.replace(SCHEMA, tasks=tasks)
     with parity.precision("float64"):
         pair, batch = pair_of(KunlunConfig(**fields), schema, seed=seed), batch_of(schema, views, contexts, seed=seed)
         assert_same(parity.compare(pair, batch, QUICK), OUTPUT, GRADIENT)
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@random_configs
+def test_float64_of_random_configs(fields, tasks, views, contexts, seed):
+    compare_in_float64(fields, tasks, views, contexts, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=16, deadline=None, derandomize=True)
+@random_configs
+def test_float64_of_many_random_configs(fields, tasks, views, contexts, seed):
+    compare_in_float64(fields, tasks, views, contexts, seed)
 
 
 def test_float32():
