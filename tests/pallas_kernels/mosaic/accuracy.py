@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.pallas_kernels import operators
+from tests.pallas_kernels.contract import Contract
 from tests.pallas_kernels.operators import with_gradients
 
 # Interpreted kernels take seconds each: on a CPU the wider part of the tests waits for `make test-slow`.
@@ -27,3 +28,16 @@ def assert_error_of_16_bits(operator, layout, dtype=jnp.bfloat16, seed=20, call=
             np.testing.assert_array_equal(x[~packed.mask], 0)
             x, y, z = (array[packed.mask] for array in (x, y, z))
         assert np.abs(x - z).max(initial=0) <= factor * np.abs(y - z).max(initial=0)
+
+
+class InterpretedContract(Contract):
+    """The contract with its float16 left to `make test-slow`, for an interpreted kernel takes ten seconds.
+
+    The contract of gdpa, on whose streaming kernels the other operators run, has float16 for both generations.
+    """
+
+    @pytest.mark.parametrize(
+        "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=slow)], ids=["bfloat16", "float16"]
+    )
+    def test_16_bit_error_is_that_of_16_bits(self, operator, implementation, dtype):
+        super().test_16_bit_error_is_that_of_16_bits(operator, implementation, dtype)

@@ -5,14 +5,13 @@ import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.contract import Contract
-from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.accuracy import InterpretedContract, assert_error_of_16_bits, slow
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
 
 
-class TestBlockContract(Contract):
+class TestBlockContract(InterpretedContract):
     lengths, changed = (0, 1, 70, 9, 0), 3
 
     @pytest.fixture
