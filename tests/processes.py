@@ -31,6 +31,11 @@ class Process(subprocess.Popen):
         self.end()
         super().__exit__(*exception)
 
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.stdout is not None
+        return self.stdout.readline()
+
     def finish(self, timeout: float = LIMIT_S, given: str | bytes | None = None) -> subprocess.CompletedProcess:
         """Waits for the end; past `timeout` seconds the group is ended, and the test fails with what was printed."""
         with self:

@@ -61,7 +61,7 @@ def test_the_status_and_the_output_are_those_of_the_command(tmp_path):
 def test_output_comes_as_it_is_printed(tmp_path):
     program = "import time; print('first', flush=True); time.sleep(60)"
     with processes.Process(command("--record", str(tmp_path / "record"), program=program)) as process:
-        assert process.stdout.readline() == "first\n"
+        assert process.line() == "first\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 143
 
@@ -87,7 +87,7 @@ def test_what_a_command_leaves_behind_is_ended_and_said():
 def test_a_signal_ends_all(sent, to_the_group):
     number = signal.Signals[sent]
     with processes.Process(command(program=STAYS)) as process:
-        printed = process.stdout.readline()
+        printed = process.line()
         (os.killpg if to_the_group else os.kill)(process.pid, number)
         assert process.wait(20) == 128 + number
     assert none_left(printed)
@@ -98,7 +98,7 @@ def test_the_end_of_whoever_started_it_ends_all(sent):
     """As of a make that is told to end, or killed."""
     starter = ["bash", "-c", '"$@"; true', "bash", *command(program=STAYS)]
     with processes.Process(starter) as process:
-        printed = process.stdout.readline()
+        printed = process.line()
         process.send_signal(sent)
         process.wait(20)
         deadline = time.monotonic() + 10

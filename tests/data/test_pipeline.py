@@ -319,7 +319,7 @@ def script(dataset, tmp_path):
     data = random_tables(rows=100).write(tmp_path / "data")
     arguments = [sys.executable, str(file), str(data), str(tmp_path / "cache")]
     with processes.Process(arguments, stdin=subprocess.PIPE, stderr=None) as process:
-        yield process, int(process.stdout.readline())
+        yield process, int(process.line())
 
 
 def alive(number: int) -> bool:
@@ -353,5 +353,5 @@ def test_workers_go_on_after_a_signal_to_all_and_end_with_the_loader(script):
         os.kill(worker, number)
     process.stdin.write("\n")
     process.stdin.flush()
-    assert process.stdout.readline() == "closed\n"
+    assert process.line() == "closed\n"
     assert gone(worker)

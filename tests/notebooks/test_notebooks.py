@@ -36,6 +36,7 @@ def test_there_are_notebooks():
     assert [path.name for path in NOTEBOOKS][:1] == ["01_quickstart.ipynb"]
 
 
+@pytest.mark.slow
 @each_notebook
 def test_notebook_runs(path: Path, kernel: str, tmp_path: Path):
     copy = Path(shutil.copy(path, tmp_path))
