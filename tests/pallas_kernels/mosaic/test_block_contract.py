@@ -5,13 +5,13 @@ import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.mosaic.accuracy import InterpretedContract, assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.accuracy import ShorterContract, assert_error_of_16_bits, slow
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
 
 
-class TestBlockContract(InterpretedContract):
+class TestBlockContract(ShorterContract):
     lengths, changed = (0, 1, 70, 9, 0), 3
 
     @pytest.fixture
