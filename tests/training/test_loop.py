@@ -80,7 +80,7 @@ def undisturbed(command, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(command, tmp_path_factory) -> Path:
+def killed_early(command, tmp_path_factory) -> Path:
     """The run directory of one that was killed again and again, each time at another kind of moment."""
     directory = tmp_path_factory.mktemp("killed") / "run"
     finish(command(directory, point="step:2"), -signal.SIGKILL)
@@ -92,7 +92,13 @@ def killed(command, tmp_path_factory) -> Path:
     finish(command(directory, point="commit:8"), -signal.SIGKILL)
     assert checkpoints(directory) == [4]
     assert [p for p in (directory / "checkpoints").iterdir() if p.name.startswith("8.")], "no half-written checkpoint"
+    return directory
 
+
+@pytest.fixture(scope="module")
+def killed(command, killed_early) -> Path:
+    """The same, killed at two more moments, and then at its end."""
+    directory = killed_early
     with command(directory) as from_outside:
         while not any(line["step"] >= 12 for line in read_metrics(directory / "metrics.jsonl")):
             assert from_outside.poll() is None, "ended before it was killed"
@@ -105,6 +111,15 @@ def killed(command, tmp_path_factory) -> Path:
     assert STEPS not in checkpoints(directory)
     finish(command(directory), 0)
     return directory
+
+
+# The first two tests take what the fixtures take, each a part of it.
+def test_an_undisturbed_run_ends(undisturbed):
+    assert checkpoints(undisturbed)[-1] == STEPS
+
+
+def test_a_run_that_was_killed_early_has_what_it_saved(killed_early):
+    assert checkpoints(killed_early)
 
 
 def test_killed_run_has_the_metrics_of_an_undisturbed_one(undisturbed, killed):
