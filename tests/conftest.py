@@ -13,7 +13,13 @@ import optax
 import pytest
 from optax.schedules import _schedule as optax_schedule
 
-from tests.slowness import pytest_addoption, pytest_collection_modifyitems, pytest_runtest_makereport  # noqa: F401
+from tests.slowness import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,8 +1,15 @@
-"""A test that takes long and is not marked `slow` is an error, so that `make test` stays as short as it is."""
+"""A test that takes long and is not marked `slow` is an error, and a test that fails is named at once.
+
+Long is what takes long by the clock and by the processor as well: on a machine that others keep busy every test takes
+long by the clock, and one that only waits is ended by `timeout`.
+"""
+
+import os
 
 import pytest
 
 SECONDS = pytest.StashKey[float]()
+STARTED = pytest.StashKey[float]()
 SLOW_LIMIT_S = 900
 """A test marked `slow` may take longer than `timeout` in pyproject.toml says."""
 
@@ -17,10 +24,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
 
 
+def processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[STARTED] = processor_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     seconds = item.stash[SECONDS] = item.stash.get(SECONDS, 0.0) + call.duration
+    seconds = min(seconds, processor_seconds() - item.stash[STARTED])
     limit = float(item.config.getini("slow_test_seconds"))
     if call.when != "teardown" or seconds <= limit or item.get_closest_marker("slow") or not report.passed:
         return report
@@ -33,3 +52,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
             "make it shorter, or mark it `slow`, and it runs in `make test-slow`"
         )
     return report
+
+
+class Named:
+    """Names each test as it fails, so that a run that is ended has told what failed until then."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Named(config))

@@ -15,18 +15,24 @@ LONG = """
 import time
 import pytest
 
+def work(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
+
 @pytest.fixture
 def long_fixture():
-    time.sleep(0.2)
+    work(0.2)
     yield
-    time.sleep(0.2)
+    work(0.2)
 
 def test_short(): pass
 
-def test_long(long_fixture): time.sleep(0.2)
+def test_long(long_fixture): work(0.2)
+
+def test_that_waits_for_others(): time.sleep(0.6)
 
 @pytest.mark.slow
-def test_marked(long_fixture): time.sleep(0.2)
+def test_marked(long_fixture): work(0.2)
 """
 
 HANGING = """
@@ -58,14 +64,15 @@ def run_pytest(tmp_path, text, *arguments):
 def test_a_long_test_without_its_marker_is_an_error(tmp_path):
     code, printed = run_pytest(tmp_path, LONG, "-o", "slow_test_seconds=0.5")
     assert code == 1
-    assert "3 passed, 1 error" in printed  # a report of teardown that fails is an error beside the test that passed
+    assert "4 passed, 1 error" in printed  # a report of teardown that fails is an error beside the test that passed
     assert "test_some.py::test_long took 0." in printed
+    assert "FAILED test_some.py::test_long (teardown)" in printed  # at once, not only at the end
     assert "a test may take 0 s: make it shorter, or mark it `slow`" in printed
 
 
 def test_a_long_test_within_the_limit_passes(tmp_path):
     code, printed = run_pytest(tmp_path, LONG)
-    assert code == 0 and "3 passed" in printed
+    assert code == 0 and "4 passed" in printed
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
