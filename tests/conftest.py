@@ -1,6 +1,8 @@
 """What every test runs under: four CPU devices, strict promotion of dtypes and ranks, no display."""
 
+import ctypes
 import functools
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +54,15 @@ def _cosine_schedule(*args, **kwargs):
 
 optax_schedule.cosine_decay_schedule = _cosine_schedule
 optax.cosine_decay_schedule = _cosine_schedule
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_goes_back():
+    """What a module compiled is of no use to the next, and after a thousand tests fills ten gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
