@@ -13,10 +13,10 @@ CONFIG = TrainConfig(
     model=KunlunConfig(
         dim=32,
         layers=3,
-        embedding_dim=16,
+        embedding_dim=32,
+        embedding_scale=0.3,
         summary_tokens=8,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
-        ffn_tau=32.0,
         experts=2,
         fm_tokens=4,
         linear_tokens=4,

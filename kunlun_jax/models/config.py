@@ -40,10 +40,20 @@ class KunlunConfig(SystemConfig):
 
     layers: int = 3
     """L."""
+    order: Literal["ffn_first", "pool_first"] = "ffn_first"
+    """Whether the PersonalizedFFN stands before pooling and attention, which read its output (P, Figure 1), or pooling
+    reads what came into the layer (r)."""
+    interaction_context: Literal["context", "summary"] = "context"
+    """What stands beside the H in GlobalInteraction: X^l (P, Figure 1) or X_sum (r)."""
     summary_tokens: int = 8
     """n_sum, tokens of X_sum (O)."""
     summary_gate: bool = False
     """Whether InterFormer's gate sigma(Z * MLP(Z)) follows WeightGeneration (r: no)."""
+    summary_residual: bool = True
+    """Whether WeightGeneration adds its input to its MLP's output (O)."""
+    aligned: bool = True
+    """Whether keys, HSP's values and outputs and the maps from H to the context start near the identity, so that
+    candidate and history still share coordinates where they meet (O)."""
     event: EventConfig = EventConfig()
     """What an event type gets that `events` does not name."""
     events: dict[str, EventConfig] = dataclasses.field(default_factory=dict)
@@ -56,12 +66,18 @@ class KunlunConfig(SystemConfig):
     """Whether a type that stopped before the last layer is pooled once more from its last events (O)."""
     pooling: Literal["hsp", "pma"] = "hsp"
     """Hierarchical seed pooling (R), or learned queries alone, as its ablation."""
+    pool_counts: bool = False
+    """Whether half of HSP's heads are scaled by the logarithm of the history's length (O)."""
     ffn_activation: str = "gelu"
     """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
-    ffn_scale: Literal["post", "pre"] = "post"
-    """Where 1 / tau stands: behind the activation (M, O) or inside it (r)."""
-    ffn_tau: float = 1000.0
-    """tau, the maximum sequence length (R)."""
+    ffn_scale: Literal["post", "pre"] = "pre"
+    """Where 1 / tau stands: inside the activation (P, Figure 1) or behind it (M)."""
+    ffn_tau: float = 4.0
+    """tau; the figure's is the maximum sequence length (P), beside which nothing is learned in short training (O)."""
+    ffn_free_values: float = 0.25
+    """Standard deviation at the start of the part of V that no example changes; 0 has none (O)."""
+    ffn_values_start: float = 0.25
+    """What the channel map of V starts at, times LeCun's (O)."""
     experts: int = 2
     """M, Wukong experts (R; number O)."""
     fm_tokens: int = 8
@@ -72,6 +88,10 @@ class KunlunConfig(SystemConfig):
     """k of each expert: columns of Y in X X^T Y."""
     fm_hidden: tuple[int, ...] = (256,)
     """Hidden widths of the deep net behind FM."""
+    unit_products: bool = True
+    """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
+    head_reads: Literal["all", "last"] = "all"
+    """Whether the head reads X of every layer (O) or of the last one (r)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,9 +119,11 @@ class KunlunConfig(SystemConfig):
 def layer_plan(config: KunlunConfig, event: EventConfig) -> tuple[frozenset[str], ...]:
     """What each layer runs on one event type, of "pool", "ffn" and "attention".
 
-    Follows `pattern` for the type's own layers; pools once more behind them if `final_pool` and its events changed
-    since; and drops every change of events that no later layer pools, since nothing would read it.
+    Follows `pattern` for the type's own layers; pools once more after them if `final_pool` and its events changed
+    since; and drops every change of events that no pooling reads afterwards. With `order` "ffn_first" the FFN of a
+    layer is read by the pooling of the same layer.
     """
+    before_pool = {"ffn"} if config.order == "ffn_first" else set()
     plan = []
     changed = False
     for layer in range(config.layers):
@@ -109,12 +131,13 @@ def layer_plan(config: KunlunConfig, event: EventConfig) -> tuple[frozenset[str]
         if layer == event.layers and changed and config.final_pool:
             parts = {"pool"}
         if "pool" in parts:
-            changed = False
-        changed = changed or bool(parts - {"pool"})
+            changed = bool(parts - before_pool - {"pool"})
+        else:
+            changed = changed or bool(parts)
         plan.append(parts)
     read_later = False
     for parts in reversed(plan):
         if not read_later:
-            parts -= {"ffn", "attention"}
+            parts -= {"ffn", "attention"} - (before_pool if "pool" in parts else set())
         read_later = read_later or "pool" in parts
     return tuple(frozenset(parts) for parts in plan)

@@ -1,12 +1,14 @@
 """Kunlun, as the paper's figure has it: context tokens and event histories, layer by layer.
 
-    X_sum   = WeightGeneration(X)
-    H_e     = HSP_e(S_e)  or the cached H_e                                for each event type e
-    X'      = GlobalInteraction([X_sum | H_1 | H_2 ...])
-    S_e'    = PersonalizedFFN_e(S_e, X_sum)  and / or  WindowAttention_e(S_e)
-    logits  = MLP(flatten(X^L))
+    X_sum     = WeightGeneration(X^l)
+    S'_e      = PersonalizedFFN_e(S_e^l, X_sum)                            for each event type e
+    H_e       = HSP_e(S'_e)  or the cached H_e
+    X^{l+1}   = GlobalInteraction([X^l | H_1 | H_2 ...])
+    S_e^{l+1} = WindowAttention_e(S'_e)
+    logits    = MLP(flatten(X^1 .. X^L))
 
-Source: Kunlun (r for the order of blocks; marks of the parts in `kunlun_jax.nn` and `KunlunConfig`).
+Source: Kunlun, Figure 1 (P), which shows one layer without CompSkip; that the head reads every layer is ours (O). Marks
+of the parts in `kunlun_jax.nn` and `KunlunConfig`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,6 +29,7 @@ from kunlun_jax.nn.attention import WindowAttention
 from kunlun_jax.nn.context import WeightGeneration
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.ffn import PersonalizedFFN
+from kunlun_jax.nn.init import near_identity
 from kunlun_jax.nn.interaction import GlobalInteraction
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.pooling import make_pooling
@@ -44,18 +47,39 @@ class KunlunLayer(nnx.Module):
         self, plan: Mapping[str, frozenset[str]], tokens_in: int, config: KunlunConfig, *, dtype, rngs: nnx.Rngs
     ):
         rest = {"dtype": dtype, "rngs": rngs}
-        self.weight_generation = WeightGeneration(
-            tokens_in, config.summary_tokens, config.dim, gate=config.summary_gate, activation=config.activation, **rest
+        # Only what reads it: a layer without a PersonalizedFFN whose interaction takes X itself has no use for X_sum.
+        reads_summary = config.interaction_context == "summary" or any("ffn" in parts for parts in plan.values())
+        self.weight_generation = (
+            WeightGeneration(
+                tokens_in,
+                config.summary_tokens,
+                config.dim,
+                gate=config.summary_gate,
+                residual=config.summary_residual,
+                activation=config.activation,
+                **rest,
+            )
+            if reads_summary
+            else None
         )
+        self.order, self.interaction_context = config.order, config.interaction_context
         self.pool, self.to_context, self.ffn, self.attention = nnx.Dict(), nnx.Dict(), nnx.Dict(), nnx.Dict()
         for name, parts in plan.items():
             event = config.for_event(name)
             operator = {"heads": event.heads, "implementation": config.implementation, **rest}
             if "pool" in parts:
                 self.pool[name] = make_pooling(
-                    config.pooling, event.seeds, event.tokens, event.dim, rank=event.kron_rank, **operator
+                    config.pooling,
+                    event.seeds,
+                    event.tokens,
+                    event.dim,
+                    rank=event.kron_rank,
+                    aligned=config.aligned,
+                    counts=config.pool_counts,
+                    **operator,
                 )
-                self.to_context[name] = nnx.Linear(event.dim, config.dim, **rest)
+                start = {"kernel_init": near_identity(0.1)} if config.aligned else {}
+                self.to_context[name] = nnx.Linear(event.dim, config.dim, **start, **rest)
             if "ffn" in parts:
                 scale = 1.0 / config.ffn_tau
                 self.ffn[name] = PersonalizedFFN(
@@ -66,12 +90,16 @@ class KunlunLayer(nnx.Module):
                     activation=config.ffn_activation,
                     pre_scale=scale if config.ffn_scale == "pre" else 1.0,
                     post_scale=scale if config.ffn_scale == "post" else 1.0,
+                    aligned=config.aligned,
+                    free_values=config.ffn_free_values,
+                    values_start=config.ffn_values_start,
                     **operator,
                 )
             if "attention" in parts:
                 self.attention[name] = WindowAttention(event.dim, window=event.window, rote=config.rote, **operator)
+        context = tokens_in if config.interaction_context == "context" else config.summary_tokens
         self.interaction = GlobalInteraction(
-            config.summary_tokens + sum(config.for_event(name).tokens for name in plan),
+            context + sum(config.for_event(name).tokens for name in plan),
             config.dim,
             experts=config.experts,
             fm_tokens=config.fm_tokens,
@@ -79,6 +107,7 @@ class KunlunLayer(nnx.Module):
             rank=config.fm_rank,
             hidden=config.fm_hidden,
             activation=config.activation,
+            unit_products=config.unit_products,
             **rest,
         )
 
@@ -90,18 +119,27 @@ class KunlunLayer(nnx.Module):
         age: Mapping[str, Float[Array, " _"]],
     ) -> tuple[Float[Array, "batch out dim"], dict[str, Jagged], dict[str, Float[Array, "batch _ dim"]]]:
         """Next context tokens, next events, and the H of each event type, new where this layer pools."""
-        x_sum = self.weight_generation(x)
-        history = history | {name: self.to_context[name](pool(events[name])) for name, pool in self.pool.items()}
-        x = self.interaction(jnp.concatenate([x_sum, *(history[name] for name in events)], axis=1))
-        for name, ffn in self.ffn.items():
-            events = events | {name: events[name].replace(ffn(events[name], x_sum))}
+        x_sum = None if self.weight_generation is None else self.weight_generation(x)
+        after, pooled = self.personalized(events, x_sum)
+        history = history | {name: self.to_context[name](pool(pooled[name])) for name, pool in self.pool.items()}
+        context = x if self.interaction_context == "context" else x_sum
+        x = self.interaction(jnp.concatenate([context, *(history[name] for name in events)], axis=1))
         for name, attention in self.attention.items():
-            events = events | {name: events[name].replace(attention(events[name], age[name]))}
-        return x, events, history
+            after = after | {name: after[name].replace(attention(after[name], age[name]))}
+        return x, after, history
+
+    def personalized(
+        self, events: dict[str, Jagged], x_sum: Float[Array, "batch summary dim"] | None
+    ) -> tuple[dict[str, Jagged], dict[str, Jagged]]:
+        """S' of every event type, and what pooling reads: S' by Figure 1, else the events as they came."""
+        after = events | {name: events[name].replace(ffn(events[name], x_sum)) for name, ffn in self.ffn.items()}
+        return after, after if self.order == "ffn_first" else events
 
     def parts(self, prefix: str, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of each block."""
-        parts = [part(f"{prefix} weight generation", self.weight_generation, self.weight_generation.flops())]
+        parts = []
+        if self.weight_generation is not None:
+            parts.append(part(f"{prefix} weight generation", self.weight_generation, self.weight_generation.flops()))
         for name, pool in self.pool.items():
             parts.append(part(f"{prefix} pooling {name}", pool, pool.flops(lengths[name]) / batch))
             to_context = self.to_context[name]
@@ -148,7 +186,9 @@ class Kunlun(System):
             layer = KunlunLayer({name: plan[index] for name, plan in plans.items()}, tokens, config, **rest)
             tokens = layer.interaction.tokens_out
             self.layers.append(layer)
-        self.make_head(tokens * config.dim, config, base_rate, rngs)
+        self.head_reads = config.head_reads
+        layers = config.layers if config.head_reads == "all" else 1
+        self.make_head(layers * tokens * config.dim, config, base_rate, rngs)
 
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
@@ -157,7 +197,8 @@ class Kunlun(System):
 
         `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given.
         """
-        *_, (x, _, _) = self.states(batch, embedded)
+        _, *layers = (x for x, _, _ in self.states(batch, embedded))
+        x = jnp.concatenate(layers if self.head_reads == "all" else layers[-1:], axis=1)
         return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), dropout)
 
     def states(

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import Moments
-from kunlun_jax.data.schema import Schema
+from kunlun_jax.data.schema import EventType, Schema
 from kunlun_jax.flops import Part, part
 from kunlun_jax.nn.context import ContextTokens
 from kunlun_jax.nn.embedding import Embedded
@@ -49,6 +49,15 @@ class SystemConfig:
     """From event fields to tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
     age_feature: bool = True
     """Whether log(1 + age) of an event is one of its inputs (O)."""
+    tied_events: bool = True
+    """Whether event fields also reach the event's token through the map of the context feature whose table they share,
+    so that candidate and history meet in the same coordinates (O)."""
+    event_mlp_start: float = 0.1
+    """What the last layer of the events' MLP starts at, times LeCun's (O)."""
+    history_lengths: bool = True
+    """Whether the number of events of each type is a dense feature; pooling by softmax forgets it (O)."""
+    dense_start: float = 1.0
+    """What the map of the dense token starts at, times LeCun's (O)."""
     head_hidden: tuple[int, ...] = (128,)
     """Hidden widths of the MLP that ends in the logits."""
     activation: str = "gelu"
@@ -87,6 +96,15 @@ def refuse_unknown(field: str, names: set[str], available: tuple[str, ...]) -> N
         raise ValueError(f"model.{field} names {unknown}; the schema's event types are {list(available)}")
 
 
+def shared_features(event: EventType, tables: list[str]) -> tuple[tuple[int, int], ...]:
+    """(field, feature) numbers where a field of `event` reads the table of a context feature, the first that does."""
+    return tuple(
+        (number, tables.index(field.table_name))
+        for number, field in enumerate(event.categorical)
+        if field.table_name in tables
+    )
+
+
 class System(nnx.Module):
     """Input and head of a system, which is a subclass: it has ``middle_parts`` and ``__call__``.
 
@@ -122,6 +140,7 @@ class System(nnx.Module):
             )
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in types))
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
+        tables = [feature.table_name for feature in (*schema.categorical, *schema.multi_valued)]
         self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale
         self.context = ContextTokens(
             schema,
@@ -129,6 +148,8 @@ class System(nnx.Module):
             config.dim,
             dense_tokens=config.dense_tokens,
             dense_moments=dense_moments if config.standardize else None,
+            lengths=tuple(sorted(types)) if config.history_lengths else (),
+            dense_start=config.dense_start,
             **rest,
         )
         self.event_input = nnx.Dict()
@@ -141,6 +162,8 @@ class System(nnx.Module):
                 kind=config.event_input,
                 age=config.age_feature,
                 activation=config.activation,
+                tied=shared_features(event, tables) if config.tied_events else (),
+                mlp_start=config.event_mlp_start,
                 **rest,
             )
 
@@ -179,7 +202,8 @@ class System(nnx.Module):
             # Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that
             # then comes back as their gradient would be a NaN in the gradient of every map before them.
             dense, age[name] = (zero_padding(packed.values[key], packed.mask()) for key in ("dense", "age"))
-            events[name] = packed.replace(self.event_input[name](embedded.events[name], dense, age[name]))
+            maps = None if self.context.project is None else self.context.project[...]
+            events[name] = packed.replace(self.event_input[name](embedded.events[name], dense, age[name], maps))
         return x, events, age
 
     def logits(self, x: Float[Array, "batch channels"], dropout: nnx.Rngs | None) -> Float[Array, "batch tasks"]:
@@ -203,5 +227,7 @@ class System(nnx.Module):
             part("context tokens", self.context, self.context.flops()),
         ]
         for name, to_token in self.event_input.items():
-            parts.append(part(f"event input {name}", to_token, to_token.flops() * lengths[name].sum() / batch))
+            width = None if self.context.project is None else self.context.project.shape[-1]
+            per_event = to_token.flops(width)
+            parts.append(part(f"event input {name}", to_token, per_event * lengths[name].sum() / batch))
         return [*parts, *self.middle_parts(lengths, batch), part("head", self.head, self.head.flops())]

@@ -42,8 +42,8 @@ class WukongConfig(SystemConfig):
     """k, columns of Y in X X^T Y (P: 24)."""
     fm_hidden: tuple[int, ...] = (256,)
     """Hidden widths of the deep net behind FM."""
-    plain_residual: bool = True
-    """Whether the residual is X itself where the number of tokens stays (P), rather than a map of it everywhere."""
+    unit_products: bool = True
+    """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
     history_pooling: Literal["pma", "mean"] = "pma"
     """How a history becomes tokens (O): learned queries that attend to it, or its mean."""
     history_tokens: int = 4
@@ -100,7 +100,7 @@ class Wukong(System):
                 rank=config.fm_rank,
                 hidden=config.fm_hidden,
                 activation=config.activation,
-                plain_residual=config.plain_residual,
+                unit_products=config.unit_products,
                 **rest,
             )
             tokens = layer.tokens_out

@@ -1,10 +1,10 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to the summary that personalizes the FFN.
 
     X^1   = [W (x_dense - mean) / std | one embedding token a categorical feature | a mean token a multi-valued feature]
-    X_sum = MLP(W X),  W in R^{n_sum x n};   with the gate: sigma(Z * MLP(Z)) on top of it
+    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top of it
 
-Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels; standardized dense features are
-ours (O).
+Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels; its residual, standardized dense
+features and the number of events of each type beside them are ours (O).
 """
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded
+from kunlun_jax.nn.init import scaled
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.jagged import zero_padding
 
@@ -31,6 +32,8 @@ class ContextTokens(nnx.Module):
       dense_tokens: tokens that the dense features make together (InterFormer: one).
       dense_moments: mean and standard deviation of each dense feature, which are taken out of it; None takes
         features as they are.
+      lengths: event types whose number of events is a dense feature: pooling by softmax tells shares, not counts.
+      dense_start: what the kernel of the dense token starts at, times LeCun's.
     """
 
     def __init__(
@@ -41,22 +44,30 @@ class ContextTokens(nnx.Module):
         *,
         dense_tokens: int,
         dense_moments: Moments | None = None,
+        lengths: tuple[str, ...] = (),
+        dense_start: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
         dense = len(schema.dense)
+        self.lengths = lengths
         self.moments = dense_moments or Moments((0.0,) * dense, (1.0,) * dense)
         if not len(self.moments.mean) == len(self.moments.std) == dense or not all(s > 0 for s in self.moments.std):
             raise ValueError(
                 f"dense_moments is {dense_moments}; it must hold a mean and a positive std of {dense} features"
             )
         self.embedded = len(schema.categorical) + len(schema.multi_valued)
-        self.dense_tokens = dense_tokens if dense else 0
+        inputs = dense + len(lengths)
+        self.dense_tokens = dense_tokens if inputs else 0
         self.tokens = self.embedded + self.dense_tokens
         if not self.tokens:
             raise ValueError(f"schema {schema.name!r} has no context feature; it needs at least one")
         self.multi_valued = tuple(f.name for f in schema.multi_valued)
-        self.dense = nnx.Linear(dense, dense_tokens * dim, dtype=dtype, rngs=rngs) if dense else None
+        self.dense = (
+            nnx.Linear(inputs, dense_tokens * dim, kernel_init=scaled(dense_start), dtype=dtype, rngs=rngs)
+            if inputs
+            else None
+        )
         init = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
         maps = (self.embedded, embedding_dim, dim)
         project = embedding_dim != dim and self.embedded
@@ -73,7 +84,8 @@ class ContextTokens(nnx.Module):
             return x
         # In the batch's float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
         mean, std = (np.asarray([x], batch.dense.dtype) for x in (self.moments.mean, self.moments.std))
-        dense = self.dense(((batch.dense - mean) / std).astype(self.dtype))
+        counts = [unit_length(batch.events[name].lengths)[:, None].astype(batch.dense.dtype) for name in self.lengths]
+        dense = self.dense(jnp.concatenate([(batch.dense - mean) / std, *counts], axis=1).astype(self.dtype))
         dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return jnp.concatenate([dense, x], axis=1) if self.embedded else dense
 
@@ -81,6 +93,11 @@ class ContextTokens(nnx.Module):
         """Forward FLOPs per example; a mean over a multi-valued feature is not counted."""
         project = 2 * self.project.size if self.project is not None else 0
         return project + (linear_flops(self.dense) if self.dense is not None else 0)
+
+
+def unit_length(lengths: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """(log(1 + n) - 3) / 2 of histories of n events: about -1.5 for none and 2 for a thousand."""
+    return (jnp.log1p(lengths.astype(jnp.float32)) - 3.0) / 2.0
 
 
 def mean_by_example(feature, values: Float[Array, "rows dim"]) -> Float[Array, "batch dim"]:
@@ -96,11 +113,22 @@ class WeightGeneration(nnx.Module):
     Args:
       tokens_in, tokens_out: n and n_sum.
       gate: whether InterFormer's gate sigma(Z * MLP(Z)) follows.
+      residual: whether Z is added to MLP(Z).
     """
 
     def __init__(
-        self, tokens_in: int, tokens_out: int, dim: int, *, gate: bool, activation: str, dtype, rngs: nnx.Rngs
+        self,
+        tokens_in: int,
+        tokens_out: int,
+        dim: int,
+        *,
+        gate: bool,
+        residual: bool = False,
+        activation: str,
+        dtype,
+        rngs: nnx.Rngs,
     ):
+        self.residual = residual
         self.compress = nnx.Linear(tokens_in, tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp = MLP((dim, dim, dim), activation=activation, dtype=dtype, rngs=rngs)
         self.gate = MLP((dim, dim), dtype=dtype, rngs=rngs) if gate else None
@@ -108,7 +136,8 @@ class WeightGeneration(nnx.Module):
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch summary dim"]:
         """X_sum of the context tokens."""
         z = self.compress(rearrange(x, "batch tokens dim -> batch dim tokens"))
-        z = self.mlp(rearrange(z, "batch dim summary -> batch summary dim"))
+        z = rearrange(z, "batch dim summary -> batch summary dim")
+        z = z + self.mlp(z) if self.residual else self.mlp(z)
         return z if self.gate is None else jax.nn.sigmoid(z * self.gate(z))
 
     def flops(self) -> int:

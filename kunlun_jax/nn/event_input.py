@@ -2,9 +2,12 @@
 
     MaskNet(S) = MLP_lce(S * MLP_mask(S))        Source: InterFormer (P)
     MLP(S)                                       Source: Kunlun (r)
+    tied:      ... + m^-1/2 sum_f e_f P_f        Source: O
 
 S are the embeddings of an event's fields side by side, its dense fields, and the logarithm of its age, so that pooling,
-which knows no order, can tell old from new (O; `age_feature` in the config).
+which knows no order, can tell old from new (O; `age_feature` in the config). The tied path takes the m fields that
+share a table with a context feature through that feature's own map P_f to its token: so an event and the candidate meet
+in the same coordinates from the first step.
 """
 
 import jax.numpy as jnp
@@ -18,9 +21,9 @@ AGE_SCALE = 3600.0
 """Seconds that count as one in the logarithm of an event's age, as an input feature: an hour."""
 
 
-def log_age(age: Float[Array, " rows"]) -> Float[Array, " rows"]:
-    """log(1 + age / 1 h), a number between 0 and about 9 for a year."""
-    return jnp.log1p(age / AGE_SCALE)
+def unit_age(age: Float[Array, " rows"]) -> Float[Array, " rows"]:
+    """(log(1 + age / 1 h) - 5.5) / 2: -1 for a day and a half, 1 for two months, about 1.8 for a year."""
+    return (jnp.log1p(age / AGE_SCALE) - 5.5) / 2.0
 
 
 class EventInput(nnx.Module):
@@ -32,6 +35,9 @@ class EventInput(nnx.Module):
       dim: width d_e of the token.
       kind: "masknet" or "mlp".
       age: whether the logarithm of the age is an input.
+      tied: (field, context feature) pairs that share a table: numbers of the field, and of the feature among those
+        that `kunlun_jax.nn.context.ContextTokens` embeds.
+      mlp_start: what the kernel of the last layer starts at, times LeCun's.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class EventInput(nnx.Module):
         kind: str,
         age: bool,
         activation: str,
+        tied: tuple[tuple[int, int], ...] = (),
+        mlp_start: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -52,26 +60,45 @@ class EventInput(nnx.Module):
         inputs = fields * embedding_dim + dense + age
         self.age = age
         self.dtype = dtype
-        self.mask = (
-            MLP((inputs, dim, inputs), activation=activation, dtype=dtype, rngs=rngs) if kind == "masknet" else None
-        )
-        self.mlp = MLP((inputs, dim, dim), activation=activation, dtype=dtype, rngs=rngs)
+        rest = {"activation": activation, "dtype": dtype, "rngs": rngs}
+        # The mask starts around one: around zero it would leave nothing of the ids.
+        self.mask = MLP((inputs, dim, inputs), last_bias=1.0, **rest) if kind == "masknet" else None
+        self.mlp = MLP((inputs, dim, dim), last_scale=mlp_start, **rest)
+        self.dim, self.tied, self.embedding_dim = dim, tied, embedding_dim
 
     def __call__(
         self,
         fields: Float[Array, "rows fields embedding"],
         dense: Float[Array, "rows dense"],
         age: Float[Array, " rows"],
+        maps: Float[Array, "features embedding context"] | None = None,
     ) -> Float[Array, "rows dim"]:
-        """Tokens of events: embeddings of their id fields, their dense fields, their ages in seconds."""
+        """Tokens of events: embeddings of their id fields, their dense fields, their ages in seconds.
+
+        `maps` are those of the context features, None where their tokens are the embeddings themselves.
+        """
         parts = [rearrange(fields, "rows fields embedding -> rows (fields embedding)"), dense]
         if self.age:
-            parts.append(log_age(age)[:, None])
+            parts.append(unit_age(age)[:, None])
         x = jnp.concatenate(parts, axis=-1).astype(self.dtype)
         if self.mask is not None:
             x = x * self.mask(x)
-        return self.mlp(x)
+        return self.mlp(x) if not self.tied else self.mlp(x) + self.tied_path(fields.astype(self.dtype), maps)
 
-    def flops(self) -> int:
-        """Forward FLOPs per event."""
-        return self.mlp.flops() + (self.mask.flops() if self.mask is not None else 0)
+    def tied_path(
+        self, fields: Float[Array, "rows fields embedding"], maps: Float[Array, "features embedding context"] | None
+    ) -> Float[Array, "rows dim"]:
+        """m^-1/2 sum_f e_f P_f, cut or padded with zeros to `dim`."""
+        if maps is None:
+            total = sum(fields[:, field] for field, _ in self.tied)
+        else:
+            own = jnp.stack([maps[feature] for _, feature in self.tied]).astype(self.dtype)
+            chosen = jnp.stack([fields[:, field] for field, _ in self.tied], axis=1)
+            total = jnp.einsum("rfe,fed->rd", chosen, own[..., : self.dim])
+        total = total[:, : self.dim] * len(self.tied) ** -0.5
+        return jnp.pad(total, ((0, 0), (0, self.dim - total.shape[1])))
+
+    def flops(self, context_dim: int | None = None) -> int:
+        """Forward FLOPs per event; `context_dim` is the width of context tokens if the tied path has maps."""
+        tied = 0 if context_dim is None else 2 * len(self.tied) * self.embedding_dim * min(context_dim, self.dim)
+        return self.mlp.flops() + (self.mask.flops() if self.mask is not None else 0) + tied

@@ -7,12 +7,15 @@ Norms run over all heads * head_dim channels, without affine parameters, eps 1e-
 its norms from Meta's published kernels (M).
 """
 
+import jax
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.init import near_identity, scaled
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.gdpa import shapes
 from pallas_kernels.gdpa.block import gdpa_block
@@ -21,14 +24,29 @@ from pallas_kernels.gdpa.block import gdpa_block
 class TokenToWeights(nnx.Module):
     """w(X_sum): a map over the token axis, n_sum -> F, then one over channels, d -> heads * head_dim."""
 
-    def __init__(self, tokens: int, width: int, dim_in: int, dim_out: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        dim_in: int,
+        dim_out: int,
+        *,
+        channel_init: Initializer | None = None,
+        free: float = 0.0,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        start = {} if channel_init is None else {"kernel_init": channel_init}
         self.token_map = nnx.Linear(tokens, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.channel_map = nnx.Linear(dim_in, dim_out, dtype=dtype, rngs=rngs)
+        self.channel_map = nnx.Linear(dim_in, dim_out, dtype=dtype, rngs=rngs, **start)
+        self.free = nnx.Param(free * jax.random.normal(rngs.params(), (width, dim_out))) if free else None
+        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch width out"]:
         """The weights of each example."""
         mixed = self.token_map(rearrange(x, "batch tokens dim -> batch dim tokens"))
-        return self.channel_map(rearrange(mixed, "batch dim width -> batch width dim"))
+        w = self.channel_map(rearrange(mixed, "batch dim width -> batch width dim"))
+        return w if self.free is None else w + self.free[...].astype(self.dtype)[None]
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
@@ -57,12 +75,19 @@ class PersonalizedFFN(nnx.Module):
         activation: str,
         pre_scale: float,
         post_scale: float,
+        aligned: bool = False,
+        free_values: float = 0.0,
+        values_start: float = 1.0,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.keys = TokenToWeights(tokens, width, context_dim, dim, dtype=dtype, rngs=rngs)
-        self.values = TokenToWeights(tokens, width, context_dim, dim, dtype=dtype, rngs=rngs)
+        rest = {"dtype": dtype, "rngs": rngs}
+        keys_init = near_identity(0.0) if aligned else None
+        self.keys = TokenToWeights(tokens, width, context_dim, dim, channel_init=keys_init, **rest)
+        self.values = TokenToWeights(
+            tokens, width, context_dim, dim, channel_init=scaled(values_start), free=free_values, **rest
+        )
         self.heads, self.dim, self.width = heads, dim, width
         self.activation, self.pre_scale, self.post_scale = activation, pre_scale, post_scale
         self.implementation = implementation

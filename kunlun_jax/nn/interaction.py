@@ -1,18 +1,22 @@
 """GlobalInteraction: a mixture of Wukong experts over context and history tokens.
 
-    expert:  X' = LN([FMB(X) | LCB(X)] + W_r X)                                      Wukong (P)
-             FM(X) = X (X^T Y),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+    expert:  X' = LN([FMB(X) | LCB(X)] + X)                                          Wukong (P)
+             W_r X in place of X where the number of tokens changes (P), near the identity at the start (O)
+             FM(X) = U (U^T Y),  U = X, or the tokens of X scaled to length 1 (O)
+             FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
     mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
 
 The parts are of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the context and every
 event type (O).
 """
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kunlun_jax.nn.init import near_identity
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.dispatch import accumulator
 
@@ -23,8 +27,8 @@ class WukongExpert(nnx.Module):
     Args:
       rank: k, columns of Y.
       hidden: widths of the hidden layers of the deep net behind FM.
-      plain_residual: whether X itself is the residual where the number of tokens stays (Wukong, P), rather than W_r X
-        everywhere.
+      unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
+        and the products of long tokens with themselves would leave nothing of a match between two short ones.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class WukongExpert(nnx.Module):
         rank: int,
         hidden: tuple[int, ...],
         activation: str,
-        plain_residual: bool = False,
+        unit_products: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -49,19 +53,19 @@ class WukongExpert(nnx.Module):
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
         self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
         self.tokens_out = fm_tokens + linear_tokens
-        plain = plain_residual and tokens_in == self.tokens_out
+        start = near_identity(0.1)
         self.residual = (
-            None if plain else nnx.Linear(tokens_in, self.tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
+            None
+            if tokens_in == self.tokens_out
+            else nnx.Linear(tokens_in, self.tokens_out, use_bias=False, kernel_init=start, dtype=dtype, rngs=rngs)
         )
+        self.unit_products = unit_products
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
         """``fm_tokens`` tokens of products, then ``linear_tokens`` of linear maps."""
-        # X (X^T Y) rather than (X X^T) Y: linear in the number of tokens.
-        low_rank = jnp.einsum("bnd,nk->bdk", x, self.fm_map[...].astype(self.dtype))
-        products = jnp.einsum("bnd,bdk->bnk", x, low_rank)
-        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
+        deep = self.deep(self.fm_norm(rearrange(self.products(x), "batch tokens rank -> batch (tokens rank)")))
         by_channel = rearrange(x, "batch tokens dim -> batch dim tokens")
         out = jnp.concatenate(
             [
@@ -75,11 +79,24 @@ class WukongExpert(nnx.Module):
         )
         return self.norm(out + residual).astype(self.dtype)
 
+    def products(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens rank"]:
+        """FM(X)."""
+        # U (U^T Y) rather than (U U^T) Y: linear in the number of tokens.
+        u = unit(x) if self.unit_products else x
+        low_rank = jnp.einsum("bnd,nk->bdk", u, self.fm_map[...].astype(self.dtype))
+        return jnp.einsum("bnd,bdk->bnk", u, low_rank)
+
     def flops(self) -> int:
         """Forward FLOPs per example."""
         tokens, rank = self.fm_map.shape
         maps = sum(linear_flops(layer) for layer in (self.linear, self.residual) if layer is not None)
         return 4 * tokens * rank * self.dim + self.deep.flops() + self.dim * maps
+
+
+def unit(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+    """Tokens scaled to length 1, computed in float32 or better; a token of zeros stays one."""
+    y = x.astype(accumulator(x.dtype))
+    return (y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 class GlobalInteraction(nnx.Module):

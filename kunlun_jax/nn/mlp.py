@@ -2,10 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
+
+from kunlun_jax.nn.init import scaled
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -32,12 +35,27 @@ class MLP(nnx.Module):
     Args:
       sizes: widths from input to output, at least two.
       activation: name in `ACTIVATIONS`.
+      last_scale: what the last layer's kernel starts at, times LeCun's; small beside a path that is to lead at first.
+      last_bias: what its bias starts at.
       dtype: of the computation; parameters are float32.
     """
 
-    def __init__(self, sizes: Sequence[int], *, activation: str = "gelu", dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str = "gelu",
+        last_scale: float = 1.0,
+        last_bias: float = 0.0,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        pairs = list(itertools.pairwise(sizes))
+        starts: list[dict[str, Any]] = [{} for _ in pairs]
+        starts[-1] = {"kernel_init": scaled(last_scale), "bias_init": nnx.initializers.constant(last_bias)}
         self.layers = nnx.List(
-            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs) for fan_in, fan_out in itertools.pairwise(sizes)
+            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs, **start)
+            for (fan_in, fan_out), start in zip(pairs, starts, strict=True)
         )
         self.activation = activation
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.context import mean_by_example
+from kunlun_jax.nn.init import near_identity
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.seed_attention import shapes
@@ -31,6 +32,8 @@ class SeedAttention(nnx.Module):
       seeds: number of learned queries.
       dim: d_e, divisible by `heads`.
       norm_seeds: whether the seeds pass a LayerNorm first (HSP does, PMA does not).
+      aligned: whether values and output start near the identity (O).
+      counts: whether half of the heads are scaled by the logarithm of the history's length: a softmax tells shares (O).
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class SeedAttention(nnx.Module):
         *,
         heads: int,
         norm_seeds: bool,
+        aligned: bool = False,
+        counts: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
@@ -48,8 +53,15 @@ class SeedAttention(nnx.Module):
         norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
         self.norm = nnx.LayerNorm(dim, **norm) if norm_seeds else None
         self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        start = {"kernel_init": near_identity(0.1)} if aligned else {}
         self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        if aligned:
+            kernel = self.key_value.kernel[...]
+            self.key_value.kernel[...] = kernel.at[:, dim:].set(
+                0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
+            )
+        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs, **start)
+        self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.tokens_out = seeds
         self.implementation = implementation
@@ -67,6 +79,10 @@ class SeedAttention(nnx.Module):
         """H_seed, or H of PMA; without events it is the bias of the last map."""
         q, k, v = self.queries_keys_values(events)
         o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
+        if self.counts:
+            gain = 0.5 * jnp.log1p(events.lengths.astype(o.dtype))[:, None, None, None]
+            half = self.heads // 2
+            o = jnp.concatenate([o[:, :, :half], gain * o[:, :, half:]], axis=2)
         return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
@@ -87,9 +103,9 @@ class SumKronLinear(nnx.Module):
       rank: k, the number of products.
     """
 
-    def __init__(self, seeds: int, tokens: int, dim: int, *, rank: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, seeds: int, tokens: int, dim: int, *, rank: int, aligned: bool = False, dtype, rngs: nnx.Rngs):
         token_init = nnx.initializers.normal((1.0 / (seeds * rank)) ** 0.5)
-        channel_init = nnx.initializers.normal((1.0 / dim) ** 0.5)
+        channel_init = near_identity(0.3) if aligned else nnx.initializers.normal((1.0 / dim) ** 0.5)
         self.token_maps = nnx.Param(token_init(rngs.params(), (rank, seeds, tokens), jnp.float32))
         self.channel_maps = nnx.Param(channel_init(rngs.params(), (rank, dim, dim), jnp.float32))
         self.dtype = dtype
@@ -119,15 +135,18 @@ class HSP(nnx.Module):
         *,
         heads: int,
         rank: int,
+        aligned: bool = False,
+        counts: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
     ):
+        rest = {"aligned": aligned, "dtype": dtype, "rngs": rngs}
         self.attention = SeedAttention(
-            seeds, dim, heads=heads, norm_seeds=True, implementation=implementation, dtype=dtype, rngs=rngs
+            seeds, dim, heads=heads, norm_seeds=True, counts=counts, implementation=implementation, **rest
         )
         self.tokens_out = tokens
-        self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, dtype=dtype, rngs=rngs)
+        self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, **rest)
 
     def __call__(self, events: Jagged) -> Float[Array, "batch tokens dim"]:
         """H of each history."""

@@ -1,9 +1,10 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to X_sum.
 
     X^1   = [W (x_dense - mean) / std | a token each categorical feature | a mean token each multi-valued feature]
-    X_sum = MLP(W X),  W in R^{n_sum x n};   with the gate: sigma(Z * MLP(Z)) on top of it
+    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top of it
 
-Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP; standardized dense features (O).
+Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP; its residual, standardized dense features and the
+number of events of each type beside them (O).
 """
 
 import torch
@@ -24,50 +25,59 @@ class ContextTokens(nn.Module):
       embedding_dim: width of an embedding; unless it is `dim`, each feature has a map of its own to `dim`.
       dense_tokens: tokens that the dense features make together.
       moments: what dense features are standardized by; None takes them as they are.
+      lengths: how many event types have their number of events beside the dense features.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, moments: Moments | None):
+    def __init__(
+        self, schema: Schema, embedding_dim: int, dim: int, *, dense_tokens: int, moments: Moments | None, lengths: int
+    ):
         super().__init__()
         dense, embedded = len(schema.dense), len(schema.categorical) + len(schema.multi_valued)
         moments = moments or Moments((0.0,) * dense, (1.0,) * dense)
         # float64, so that `.double()` finds every digit; not saved, since they are the data's and not learned.
         self.register_buffer("mean", torch.tensor(moments.mean, dtype=torch.float64), persistent=False)
         self.register_buffer("std", torch.tensor(moments.std, dtype=torch.float64), persistent=False)
-        self.dense = nn.Linear(dense, dense_tokens * dim) if dense else None
+        self.dense = nn.Linear(dense + lengths, dense_tokens * dim) if dense + lengths else None
         project = embedding_dim != dim and embedded
         self.project = (
             nn.Parameter(torch.randn(embedded, embedding_dim, dim) * embedding_dim**-0.5) if project else None
         )
         self.dense_tokens = dense_tokens
-        self.tokens = embedded + (dense_tokens if dense else 0)
+        self.tokens = embedded + (dense_tokens if dense + lengths else 0)
 
     def forward(
-        self, dense: Float[Tensor, "batch dense"], embedded: Float[Tensor, "batch features embedding"]
+        self,
+        dense: Float[Tensor, "batch dense"],
+        embedded: Float[Tensor, "batch features embedding"],
+        lengths: Float[Tensor, "batch types"],
     ) -> Float[Tensor, "batch tokens dim"]:
-        """X^1 of dense features and one embedding for each other feature."""
+        """X^1 of dense features, one embedding for each other feature, and the numbers of events."""
         x = embedded
         if self.project is not None:
             x = einsum(x, self.project, "batch features embedding, features embedding dim -> batch features dim")
         if self.dense is None:
             return x
         standardized = (dense - self.mean.to(dense.dtype)) / self.std.to(dense.dtype)
-        tokens = rearrange(self.dense(standardized), "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
+        inputs = torch.cat([standardized, (torch.log1p(lengths) - 3) / 2], dim=1)
+        tokens = rearrange(self.dense(inputs), "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return torch.cat([tokens, x], dim=1) if x.shape[1] else tokens
 
 
 class WeightGeneration(nn.Module):
     """X_sum: `tokens_in` context tokens to `tokens_out` summary tokens, with InterFormer's gate or without."""
 
-    def __init__(self, tokens_in: int, tokens_out: int, dim: int, *, gate: bool, activation: str):
+    def __init__(self, tokens_in: int, tokens_out: int, dim: int, *, gate: bool, residual: bool, activation: str):
         super().__init__()
+        self.residual = residual
         self.compress = nn.Linear(tokens_in, tokens_out, bias=False)
         self.mlp = MLP((dim, dim, dim), activation)
         self.gate = MLP((dim, dim), activation) if gate else None
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch summary dim"]:
         """X_sum."""
-        z = self.mlp(self.compress(x.transpose(1, 2)).transpose(1, 2))
+        z = self.compress(x.transpose(1, 2)).transpose(1, 2)
+        z = z + self.mlp(z) if self.residual else self.mlp(z)
         return z if self.gate is None else torch.sigmoid(z * self.gate(z))

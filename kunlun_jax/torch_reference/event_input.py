@@ -2,11 +2,13 @@
 
     MaskNet(S) = MLP(S * MLP_mask(S))     Source: InterFormer (P)
     MLP(S)                                Source: Kunlun (r)
+    tied:  ... + m^-1/2 sum_f e_f P_f     Source: O; f a field that shares a table with a context feature, P_f its map
 
-S holds the embeddings of the event's fields, its dense fields and, if asked for, log(1 + age / 1 h) (O).
+S holds the embeddings of the event's fields, its dense fields and, if asked for, (log(1 + age / 1 h) - 5.5) / 2 (O).
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,10 +26,23 @@ class EventInput(nn.Module):
       kind: "masknet" or "mlp".
       age: whether the age is an input.
       activation: of the MLPs.
+      tied: (field, context feature) numbers that share a table.
     """
 
-    def __init__(self, fields: int, dense: int, embedding_dim: int, dim: int, *, kind: str, age: bool, activation: str):
+    def __init__(
+        self,
+        fields: int,
+        dense: int,
+        embedding_dim: int,
+        dim: int,
+        *,
+        kind: str,
+        age: bool,
+        activation: str,
+        tied: tuple[tuple[int, int], ...],
+    ):
         super().__init__()
+        self.dim, self.tied = dim, tied
         inputs = fields * embedding_dim + dense + age
         self.age = age
         self.mask = MLP((inputs, dim, inputs), activation) if kind == "masknet" else None
@@ -38,10 +53,15 @@ class EventInput(nn.Module):
         fields: Float[Tensor, "batch time fields embedding"],
         dense: Float[Tensor, "batch time dense"],
         age: Float[Tensor, "batch time"],
+        maps: Float[Tensor, "features embedding context"] | None,
     ) -> Float[Tensor, "batch time dim"]:
-        """S_e^0; ages in seconds."""
+        """S_e^0; ages in seconds; `maps` of the context features, None where their tokens are the embeddings."""
         parts = [rearrange(fields, "batch time fields embedding -> batch time (fields embedding)"), dense]
         if self.age:
-            parts.append(torch.log1p(age / 3600)[..., None])
+            parts.append((torch.log1p(age / 3600)[..., None] - 5.5) / 2)
         s = torch.cat(parts, dim=-1)
-        return self.mlp(s if self.mask is None else s * self.mask(s))
+        tokens = self.mlp(s if self.mask is None else s * self.mask(s))
+        for field, feature in self.tied:
+            e = fields[:, :, field] if maps is None else fields[:, :, field] @ maps[feature]
+            tokens = tokens + F.pad(e, (0, self.dim - e.shape[-1])) * len(self.tied) ** -0.5
+        return tokens

@@ -19,14 +19,16 @@ EPSILON = 1e-5
 class TokenToWeights(nn.Module):
     """w(X_sum): ``[tokens, dim_in] -> [width, dim_out]``, first along tokens, then along channels."""
 
-    def __init__(self, tokens: int, width: int, dim_in: int, dim_out: int):
+    def __init__(self, tokens: int, width: int, dim_in: int, dim_out: int, *, free: bool = False):
         super().__init__()
+        self.free = nn.Parameter(torch.randn(width, dim_out)) if free else None
         self.token_map = nn.Linear(tokens, width, bias=False)
         self.channel_map = nn.Linear(dim_in, dim_out)
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch width out"]:
         """The weights of each example."""
-        return self.channel_map(self.token_map(x.transpose(1, 2)).transpose(1, 2))
+        w = self.channel_map(self.token_map(x.transpose(1, 2)).transpose(1, 2))
+        return w if self.free is None else w + self.free
 
 
 class PersonalizedFFN(nn.Module):
@@ -51,10 +53,11 @@ class PersonalizedFFN(nn.Module):
         activation: str,
         pre_scale: float,
         post_scale: float,
+        free_values: bool,
     ):
         super().__init__()
         self.keys = TokenToWeights(tokens, width, context_dim, dim)
-        self.values = TokenToWeights(tokens, width, context_dim, dim)
+        self.values = TokenToWeights(tokens, width, context_dim, dim, free=free_values)
         self.heads = heads
         self.gdpa = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
 

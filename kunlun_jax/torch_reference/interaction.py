@@ -1,7 +1,7 @@
 """GlobalInteraction: a mixture of Wukong experts over context and history tokens.
 
-expert:  X' = LN([FMB(X) | LCB(X)] + W_r X)                                      Wukong (P)
-FM(X) = (X X^T) Y,  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+expert:  X' = LN([FMB(X) | LCB(X)] + X),  W_r X where the token counts differ    Wukong (P)
+FM(X) = (U U^T) Y,  U = X or its tokens at length 1 (O),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
 mixture: M experts in parallel, expert m on tokens m, m + M, m + 2M ..., outputs side by side   Kunlun (R; parts O)
 """
 
@@ -26,21 +26,23 @@ class WukongExpert(nn.Module):
         rank: int,
         hidden: tuple[int, ...],
         activation: str,
-        plain_residual: bool = False,
+        unit_products: bool = False,
     ):
         super().__init__()
         self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5)
         self.fm_norm = nn.LayerNorm(tokens_in * rank, eps=1e-5)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation)
         self.linear = nn.Linear(tokens_in, linear_tokens, bias=False)
-        plain = plain_residual and tokens_in == fm_tokens + linear_tokens
-        self.residual = None if plain else nn.Linear(tokens_in, fm_tokens + linear_tokens, bias=False)
+        tokens_out = fm_tokens + linear_tokens
+        self.residual = None if tokens_in == tokens_out else nn.Linear(tokens_in, tokens_out, bias=False)
+        self.unit_products = unit_products
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.fm_tokens = fm_tokens
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         """`fm_tokens` tokens of products, then `linear_tokens` of linear maps."""
-        products = x @ x.transpose(1, 2) @ self.fm_map
+        u = x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() if self.unit_products else x
+        products = u @ u.transpose(1, 2) @ self.fm_map
         deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
         fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
         lcb = self.linear(x.transpose(1, 2)).transpose(1, 2)

@@ -1,12 +1,13 @@
 """Kunlun in PyTorch, as the paper's figure has it.
 
-    X_sum   = WeightGeneration(X)
-    H_e     = HSP_e(S_e)  or the cached H_e                                for each event type e
-    X'      = GlobalInteraction([X_sum | H_1 | H_2 ...])
-    S_e'    = PersonalizedFFN_e(S_e, X_sum)  and / or  WindowAttention_e(S_e)
-    logits  = MLP(flatten(X^L))
+    X_sum     = WeightGeneration(X^l)
+    S'_e      = PersonalizedFFN_e(S_e^l, X_sum)                            for each event type e
+    H_e       = HSP_e(S'_e)  or the cached H_e
+    X^{l+1}   = GlobalInteraction([X^l | H_1 | H_2 ...])
+    S_e^{l+1} = WindowAttention_e(S'_e)
+    logits    = MLP(flatten(X^1 .. X^L))
 
-Source: Kunlun (r for the order of blocks; marks of the parts in their files and in `KunlunConfig`).
+Source: Kunlun, Figure 1 (P); marks of the parts in their files and in `KunlunConfig`.
 """
 
 from collections.abc import Mapping
@@ -32,8 +33,19 @@ class KunlunLayer(nn.Module):
 
     def __init__(self, plan: Mapping[str, frozenset[str]], tokens_in: int, config: KunlunConfig):
         super().__init__()
-        self.weight_generation = WeightGeneration(
-            tokens_in, config.summary_tokens, config.dim, gate=config.summary_gate, activation=config.activation
+        self.order, self.interaction_context = config.order, config.interaction_context
+        reads_summary = config.interaction_context == "summary" or any("ffn" in parts for parts in plan.values())
+        self.weight_generation = (
+            WeightGeneration(
+                tokens_in,
+                config.summary_tokens,
+                config.dim,
+                gate=config.summary_gate,
+                residual=config.summary_residual,
+                activation=config.activation,
+            )
+            if reads_summary
+            else None
         )
         self.pool, self.to_context, self.ffn, self.attention = (nn.ModuleDict() for _ in range(4))
         for name, parts in plan.items():
@@ -51,13 +63,15 @@ class KunlunLayer(nn.Module):
                     activation=config.ffn_activation,
                     pre_scale=1 / config.ffn_tau if config.ffn_scale == "pre" else 1.0,
                     post_scale=1 / config.ffn_tau if config.ffn_scale == "post" else 1.0,
+                    free_values=config.ffn_free_values > 0,
                 )
             if "attention" in parts:
                 self.attention[EVENT + name] = WindowAttention(
                     event.dim, heads=event.heads, window=event.window, rote=config.rote
                 )
+        context = tokens_in if config.interaction_context == "context" else config.summary_tokens
         self.interaction = GlobalInteraction(
-            config.summary_tokens + sum(config.for_event(name).tokens for name in plan),
+            context + sum(config.for_event(name).tokens for name in plan),
             config.dim,
             experts=config.experts,
             fm_tokens=config.fm_tokens,
@@ -65,6 +79,7 @@ class KunlunLayer(nn.Module):
             rank=config.fm_rank,
             hidden=config.fm_hidden,
             activation=config.activation,
+            unit_products=config.unit_products,
         )
 
     def forward(
@@ -78,25 +93,34 @@ class KunlunLayer(nn.Module):
         Float[Tensor, "batch out dim"], dict[str, Float[Tensor, "batch _ _"]], dict[str, Float[Tensor, "batch _ dim"]]
     ]:
         """X', S' and H, each event type's under its name."""
-        x_sum = self.weight_generation(x)
+        x_sum = None if self.weight_generation is None else self.weight_generation(x)
         history, after = dict(history), dict(events)
         for name in events:
             key = EVENT + name
-            if key in self.pool:
-                history[name] = self.to_context[key](self.pool[key](events[name], mask[name]))
             if key in self.ffn:
-                after[name] = self.ffn[key](after[name], x_sum, mask[name])
+                after[name] = self.ffn[key](events[name], x_sum, mask[name])
+            pooled = after if self.order == "ffn_first" else events
+            if key in self.pool:
+                history[name] = self.to_context[key](self.pool[key](pooled[name], mask[name]))
             if key in self.attention:
                 after[name] = self.attention[key](after[name], age[name], mask[name])
-        x = self.interaction(torch.cat([x_sum, *(history[name] for name in events)], dim=1))
+        context = x if self.interaction_context == "context" else x_sum
+        x = self.interaction(torch.cat([context, *(history[name] for name in events)], dim=1))
         return x, after, history
 
 
 def make_pooling(config: KunlunConfig, event: EventConfig) -> HSP | SeedAttention:
     """HSP, or PMA as its ablation: learned queries alone, as many as tokens leave."""
     if config.pooling == "hsp":
-        return HSP(event.seeds, event.tokens, event.dim, heads=event.heads, rank=event.kron_rank)
-    return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False)
+        return HSP(
+            event.seeds,
+            event.tokens,
+            event.dim,
+            heads=event.heads,
+            rank=event.kron_rank,
+            counts=config.pool_counts,
+        )
+    return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False, counts=config.pool_counts)
 
 
 class Kunlun(System):
@@ -111,13 +135,16 @@ class Kunlun(System):
         for index in range(config.layers):
             self.layers.append(KunlunLayer({name: plan[index] for name, plan in plans.items()}, tokens, config))
             tokens = config.experts * (config.fm_tokens + config.linear_tokens)
-        self.make_head(tokens * config.dim, config)
+        self.head_layers = config.layers if config.head_reads == "all" else 1
+        self.make_head(self.head_layers * tokens * config.dim, config)
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
         x, events = self.inputs(batch)
         age, mask = ({name: getattr(batch.events[name], of) for name in self.names} for of in ("age", "mask"))
         history: dict[str, Tensor] = {}
+        outputs = []
         for layer in self.layers:
             x, events, history = layer(x, events, history, age, mask)
-        return self.logits(x)
+            outputs.append(x)
+        return self.logits(torch.cat(outputs[-self.head_layers :], dim=1))

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from einops import rearrange
 from flax import nnx
 
 from kunlun_jax.batch import Batch, Jagged
@@ -181,15 +180,17 @@ def jax_outputs(model: JaxSystem, batch: Batch, embedded: Embedded) -> dict[str,
     outputs |= {f"event_input.{EVENT}{name}": events for name, events in states[0][1].items()}
     for index, (layer, (x, events, _), after) in enumerate(zip(model.layers, states[:-1], states[1:], strict=True)):
         prefix = f"layers.{index}"
-        x_sum = outputs[f"{prefix}.weight_generation"] = layer.weight_generation(x)
+        x_sum = None
+        if layer.weight_generation is not None:
+            x_sum = outputs[f"{prefix}.weight_generation"] = layer.weight_generation(x)
+        personalized, pooled = layer.personalized(events, x_sum)
+        outputs |= {f"{prefix}.ffn.{EVENT}{name}": personalized[name] for name in layer.ffn}
         for name, pool in layer.pool.items():
-            outputs[f"{prefix}.pool.{EVENT}{name}"] = pool(events[name])
+            outputs[f"{prefix}.pool.{EVENT}{name}"] = pool(pooled[name])
             outputs[f"{prefix}.to_context.{EVENT}{name}"] = after[2][name]
-        for name, ffn in layer.ffn.items():
-            outputs[f"{prefix}.ffn.{EVENT}{name}"] = events[name].replace(ffn(events[name], x_sum))
         outputs |= {f"{prefix}.attention.{EVENT}{name}": after[1][name] for name in layer.attention}
         outputs[f"{prefix}.interaction"] = after[0]
-    outputs["head"] = model.head(rearrange(states[-1][0], "batch tokens dim -> batch (tokens dim)"))
+    outputs["head"] = model(batch, embedded)
     return outputs
 
 

@@ -14,10 +14,14 @@ from kunlun_jax.torch_reference.operators import seed_attention
 
 
 class SeedAttention(nn.Module):
-    """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it stands, HSP with `norm_seeds`."""
+    """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it stands, HSP with `norm_seeds`.
 
-    def __init__(self, seeds: int, dim: int, *, heads: int, norm_seeds: bool):
+    With `counts` the second half of the heads is scaled by half the logarithm of one more than the number of events.
+    """
+
+    def __init__(self, seeds: int, dim: int, *, heads: int, norm_seeds: bool, counts: bool = False):
         super().__init__()
+        self.counts = counts
         self.seeds = nn.Parameter(torch.randn(seeds, dim))
         self.norm = nn.LayerNorm(dim, eps=1e-5) if norm_seeds else nn.Identity()
         self.query = nn.Linear(dim, dim)
@@ -33,7 +37,11 @@ class SeedAttention(nn.Module):
         k, v = rearrange(
             self.key_value(events), "batch time (two heads dim) -> two batch time heads dim", two=2, heads=self.heads
         )
-        return self.out(rearrange(seed_attention(q, k, v, mask), "batch seeds heads dim -> batch seeds (heads dim)"))
+        o = seed_attention(q, k, v, mask)
+        if self.counts:
+            gain = 0.5 * torch.log1p(mask.sum(1, dtype=o.dtype))[:, None, None, None]
+            o = torch.cat([o[:, :, : self.heads // 2], gain * o[:, :, self.heads // 2 :]], dim=2)
+        return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
 
 
 class SumKronLinear(nn.Module):
@@ -53,9 +61,9 @@ class SumKronLinear(nn.Module):
 class HSP(nn.Module):
     """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`."""
 
-    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int):
+    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, counts: bool = False):
         super().__init__()
-        self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True)
+        self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True, counts=counts)
         self.condense = SumKronLinear(seeds, tokens, dim, rank)
 
     def forward(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
-from kunlun_jax.models.system import SystemConfig
+from kunlun_jax.models.system import SystemConfig, shared_features
 from kunlun_jax.torch_reference.batch import Events, PaddedBatch
 from kunlun_jax.torch_reference.context import ContextTokens
 from kunlun_jax.torch_reference.event_input import EventInput
@@ -42,6 +42,7 @@ class System(nn.Module):
         self, schema: Schema, config: SystemConfig, *, event_dims: dict[str, int] | None, dense_moments: Moments | None
     ):
         super().__init__()
+        self.history_lengths = config.history_lengths
         types = config.event_types(tuple(event.name for event in schema.events))
         # Sorted by name: so stand the tokens of the event types in what reads them.
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
@@ -57,7 +58,9 @@ class System(nn.Module):
             config.dim,
             dense_tokens=config.dense_tokens,
             moments=dense_moments if config.standardize else None,
+            lengths=len(types) if config.history_lengths else 0,
         )
+        tables = [feature.table_name for feature in (*schema.categorical, *schema.multi_valued)]
         self.event_input = nn.ModuleDict(
             {
                 EVENT + event.name: EventInput(
@@ -68,6 +71,7 @@ class System(nn.Module):
                     kind=config.event_input,
                     age=config.age_feature,
                     activation=config.activation,
+                    tied=shared_features(event, tables) if config.tied_events else (),
                 )
                 for event in self.schema.events
             }
@@ -85,11 +89,16 @@ class System(nn.Module):
 
     def inputs(self, batch: PaddedBatch) -> tuple[Float[Tensor, "batch tokens dim"], dict[str, Tensor]]:
         """Context tokens; event tokens ``[batch, time, dim]`` by type."""
-        x = self.context(batch.dense, self.embed_context(batch))
+        counts = [batch.events[name].mask.sum(1, dtype=batch.dense.dtype) for name in self.names]
+        use = counts and self.history_lengths
+        lengths = torch.stack(counts, dim=1) if use else batch.dense.new_zeros(len(batch.weights), 0)
+        x = self.context(batch.dense, self.embed_context(batch), lengths)
         events = {}
         for name in self.names:
             e = batch.events[name]
-            events[name] = self.event_input[EVENT + name](self.embed_events(name, e), e.dense, e.age)
+            events[name] = self.event_input[EVENT + name](
+                self.embed_events(name, e), e.dense, e.age, self.context.project
+            )
         return x, events
 
     def logits(self, x: Float[Tensor, "batch *channels"]) -> Float[Tensor, "batch tasks"]:

@@ -66,6 +66,7 @@ BLOCKS: dict[str, str] = {
     "layers.*.ffn.{event}.keys.channel_map": "linear",
     "layers.*.ffn.{event}.values.token_map": "map",
     "layers.*.ffn.{event}.values.channel_map": "linear",
+    "layers.*.ffn.{event}.values.free": "array",
     "layers.*.attention.{event}.norm": "norm",
     "layers.*.attention.{event}.qkv": "linear",
     "layers.*.attention.{event}.out": "linear",

@@ -55,7 +55,7 @@ class Wukong(System):
                 rank=config.fm_rank,
                 hidden=config.fm_hidden,
                 activation=config.activation,
-                plain_residual=config.plain_residual,
+                unit_products=config.unit_products,
             )
             tokens = config.fm_tokens + config.linear_tokens
             self.layers.append(layer)

@@ -12,37 +12,53 @@ COMP_SKIP = ("pool+ffn", "attention")
 FULL = ("pool+ffn+attention",)
 
 
-def plan_of(pattern=COMP_SKIP, *, layers=4, event_layers=4, final_pool=True) -> list[str]:
-    config = KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool)
+def plan_of(pattern=COMP_SKIP, *, layers=4, event_layers=4, final_pool=True, reading="ffn_first") -> list[str]:
+    config = KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool, order=reading)
     order = ("pool", "ffn", "attention")
     return ["+".join(p for p in order if p in parts) for parts in layer_plan(config, EventConfig(layers=event_layers))]
 
 
 def test_comp_skip_is_the_default():
     assert KunlunConfig().pattern == COMP_SKIP
-    assert plan_of(layers=5, event_layers=5) == ["pool+ffn", "attention", "pool+ffn", "attention", "pool"]
+    assert plan_of(layers=5, event_layers=5) == ["pool+ffn", "attention"] * 2 + ["pool+ffn"]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # The last layer's attention would change events that nothing pools any more, and so would its FFN.
-        ({}, ["pool+ffn", "attention", "pool", ""]),
-        ({"pattern": FULL, "layers": 2, "event_layers": 2}, ["pool+ffn+attention", "pool"]),
+        # The last layer's attention would change events that nothing pools any more.
+        ({}, ["pool+ffn", "attention", "pool+ffn", ""]),
+        ({"pattern": FULL, "layers": 2, "event_layers": 2}, ["pool+ffn+attention", "pool+ffn"]),
         # A type that stops early: its changed events are pooled once more, or are not made at all.
         ({"event_layers": 2}, ["pool+ffn", "attention", "pool", ""]),
-        ({"event_layers": 2, "final_pool": False}, ["pool", "", "", ""]),
-        ({"event_layers": 3}, ["pool+ffn", "attention", "pool+ffn", "pool"]),
-        ({"event_layers": 1}, ["pool+ffn", "pool", "", ""]),
-        ({"event_layers": 1, "final_pool": False}, ["pool", "", "", ""]),
-        ({"event_layers": 9}, ["pool+ffn", "attention", "pool", ""]),
+        ({"event_layers": 2, "final_pool": False}, ["pool+ffn", "", "", ""]),
+        ({"event_layers": 3}, ["pool+ffn", "attention", "pool+ffn", ""]),
+        ({"event_layers": 1}, ["pool+ffn", "", "", ""]),
+        ({"event_layers": 9}, ["pool+ffn", "attention", "pool+ffn", ""]),
         ({"pattern": ("pool",), "event_layers": 2}, ["pool", "pool", "", ""]),
         ({"pattern": ("pool", "")}, ["pool", "", "pool", ""]),
         ({"pattern": ("pool", "ffn", "attention"), "event_layers": 3}, ["pool", "ffn", "attention", "pool"]),
+        ({"pattern": FULL, "event_layers": 1}, ["pool+ffn+attention", "pool", "", ""]),
     ],
 )
 def test_plans(options, expected):
     assert plan_of(**options) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # Pooling reads what came into the layer, so the last FFN too would change events that nothing pools.
+        ({}, ["pool+ffn", "attention", "pool", ""]),
+        ({"pattern": FULL, "layers": 2, "event_layers": 2}, ["pool+ffn+attention", "pool"]),
+        ({"event_layers": 2, "final_pool": False}, ["pool", "", "", ""]),
+        ({"event_layers": 3}, ["pool+ffn", "attention", "pool+ffn", "pool"]),
+        ({"event_layers": 1}, ["pool+ffn", "pool", "", ""]),
+        ({"event_layers": 1, "final_pool": False}, ["pool", "", "", ""]),
+    ],
+)
+def test_plans_that_pool_first(options, expected):
+    assert plan_of(reading="pool_first", **options) == expected
 
 
 PATTERNS = [
@@ -52,23 +68,37 @@ PATTERNS = [
 ]
 
 
+def read_by_pooling(written: list[set[str]], layers: int, *, final_pool: bool, order: str) -> list[set[str]]:
+    """Pooling, and the updates that lie on the way of the events to one, layer by layer."""
+    written = written + [set() for _ in range(layers - len(written))]
+    kept: list[set[str]] = [set() for _ in range(layers)]
+    way: list[tuple[int, str]] = []
+    pooled = 0
+    stop = len([parts for parts in written if parts])
+    for i, parts in enumerate(written):
+        personalized = way + ([(i, "ffn")] if "ffn" in parts else [])
+        source = personalized if order == "ffn_first" else way
+        if "pool" in parts or (final_pool and i == stop and len(way) > pooled):
+            kept[i].add("pool")
+            pooled = len(source)
+            for j, part in source:
+                kept[j].add(part)
+        way = personalized + ([(i, "attention")] if "attention" in parts else [])
+    return kept
+
+
+@pytest.mark.parametrize("order", ["ffn_first", "pool_first"])
 @pytest.mark.parametrize("final_pool", [True, False])
 @pytest.mark.parametrize("layers", [1, 2, 5])
-def test_an_update_is_kept_just_if_a_later_layer_pools(layers, final_pool):
+def test_an_update_is_kept_just_if_a_pooling_reads_it(layers, final_pool, order):
     for pattern, event_layers in itertools.product(PATTERNS, (1, 2, 3, 7)):
+        if "" in pattern:  # then the last written layer does not tell where the type stops
+            continue
         written = [set(pattern[i % len(pattern)].split("+")) - {""} for i in range(min(layers, event_layers))]
-        pools = [i for i, parts in enumerate(written) if "pool" in parts]
-        changed_since = any(parts & {"ffn", "attention"} for parts in written[pools[-1] :])
-        if final_pool and changed_since and event_layers < layers:
-            pools.append(event_layers)
-        plan = layer_plan(
-            KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool), EventConfig(layers=event_layers)
-        )
-        assert len(plan) == layers
-        for i, parts in enumerate(plan):
-            updates = (written[i] if i < len(written) else set()) & {"ffn", "attention"}
-            kept = updates if any(pool > i for pool in pools) else set()
-            assert parts == kept | ({"pool"} if i in pools else set()), (pattern, event_layers, i)
+        config = KunlunConfig(layers=layers, pattern=pattern, final_pool=final_pool, order=order)
+        plan = layer_plan(config, EventConfig(layers=event_layers))
+        expected = read_by_pooling(written, layers, final_pool=final_pool, order=order)
+        assert [set(parts) for parts in plan] == expected, (pattern, event_layers)
 
 
 @pytest.mark.parametrize(

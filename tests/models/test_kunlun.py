@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kunlun_jax.batch import Jagged
 from kunlun_jax.data.pack import pack
 from kunlun_jax.models.config import EventConfig, layer_plan
 from kunlun_jax.models.kunlun import Kunlun
@@ -24,6 +25,7 @@ from tests.examples import (
     SCHEMA,
     VIEWS,
     random_batch,
+    random_jagged,
     random_rows,
     spoil_gaps,
     take_rows,
@@ -255,10 +257,17 @@ SAME_PARAMETERS = {
     "rote.time_base": rote(time_base=2.0),
     "window": {"event": dataclasses.replace(EVENT, window=1)},
     "ffn_activation": {"ffn_activation": "silu"},
-    "ffn_scale": {"ffn_scale": "pre"},
+    "ffn_scale": {"ffn_scale": "post"},
     "ffn_tau": {"ffn_tau": 2.0},
+    "order": {"order": "pool_first"},
+    "summary_residual": {"summary_residual": False},
+    "pool_counts": {"pool_counts": True},
+    "unit_products": {"unit_products": False},
+    "tied_events": {"tied_events": False},
     "activation": {"activation": "silu"},
 }
+OF_THE_CONTEXT = ("activation", "summary_residual", "unit_products")
+"""Those that change what becomes of an example without a history too."""
 
 
 @pytest.mark.parametrize("field", SAME_PARAMETERS)
@@ -267,7 +276,7 @@ def test_readings_on_the_same_parameters_change_the_logits(field):
     assert shapes(model) == shapes(base_model())
     moved = np.abs(logits(model) - base_logits())
     assert moved.max() > 1e-4
-    if field != "activation":  # all others touch histories alone
+    if field not in OF_THE_CONTEXT:
         np.testing.assert_allclose(moved[4], 0, atol=1e-6)
         assert VIEWS[4] == CONTEXTS[4] == 0
 
@@ -300,7 +309,42 @@ OTHER_PARAMETERS = {
     "sizes of events": {"event": EventConfig(dim=6, heads=1, tokens=3, seeds=6, layers=3, ffn_width=5, kron_rank=1)},
     "head_hidden": {"head_hidden": ()},
     "layers": {"layers": 1},
+    "interaction_context": {"interaction_context": "summary"},
+    "head_reads": {"head_reads": "last"},
+    "history_lengths": {"history_lengths": False},
+    "ffn_free_values": {"ffn_free_values": 0.0},
 }
+
+
+@pytest.mark.parametrize("order", ["ffn_first", "pool_first"])
+def test_what_pooling_reads(order):
+    """By Figure 1 the events of its own layer after the PersonalizedFFN, so the context of the same layer."""
+    layer = tiny_model(order=order, **REFERENCE).layers[0]
+    events = {name: random_jagged((3, 9), EVENT.dim, rows=32, seed=i) for i, name in enumerate(("context", "view"))}
+    x_sum = jnp.asarray(np.random.default_rng(0).normal(size=(2, CONFIG.summary_tokens, CONFIG.dim)), jnp.float32)
+    after, pooled = layer.personalized(events, x_sum)
+    expected = layer.ffn["view"](events["view"], x_sum)
+    np.testing.assert_array_equal(after["view"].values, expected)
+    np.testing.assert_array_equal(pooled["view"].values, expected if order == "ffn_first" else events["view"].values)
+
+
+def test_aligned_starts_where_candidate_and_history_share_coordinates():
+    """Score of GDPA and product of pooled history and candidate see a shared item; the random start does not."""
+    found = {}
+    for aligned in (True, False):
+        config = dataclasses.replace(
+            CONFIG, dim=32, embedding_dim=32, event=dataclasses.replace(EVENT, dim=32), aligned=aligned, **REFERENCE
+        )
+        model = Kunlun(SCHEMA, config, base_rate=(0.2, 0.02), rngs=nnx.Rngs(0))
+        pool, to_context = model.layers[0].pool["context"], model.layers[0].to_context["context"]
+        table = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
+        events = Jagged(jnp.asarray(np.repeat(table, 8, axis=0)), jnp.arange(0, 73, 8), jnp.full(9, 8))
+        h = np.asarray(to_context(pool(events))).mean(1)
+        products = h @ table.T
+        own = np.diag(products)
+        others = products[~np.eye(9, dtype=bool)]
+        found[aligned] = abs(own.mean() - others.mean()) / others.std()
+    assert found[True] > 2.5 > 1.0 > found[False], found
 
 
 @pytest.mark.parametrize("field", OTHER_PARAMETERS)
@@ -370,11 +414,12 @@ def test_an_unknown_implementation():
         logits(tiny_model(implementation="cuda"))
 
 
-def test_states_end_in_what_the_head_reads():
-    model, batch = base_model(), random_batch()
+@pytest.mark.parametrize("reads", ["all", "last"])
+def test_states_end_in_what_the_head_reads(reads):
+    model, batch = tiny_model(head_reads=reads, **REFERENCE), random_batch()
     states = list(model.states(batch, lookup(SCHEMA, batch, tiny_tables())))
     assert len(states) == CONFIG.layers + 1 and states[0][2] == {}
-    x = states[-1][0]
+    x = jnp.concatenate([x for x, _, _ in (states[1:] if reads == "all" else states[-1:])], axis=1)
     np.testing.assert_array_equal(model.head(x.reshape(BATCH, -1)), logits(model))
     assert isinstance(model.layers[1].attention["view"], WindowAttention)
     # CompSkip: the layer of attention keeps H and changes events, the layer of the FFN made both anew.

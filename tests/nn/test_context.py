@@ -76,6 +76,16 @@ def test_dense_features_are_standardized():
     np.testing.assert_allclose(x, expected, atol=5e-4)
 
 
+def test_the_number_of_events_is_a_dense_feature():
+    batch, tables = random_batch(), tiny_tables(dim=DIM)
+    module = context(lengths=("context", "view"))
+    x = np.asarray(module(batch, lookup(SCHEMA, batch, tables)))[:, 0]
+    kernel, bias = np.asarray(module.dense.kernel[...]), np.asarray(module.dense.bias[...])
+    counts = [(np.log1p(np.asarray(batch.events[name].lengths)) - 3) / 2 for name in ("context", "view")]
+    inputs = np.concatenate([np.asarray(batch.dense), np.stack(counts, axis=1)], axis=1)
+    np.testing.assert_allclose(x, inputs @ kernel + bias, atol=1e-5)
+
+
 @pytest.mark.parametrize("std", [(), (0.0,) * len(SCHEMA.dense)])
 def test_bad_moments_are_refused(std):
     with pytest.raises(ValueError, match="it must hold a mean and a positive std of"):
@@ -105,16 +115,17 @@ def test_mean_by_example_reads_no_row_without_item():
     np.testing.assert_allclose(pull(jnp.ones_like(mean))[0], np.repeat(expected, DIM, axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("gate", [False, True])
-def test_weight_generation(gate):
-    options = {"gate": gate, "activation": "gelu", "dtype": jnp.float32}
+def test_weight_generation(gate, residual):
+    options = {"gate": gate, "residual": residual, "activation": "gelu", "dtype": jnp.float32}
     module = build(lambda: WeightGeneration(5, 3, DIM, rngs=nnx.Rngs(0), **options))
     x = np.random.default_rng(0).normal(size=(2, 5, DIM)).astype(np.float32)
-    z = np.einsum("ns,bnd->bsd", np.asarray(module.compress.kernel[...]), x)
+    compressed = z = np.einsum("ns,bnd->bsd", np.asarray(module.compress.kernel[...]), x)
     first, second = ([np.asarray(p[...]) for p in (m.kernel, m.bias)] for m in module.mlp.layers)
     z = z @ first[0] + first[1]
     z = 0.5 * z * (1 + np.vectorize(math.erf)(z / math.sqrt(2)))
-    z = z @ second[0] + second[1]
+    z = z @ second[0] + second[1] + (compressed if residual else 0)
     if gate:
         (layer,) = module.gate.layers
         z = 1 / (1 + np.exp(-z * (z @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...]))))

@@ -19,9 +19,9 @@ ACTIVATIONS = {
 }
 
 
-def make(activation: str = "gelu", pre: float = 1.0, post: float = 1.0) -> PersonalizedFFN:
+def make(activation: str = "gelu", pre: float = 1.0, post: float = 1.0, **more) -> PersonalizedFFN:
     options = {"heads": HEADS, "width": WIDTH, "activation": activation, "pre_scale": pre, "post_scale": post}
-    options |= {"implementation": "reference", "dtype": jnp.float32}
+    options |= {"implementation": "reference", "dtype": jnp.float32, **more}
     return build(lambda: PersonalizedFFN(TOKENS, CONTEXT, DIM, rngs=nnx.Rngs(0), **options))
 
 
@@ -33,6 +33,8 @@ def weights_by_hand(weights: TokenToWeights, x: np.ndarray) -> np.ndarray:
     """``[width, heads, head_dim]`` of one example."""
     token_map, channel_map = (np.asarray(m.kernel[...], np.float64) for m in (weights.token_map, weights.channel_map))
     out = token_map.T @ x @ channel_map + np.asarray(weights.channel_map.bias[...], np.float64)
+    if weights.free is not None:
+        out = out + np.asarray(weights.free[...], np.float64)
     return out.reshape(WIDTH, HEADS, DIM // HEADS)
 
 
@@ -52,9 +54,13 @@ def block_by_hand(block: PersonalizedFFN, events, x_sum, activation: str, pre: f
     return out
 
 
-@pytest.mark.parametrize(("activation", "pre", "post"), [("gelu", 1.0, 0.25), ("gelu", 0.25, 1.0), ("silu", 1.0, 0.25)])
-def test_block_against_plain_numpy(activation, pre, post):
-    block = make(activation, pre, post)
+CASES = [("gelu", 1.0, 0.25, 0.0), ("gelu", 0.25, 1.0, 0.5), ("silu", 1.0, 0.25, 0.0)]
+
+
+@pytest.mark.parametrize(("activation", "pre", "post", "free"), CASES)
+def test_block_against_plain_numpy(activation, pre, post, free):
+    block = make(activation, pre, post, free_values=free)
+    assert block.keys.free is None and (block.values.free is None) == (free == 0)
     run = jax.jit(block)
     events = random_jagged(LENGTHS, DIM, rows=32)
     x_sum = contexts(len(LENGTHS))
@@ -62,6 +68,15 @@ def test_block_against_plain_numpy(activation, pre, post):
     assert len(expected) == sum(LENGTHS)
     y = np.asarray(run(events, x_sum))
     np.testing.assert_allclose(y[list(expected)], list(expected.values()), atol=2e-5)
+
+
+def test_aligned_keys_are_combinations_of_the_summary_tokens():
+    """Cut or padded to the event's width, and nothing turns them at the start."""
+    options = {"heads": HEADS, "width": WIDTH, "activation": "gelu", "pre_scale": 1.0, "post_scale": 1.0}
+    options |= {"implementation": "reference", "dtype": jnp.float32}
+    block = PersonalizedFFN(TOKENS, CONTEXT, DIM, aligned=True, rngs=nnx.Rngs(0), **options)
+    kernel = np.asarray(block.keys.channel_map.kernel[...])
+    np.testing.assert_array_equal(kernel, np.eye(CONTEXT, DIM))
 
 
 def test_the_context_of_an_example_changes_its_own_events_alone():

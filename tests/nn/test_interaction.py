@@ -32,21 +32,36 @@ def norm(x: np.ndarray, layer: nnx.LayerNorm) -> np.ndarray:
 def expert_by_hand(expert: WukongExpert, x: np.ndarray) -> np.ndarray:
     """One example, rows are tokens."""
     y = np.asarray(expert.fm_map[...], np.float64)
-    fm = x @ x.T @ y  # every pair of tokens, not the low-rank way round
+    u = x / np.linalg.norm(x, axis=-1, keepdims=True) if expert.unit_products else x
+    fm = u @ u.T @ y  # every pair of tokens, not the low-rank way round
     first, second = expert.deep.layers
     h = norm(fm.reshape(-1), expert.fm_norm) @ np.asarray(first.kernel[...]) + np.asarray(first.bias[...])
     h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
     fmb = (h @ np.asarray(second.kernel[...]) + np.asarray(second.bias[...])).reshape(SIZES["fm_tokens"], DIM)
     lcb = np.asarray(expert.linear.kernel[...]).T @ x
-    return norm(np.concatenate([fmb, lcb]) + np.asarray(expert.residual.kernel[...]).T @ x, expert.norm)
+    residual = x if expert.residual is None else np.asarray(expert.residual.kernel[...]).T @ x
+    return norm(np.concatenate([fmb, lcb]) + residual, expert.norm)
 
 
-def test_expert_is_a_wukong_layer():
-    expert = build(lambda: WukongExpert(TOKENS, DIM, rngs=nnx.Rngs(0), **SIZES))
-    x = tokens()
+@pytest.mark.parametrize("unit_products", [False, True])
+@pytest.mark.parametrize("tokens_in", [TOKENS, BLOCK])
+def test_expert_is_a_wukong_layer(tokens_in, unit_products):
+    """The residual is the tokens themselves where as many leave as came in."""
+    expert = build(lambda: WukongExpert(tokens_in, DIM, unit_products=unit_products, rngs=nnx.Rngs(0), **SIZES))
+    assert (expert.residual is None) == (tokens_in == BLOCK)
+    x = tokens()[:, :tokens_in]
     y = jax.jit(expert)(x)
     assert y.shape == (2, BLOCK, DIM)
     np.testing.assert_allclose(y, [expert_by_hand(expert, e) for e in np.asarray(x, np.float64)], atol=1e-4)
+
+
+def test_unit_products_do_not_see_how_long_a_token_is_and_stand_zeros():
+    expert = build(lambda: WukongExpert(TOKENS, DIM, unit_products=True, rngs=nnx.Rngs(0), **SIZES))
+    x = tokens().at[:, 0].set(0.0)
+    gradient = jax.grad(lambda x: jnp.square(expert(x)).sum())(x)
+    assert np.isfinite(gradient).all()
+    deep = [np.asarray(expert.products(scale * x)) for scale in (1.0, 7.0)]
+    np.testing.assert_allclose(*deep, atol=1e-5)
 
 
 @pytest.mark.parametrize("experts", [1, 3])

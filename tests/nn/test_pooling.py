@@ -16,8 +16,8 @@ LENGTHS = (0, 4, 0, 9, 1)
 OPTIONS = {"heads": HEADS, "implementation": "reference", "dtype": jnp.float32}
 
 
-def make(kind: str):
-    return build(lambda: make_pooling(kind, SEEDS, TOKENS, DIM, rank=RANK, rngs=nnx.Rngs(0), **OPTIONS))
+def make(kind: str, **more):
+    return build(lambda: make_pooling(kind, SEEDS, TOKENS, DIM, rank=RANK, rngs=nnx.Rngs(0), **OPTIONS, **more))
 
 
 def seed_attention_by_hand(module: SeedAttention, events) -> np.ndarray:
@@ -39,6 +39,8 @@ def seed_attention_by_hand(module: SeedAttention, events) -> np.ndarray:
             if length:
                 scores = np.exp(q[:, h] @ k[:, h].T / math.sqrt(DIM // HEADS))
                 pooled[:, h] = scores / scores.sum(-1, keepdims=True) @ v[:, h]
+                if module.counts and h >= HEADS // 2:
+                    pooled[:, h] *= 0.5 * math.log(1 + length)
         out.append(pooled.reshape(-1, DIM) @ weights["out/kernel"] + weights["out/bias"])
     return np.stack(out)
 
@@ -48,8 +50,9 @@ def flat(module: nnx.Module) -> dict[str, jax.Array]:
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
-def test_hsp_is_its_equations():
-    hsp = make("hsp")
+@pytest.mark.parametrize("counts", [False, True])
+def test_hsp_is_its_equations(counts):
+    hsp = make("hsp", counts=counts)
     assert hsp.attention.norm is not None
     run = jax.jit(hsp)
     events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
@@ -66,6 +69,15 @@ def test_pma_is_its_equation_and_leaves_as_many_tokens_as_it_has_queries():
     events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
     assert pma.seeds[...].shape == (TOKENS, DIM) and pma.norm is None
     np.testing.assert_allclose(run(events), seed_attention_by_hand(pma, events), atol=2e-5)
+
+
+def test_an_aligned_hsp_starts_as_a_mean_of_events_that_keeps_its_channels():
+    hsp = make_pooling("hsp", SEEDS, TOKENS, DIM, rank=RANK, aligned=True, rngs=nnx.Rngs(0), **OPTIONS)
+    value, out = hsp.attention.key_value.kernel[...][:, DIM:], hsp.attention.out.kernel[...]
+    maps = [np.asarray(x) for x in (value, out, *hsp.condense.channel_maps[...])]
+    for kernel in maps:
+        assert np.abs(kernel - np.eye(DIM)).std() < 0.4 / math.sqrt(DIM)
+        assert np.abs(kernel - np.eye(DIM)).max() > 0
 
 
 def test_sum_kron_linear_is_the_explicit_sum():
