@@ -12,14 +12,13 @@ CONFIG = TrainConfig(
     model=KunlunConfig(
         dim=32,
         layers=3,
-        embedding_dim=16,
+        embedding_dim=32,
         summary_tokens=8,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
         # Likes and follows are rare, 0.12 and 0.007 a row on average: they are pooled once.
         events={
             name: EventConfig(dim=16, heads=1, tokens=1, seeds=2, layers=1, kron_rank=1) for name in ("like", "follow")
         },
-        ffn_tau=32.0,
         experts=2,
         fm_tokens=8,
         linear_tokens=8,

@@ -14,7 +14,6 @@ CONFIG = TrainConfig(
         dim=32,
         layers=3,
         embedding_dim=32,
-        embedding_scale=0.3,
         summary_tokens=8,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
         experts=2,
