@@ -6,6 +6,7 @@
 Norms over all heads * head_dim channels, no affine parameters, eps 1e-5. Source: Kunlun (R), block and norms (M).
 """
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float

@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
     "wukong": ("wukong", {"implementation": "xla"}, (VIEWS, CONTEXTS)),
     "wukong, other choices": (
         "wukong",
-        {"history_pooling": "mean", "plain_residual": False, "fm_hidden": (), "event_input": "mlp", "layers": 3},
+        {"history_pooling": "mean", "unit_products": False, "fm_hidden": (), "event_input": "mlp", "layers": 3},
         LONG,
     ),
     "wukong, nobody has a history": ("wukong", {}, ALL_EMPTY),

@@ -1,0 +1,27 @@
+"""MovieLens: trains on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1 by a seed."""
+
+from experiments.configs import kuairand
+from kunlun_jax.config import RunConfig, TrainConfig
+from kunlun_jax.data.open import DataConfig
+from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.models.config import EventConfig, KunlunConfig
+
+CONFIG = TrainConfig(
+    data=DataConfig(kind="movielens"),
+    loader=LoaderConfig(batch_size=256, max_events=100),
+    model=KunlunConfig(
+        dim=32,
+        layers=3,
+        embedding_dim=32,
+        summary_tokens=8,
+        event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
+        experts=2,
+        fm_tokens=8,
+        linear_tokens=8,
+        fm_rank=8,
+        fm_hidden=(128,),
+        head_hidden=(64,),
+    ),
+    optimizer=kuairand.CONFIG.optimizer,
+    run=RunConfig(log_every=50, checkpoint_every=1000),
+)
