@@ -10,7 +10,7 @@ CONFIG = TrainConfig(
     model=DINConfig(
         dim=48,
         embedding_dim=16,
-        unit_hidden=(80, 40),
+        unit_hidden=(56, 28),
         head_hidden=(512, 256),
     ),
     optimizer=small.CONFIG.optimizer,

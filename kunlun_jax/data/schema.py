@@ -116,6 +116,19 @@ class Schema:
                 return event
         raise KeyError(f"no event type {name!r} in schema {self.name!r}; it has {[e.name for e in self.events]}")
 
+    def matches(self, event: str) -> tuple[tuple[int, int], ...]:
+        """Where candidate and events of a type speak of the same thing: (context column, event column) pairs.
+
+        Columns count `categorical` of the schema and of the event type; the two of a pair read one table. Features of
+        many values are left out.
+        """
+        return tuple(
+            (column, other)
+            for column, feature in enumerate(self.categorical)
+            for other, field in enumerate(self.event(event).categorical)
+            if feature.table_name == field.table_name
+        )
+
     def to_json(self) -> str:
         """The schema as the text of a ``schema.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -319,8 +319,13 @@ def open_dataset(config: SyntheticConfig) -> Dataset:
     index = np.arange(sample, dtype=np.int64) * config.train_rows // sample
     # An exactly rounded sum, so that the number of tasks does not change the order of adding and with it the last bit.
     p_train = tuple(math.fsum(p) / sample for p in source.probability(index).T)
+    return Dataset(source, splits, p_train, fingerprint(config))
+
+
+def fingerprint(config: SyntheticConfig) -> str:
+    """`Dataset.fingerprint` of a world, without making it."""
     text = json.dumps({"generator": _VERSION, **dataclasses.asdict(config)}, sort_keys=True)
-    return Dataset(source, splits, p_train, "synthetic-" + hashlib.sha256(text.encode()).hexdigest()[:16])
+    return "synthetic-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def entropy_floor(dataset: Dataset, split: str, task: int = 0) -> float:

@@ -11,10 +11,20 @@ from kunlun_jax.models.dlrm import DLRM, DLRMConfig
 from kunlun_jax.models.hstu import HSTU, HSTUConfig
 from kunlun_jax.models.interformer import InterFormer, InterFormerConfig
 from kunlun_jax.models.kunlun import Kunlun
+from kunlun_jax.models.pooled_product import PooledProduct, PooledProductConfig
 from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.models.wukong import Wukong, WukongConfig
 
-ModelConfig = KunlunConfig | InterFormerConfig | WukongConfig | HSTUConfig | DLRMConfig | DCNv2Config | DINConfig
+ModelConfig = (
+    KunlunConfig
+    | InterFormerConfig
+    | WukongConfig
+    | HSTUConfig
+    | DLRMConfig
+    | DCNv2Config
+    | DINConfig
+    | PooledProductConfig
+)
 """The config of any system. No two have the same field names, so a config.json tells which it is."""
 
 SYSTEMS: dict[type, type[System]] = {
@@ -25,6 +35,7 @@ SYSTEMS: dict[type, type[System]] = {
     DLRMConfig: DLRM,
     DCNv2Config: DCNv2,
     DINConfig: DIN,
+    PooledProductConfig: PooledProduct,
 }
 """Class of a config -> the model that it makes."""
 

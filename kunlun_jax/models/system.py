@@ -206,6 +206,14 @@ class System(nnx.Module):
             events[name] = packed.replace(self.event_input[name](embedded.events[name], dense, age[name], maps))
         return x, events, age
 
+    def pairs(
+        self, name: str, embedded: Embedded
+    ) -> tuple[Float[Array, "batch pairs embedding"], Float[Array, "rows pairs embedding"]]:
+        """Embeddings of candidate and events of a type where they share a table (`Schema.matches`), field by field."""
+        found = self.schema.matches(name)
+        context, event = (np.array([pair[side] for pair in found], np.int32) for side in (0, 1))
+        return embedded.categorical[:, context], embedded.events[name][:, event]
+
     def logits(self, x: Float[Array, "batch channels"], dropout: nnx.Rngs | None) -> Float[Array, "batch tasks"]:
         """The head's output, float32 (float64 where that is the dtype of the computation).
 

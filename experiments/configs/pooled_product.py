@@ -1,0 +1,17 @@
+"""Pooled_product: gated sums of a history times the candidate, on the data of preset small."""
+
+from experiments.configs import small
+from kunlun_jax.config import TrainConfig
+from kunlun_jax.models.pooled_product import PooledProductConfig
+
+CONFIG = TrainConfig(
+    data=small.CONFIG.data,
+    loader=small.CONFIG.loader,
+    model=PooledProductConfig(
+        dim=32,
+        embedding_dim=16,
+        head_hidden=(512, 256),
+    ),
+    optimizer=small.CONFIG.optimizer,
+    run=small.CONFIG.run,
+)

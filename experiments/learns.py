@@ -1,0 +1,275 @@
+"""Does it learn from histories? ``python -m experiments.learns``: Kunlun and reference models on the same rows.
+
+Trains every system on 37,500, 150,000 and 600,000 rows of the synthetic world, one pass, and prints NE beside the
+least there can be (the floor of the same rows). What a system leaves above the trees with match counts, it did not
+find in the histories.
+
+    lr, lr-matches                          logistic regression: no histories; match counts and lengths
+    trees, trees-lengths, trees-matches     boosted trees: no histories; their lengths; match counts and lengths
+    din, pooled-product                     neural, candidate and events in one table's coordinates
+    kunlun                                  preset small
+
+Each row of the table goes into ``experiments/results/cpu/learns.json`` as soon as it is done, with command, commit and
+versions, and a row that is there is not run again: a run that was cut off goes on with the same command, and one that
+has nothing left to do prints the table and draws ``learns.png``. To measure a system anew, delete its rows.
+
+Needs the extra "dev". On two CPU cores, each seed: seconds to minutes at 37,500 and 150,000 rows, up to ten minutes
+(Kunlun) at 600,000.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
+
+from experiments import shallow
+from experiments.configs import PRESETS, small
+from kunlun_jax.data import synthetic
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.training.loop import train
+from kunlun_jax.training.metrics import evaluate_predictions
+from kunlun_jax.training.run_directory import environment, write_atomic
+
+SHALLOW: dict[str, tuple[Callable, tuple[shallow.Part, ...]]] = {
+    "lr": (shallow.logistic_regression, ()),
+    "lr-matches": (shallow.logistic_regression, ("lengths", "matches")),
+    "trees": (shallow.boosted_trees, ()),
+    "trees-lengths": (shallow.boosted_trees, ("lengths",)),
+    "trees-matches": (shallow.boosted_trees, ("lengths", "matches")),
+}
+"""Name -> how to fit it, and what of the histories it reads."""
+NEURAL = {"din": "din", "pooled-product": "pooled_product", "kunlun": "small"}
+"""Name -> preset."""
+SYSTEMS = (*SHALLOW, *NEURAL)
+SEEDLESS = ("lr", "lr-matches")
+"""Systems that come out the same for every seed: they run once, as seed 0."""
+STYLES = {
+    "lr": ("#a7792b", ":"),
+    "lr-matches": ("#a7792b", "-"),
+    "trees": ("#4a8c5c", ":"),
+    "trees-lengths": ("#4a8c5c", "--"),
+    "trees-matches": ("#4a8c5c", "-"),
+    "din": ("#8661a8", "-"),
+    "pooled-product": ("#2f6fb0", "-"),
+    "kunlun": ("#c8553d", "-"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the comparison."""
+
+    rows: tuple[int, ...] = (37_500, 150_000, 600_000)
+    """Training rows, spread over the same 28 days whatever their number; valid and test rows are always the same."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds of parameters and of the trees' choice of columns; the world stays the same."""
+    systems: tuple[str, ...] = SYSTEMS
+    """Systems to run, names as above."""
+    world: SyntheticConfig = small.CONFIG.data.synthetic
+    """The synthetic world, that of preset small; --rows stands in for its train_rows."""
+    out: Path = Path("experiments/results/cpu/learns.json")
+    """JSON file of the rows; the picture goes beside it."""
+    runs: Path = Path("runs/learns")
+    """Folder for run directories of neural systems; each is deleted once its row is stored."""
+
+    def __post_init__(self):
+        unknown = sorted(set(self.systems) - set(SYSTEMS))
+        if unknown:
+            raise ValueError(f"systems names {unknown}; there are {list(SYSTEMS)}")
+        for name, least in (("rows", 1), ("seeds", 0)):
+            values = getattr(self, name)
+            if not values or min(values) < least:
+                raise ValueError(f"{name} is {values}; name at least one number, none below {least}")
+
+
+@functools.lru_cache(maxsize=1)
+def world_of(config: SyntheticConfig) -> tuple[Dataset, dict[str, float]]:
+    """The data set, and the floor of NE by split."""
+    dataset = synthetic.open_dataset(config)
+    return dataset, {split: synthetic.entropy_floor(dataset, split) for split in ("valid", "test")}
+
+
+@functools.lru_cache(maxsize=1)
+def shallow_inputs(config: SyntheticConfig) -> dict[str, shallow.Inputs]:
+    """What the shallow models read, with histories cut as the neural systems' loader cuts them."""
+    dataset, _ = world_of(config)
+    return shallow.read(dataset, small.CONFIG.loader.max_events_by_type(dataset.schema))
+
+
+def run_shallow(system: str, config: SyntheticConfig, seed: int) -> dict[str, Any]:
+    """Fits one shallow system: metrics by split, and what was chosen on "valid"."""
+    fit, parts = SHALLOW[system]
+    data, (dataset, _) = shallow_inputs(config), world_of(config)
+    logits, chosen = fit(data, parts, seed)
+    metrics = {
+        split: evaluate_predictions(data[split].labels, values, data[split].weights, p_train=dataset.p_train[0])
+        for split, values in logits.items()
+    }
+    return {**metrics, "chosen": chosen}
+
+
+def run_neural(system: str, config: SyntheticConfig, seed: int, runs: Path, commit: str) -> dict[str, Any]:
+    """Trains one neural system: metrics by split. The run directory carries the commit, so no other code goes on."""
+    preset = PRESETS[NEURAL[system]][1]
+    dataset, _ = world_of(config)
+    preset = dataclasses.replace(
+        preset,
+        data=dataclasses.replace(preset.data, synthetic=config),
+        run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
+    )
+    path = runs / f"{system}-{dataset.fingerprint}-seed{seed}-{commit[:10]}"
+    result = train(preset, path, dataset=dataset)
+    if "stopped" in result:
+        raise KeyboardInterrupt(f"{result['signal']} at step {result['stopped']}; the same command goes on there")
+    shutil.rmtree(path)
+    return {
+        **{split: result["splits"][split] for split in ("valid", "test")},
+        "parameters": result["parameters"],
+        "flops_per_example": result["flops_per_example"],
+    }
+
+
+def measure(system: str, config: SyntheticConfig, seed: int, runs: Path, started_in: dict[str, Any]) -> dict[str, Any]:
+    """One row: a system trained on some rows from a seed; `started_in` is the environment, commit and all."""
+    dataset, floor = world_of(config)
+    if system in SHALLOW:
+        shallow_inputs(config)  # read once for all, so not in the time of the first
+    began = time.monotonic()
+    if system in SHALLOW:
+        found = run_shallow(system, config, seed)
+    else:
+        found = run_neural(system, config, seed, runs, started_in["commit"])
+    kept = ("ne", "logloss", "auc", "calibration", "rows")
+    found |= {split: {name: found[split][name] for name in kept if name in found[split]} for split in floor}
+    return {
+        "system": system,
+        "rows": config.train_rows,
+        "seed": seed,
+        **found,
+        "floor": floor,
+        "seconds": round(time.monotonic() - began, 1),
+        "data": dataset.fingerprint,
+        "environment": started_in,
+    }
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; none where there is no file."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def key_of(row: dict[str, Any]) -> tuple:
+    """What makes two rows the same measurement."""
+    return row["system"], row["rows"], row["seed"], row["data"]
+
+
+def store(path: Path, row: dict[str, Any]) -> None:
+    """Adds a row to the file, in the order of the table; the file is read again, since another run may have written."""
+    rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
+    rows.sort(key=lambda r: (r["rows"], SYSTEMS.index(r["system"]), r["seed"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
+    """The rows of all seeds by number of training rows and system."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["rows"], row["system"]), []).append(row)
+    return groups
+
+
+def mean_of(group: list[dict[str, Any]], split: str) -> float:
+    """Mean NE of the seeds."""
+    return statistics.fmean(row[split]["ne"] for row in group)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The numbers for a person."""
+    lines = [
+        f"{'rows':>9}  {'system':15} {'test NE':>8} {'floor':>6} {'above':>6} {'valid NE':>8} {'s':>5}  test by seed"
+    ]
+    for (count, system), group in grouped(rows).items():
+        test, floor = mean_of(group, "test"), group[0]["floor"]["test"]
+        seeds = " ".join(f"{row['seed']}: {row['test']['ne']:.4f}" for row in group)
+        seconds = statistics.fmean(row["seconds"] for row in group)
+        lines.append(
+            f"{count:9,}  {system:15} {test:8.4f} {floor:6.4f} {test - floor:6.4f} {mean_of(group, 'valid'):8.4f} "
+            f"{seconds:5.0f}  {seeds}"
+        )
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """NE of the test split over training rows: a line for each system, a dot for each seed, the floor below."""
+    figure = Figure(figsize=(8, 5), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    counts = sorted({row["rows"] for row in rows})
+    groups = grouped(rows)
+    for system in SYSTEMS:
+        at = [count for count in counts if (count, system) in groups]
+        if not at:
+            continue
+        color, line = STYLES[system]
+        values = [mean_of(groups[count, system], "test") for count in at]
+        axes.plot(at, values, line, color=color, linewidth=1.8, label=f"{system} {values[-1]:.3f}")
+        dots = [(count, row["test"]["ne"]) for count in at for row in groups[count, system]]
+        axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4)
+    floors = {row["rows"]: row["floor"]["test"] for row in rows}
+    low = [floors[count] for count in counts]
+    axes.plot(counts, low, color="#666666", linewidth=1.2, linestyle=(0, (5, 2)), label=f"floor {low[-1]:.3f}")
+    axes.set_xscale("log")
+    axes.set_xticks(counts)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training rows")
+    axes.set_ylabel("test NE (lower is better)")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=9, loc="outside right center", title="NE at the most rows")
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, runs what is missing, prints and draws; returns the exit code."""
+    try:
+        args = tyro.cli(Arguments, args=arguments, prog="experiments.learns", description=__doc__)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # Now, not when a row is done: the code that runs is what was there at the start.
+    started_in = environment()
+    started_in["versions"]["scikit-learn"] = metadata.version("scikit-learn")
+    shown = []
+    for count in sorted(set(args.rows)):
+        config = dataclasses.replace(args.world, train_rows=count)
+        fingerprint = synthetic.fingerprint(config)
+        shown.append(fingerprint)
+        for system in args.systems:
+            for seed in (0,) if system in SEEDLESS else args.seeds:
+                if (system, count, seed, fingerprint) in map(key_of, stored(args.out)):
+                    continue
+                row = measure(system, config, seed, args.runs, started_in)
+                store(args.out, row)
+                print(f"{system}, {count:,} rows, seed {seed}: test NE {row['test']['ne']:.4f}", file=sys.stderr)
+    rows = [row for row in stored(args.out) if row["data"] in shown]
+    print(table(rows))
+    picture(rows, args.out.with_suffix(".png"))
+    print(f"rows in {args.out}, picture in {args.out.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
