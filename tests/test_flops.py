@@ -102,6 +102,7 @@ SYSTEMS_ALONE = {
     "dlrm": {"bottom_hidden": (128,)},
     "dcnv2": {"deep_hidden": (128,)},
     "din": {"unit_hidden": (64,)},
+    "pooled_product": {},
 }
 
 

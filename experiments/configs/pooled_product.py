@@ -10,6 +10,8 @@ CONFIG = TrainConfig(
     model=PooledProductConfig(
         dim=32,
         embedding_dim=16,
+        # A match starts as the square of it, which .05 would leave unseen for long.
+        embedding_scale=0.25,
         head_hidden=(512, 256),
     ),
     optimizer=small.CONFIG.optimizer,

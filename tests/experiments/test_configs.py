@@ -15,7 +15,7 @@ from tests.data.parquet_sets import random_tables
 
 
 def test_presets_are_named_as_their_files_and_described():
-    systems = ["wukong", "interformer", "hstu", "dlrm", "dcnv2", "din"]
+    systems = ["wukong", "interformer", "hstu", "dlrm", "dcnv2", "din", "pooled_product"]
     assert list(PRESETS) == ["small", "base", "large", "kuairand", *systems]
     for name, (summary, config) in PRESETS.items():
         assert summary.lower().startswith(name) and summary.endswith(".")

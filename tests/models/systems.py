@@ -13,6 +13,7 @@ from kunlun_jax.models.din import DINConfig
 from kunlun_jax.models.dlrm import DLRMConfig
 from kunlun_jax.models.hstu import HSTUConfig
 from kunlun_jax.models.interformer import InterFormerConfig
+from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.models.registry import ModelConfig, make_model
 from kunlun_jax.models.wukong import WukongConfig
 from kunlun_jax.nn.embedding import embed, gather_rows, touch
@@ -34,6 +35,7 @@ TINY: dict[str, ModelConfig] = {
     "dlrm": DLRMConfig(**COMMON, bottom_hidden=(8,)),
     "dcnv2": DCNv2Config(**COMMON | {"head_hidden": ()}, cross_layers=2, deep_hidden=(8,)),
     "din": DINConfig(**COMMON, unit_hidden=(8,)),
+    "pooled_product": PooledProductConfig(**COMMON, gate_hidden=(8,)),
 }
 """Every system but Kunlun, at the widths of `tests.examples.CONFIG`."""
 

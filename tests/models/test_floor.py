@@ -1,18 +1,19 @@
-"""DLRM, DCNv2 and DIN against their equations in NumPy; their configs' refusals."""
+"""DLRM, DCNv2, DIN and the pooled product against their equations in NumPy; their configs' refusals."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from kunlun_jax.models.din import candidate_columns
+from kunlun_jax.data.pack import pack
 from kunlun_jax.models.hstu import HSTUConfig
 from kunlun_jax.models.interformer import InterFormerConfig
 from kunlun_jax.models.wukong import WukongConfig
 from kunlun_jax.nn.embedding import lookup
-from tests.examples import SCHEMA, random_batch, tiny_tables
+from tests.examples import BATCH, CAPACITY, SCHEMA, random_batch, random_rows, tiny_tables
 from tests.models.systems import QUICK, TINY, tiny_system
 
 
@@ -84,30 +85,67 @@ def test_dcnv2_is_its_equation(changes):
     np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(("names", "columns"), [((), [1]), (("user",), [0])])
-def test_din_is_its_equation(names, columns):
-    """By default the candidate is the item, whose table both event types read."""
-    model, embedded, x, events, logits = run("din", candidate=names)
-    features = np.asarray(embedded.categorical)[:, columns].reshape(len(x), -1)
-    c = features @ np.asarray(model.candidate.kernel[...]) + np.asarray(model.candidate.bias[...])
+def shared_fields(model, embedded, events) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Of each event type, by name: the candidate's item and the items of each history; both types have it first."""
+    item = np.asarray(embedded.categorical)[:, 1]
+    found = []
+    for name in sorted(events):
+        assert model.schema.matches(name) == ((1, 0),)
+        (rows,) = histories({name: events[name].replace(embedded.events[name][:, 0])})
+        found.append((item, rows))
+    return found
+
+
+def test_din_is_its_equation():
+    """The candidate is the item, whose table both event types read."""
+    model, embedded, x, events, logits = run("din")
     found = [x.reshape(len(x), -1)]
-    for name, each in zip(sorted(events), histories(events), strict=True):
-        v = np.zeros_like(c)
-        for example, s in enumerate(each):
-            target = np.broadcast_to(c[example], s.shape)
-            a = mlp(model.attention[name].unit, np.concatenate([s, target, s - target, s * target], axis=1), silu)
+    shared = shared_fields(model, embedded, events)
+    for name, each, (item, fields) in zip(sorted(events), histories(events), shared, strict=True):
+        v = np.zeros((len(x), x.shape[-1]))
+        for example, (s, e) in enumerate(zip(each, fields, strict=True)):
+            c = np.broadcast_to(item[example], e.shape)
+            a = mlp(model.attention[name].unit, np.concatenate([e, c, e - c, e * c, s], axis=1), silu)
             v[example] = (a * s).sum(0)
         found.append(v)
     np.testing.assert_allclose(logits, mlp(model.head, np.concatenate(found, axis=1), silu), rtol=2e-4, atol=2e-4)
 
 
-def test_the_candidate_is_all_features_where_none_is_shared():
+def test_pooled_product_is_its_equation():
+    model, embedded, x, events, logits = run("pooled_product", activation="relu")
+    batch = random_batch()
+
+    def squash(x):
+        return np.sign(x) * np.log1p(np.abs(x))
+
+    found = [x.reshape(len(x), -1)]
+    shared = shared_fields(model, embedded, events)
+    for name, each, (item, fields) in zip(sorted(events), histories(events), shared, strict=True):
+        packed = batch.events[name]
+        age, dense = (histories({"": packed.replace(packed.values[key])})[0] for key in ("age", "dense"))
+        products, plain = [], []
+        for example, (s, e) in enumerate(zip(each, fields, strict=True)):
+            inputs = np.concatenate([np.log1p(age[example] / 3600)[:, None], dense[example]], axis=1)
+            gates = 1 / (1 + np.exp(-mlp(model.gate[name], inputs)))
+            products.append((squash(gates.T @ e) * item[example]).reshape(-1))
+            plain.append(squash(gates.T @ s).reshape(-1))
+        found += [np.stack(products), np.stack(plain)]
+    np.testing.assert_allclose(logits, mlp(model.head, np.concatenate(found, axis=1)), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["din", "pooled_product"])
+def test_a_type_that_shares_no_table_is_read_all_the_same(name):
     place = dataclasses.replace(SCHEMA.events[0], categorical=SCHEMA.events[0].categorical[1:])
-    assert candidate_columns(dataclasses.replace(SCHEMA, events=(place,)), ()) == (0, 1)
-    with pytest.raises(ValueError, match=r"model\.candidate names \['shop'\]; .* are \['user', 'item'\]"):
-        candidate_columns(SCHEMA, ("shop",))
-    with pytest.raises(ValueError, match=r"categorical features are \[\]"):
-        candidate_columns(dataclasses.replace(SCHEMA, categorical=()), ())
+    model = tiny_system(name, dataclasses.replace(SCHEMA, events=(place,)))
+    assert model.schema.matches("view") == ()
+    rows = random_rows()
+    view = rows.events["view"]
+    rows = dataclasses.replace(rows, events={"view": dataclasses.replace(view, ids=view.ids[:, 1:])})
+    capacity = {name: CAPACITY[name] for name in ("view", "tags")}
+    batch = jax.tree.map(jnp.asarray, pack(model.schema, rows, BATCH, capacity)[0])
+    tables = tiny_tables(model.schema, dim=model.embedding_dim)
+    logits = model(batch, lookup(model.schema, batch, tables))
+    assert np.isfinite(logits).all()
 
 
 BAD = [
@@ -115,6 +153,7 @@ BAD = [
     ("dcnv2", {"cross_layers": 0}, "cross_layers is 0; it must be at least 1"),
     ("dcnv2", {"deep_hidden": ()}, "deep_hidden is empty"),
     ("din", {"dropout": 1.0}, r"dropout is 1\.0; it must lie in \[0, 1\)"),
+    ("pooled_product", {"gates": 0}, "gates is 0; it must be at least 1"),
     ("wukong", {"layers": 0}, "layers is 0; it must be at least 1"),
     ("wukong", {"history_heads": 3}, "dim is 8, history_heads 3"),
     ("interformer", {"pma_tokens": 0}, "pma_tokens is 0; it must be at least 1"),

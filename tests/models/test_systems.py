@@ -45,7 +45,9 @@ def test_every_system_is_tested():
 
 
 def test_a_config_of_no_system():
-    with pytest.raises(TypeError, match=r"is a SystemConfig; it must be one of \['KunlunConfig', .*'DINConfig'\]"):
+    with pytest.raises(
+        TypeError, match=r"is a SystemConfig; it must be one of \['KunlunConfig', .*'PooledProductConfig'\]"
+    ):
         make_model(SCHEMA, SystemConfig(), base_rate=(0.1, 0.1), rngs=nnx.Rngs(0))
 
 

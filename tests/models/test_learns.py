@@ -1,0 +1,45 @@
+"""Systems learn that events match the candidate, in the little world of `tests.models.match_world`."""
+
+import dataclasses
+
+import pytest
+
+from experiments.configs import PRESETS
+from kunlun_jax.models.registry import ModelConfig
+from tests.models.match_world import distance, floor_and_blind
+
+NEAR = 0.05
+"""NE above the floor within which a system has found the matches. Two seeds of each end at .02 or below; one who knows
+the lengths of the histories alone cannot come nearer than .17."""
+
+
+def preset(name: str, **changes) -> ModelConfig:
+    """The model of a preset with some fields changed."""
+    return dataclasses.replace(PRESETS[name][1].model, **changes)
+
+
+# A system that is to find matches gets a line here; a small head saves time.
+FINDS_MATCHES: dict[str, ModelConfig] = {
+    "din": preset("din", head_hidden=(64,)),
+    "pooled_product": preset("pooled_product", head_hidden=(64,)),
+}
+# Not tested: they come no nearer than the lengths of the histories bring them. A system that finds matches after all
+# moves its line up.
+MISSES_MATCHES: dict[str, ModelConfig] = {"kunlun": preset("small", layers=1)}
+
+
+def test_the_world_has_something_to_learn():
+    """Who knows the lengths alone stays far from the floor."""
+    _, floor, blind = floor_and_blind()
+    assert blind > floor + 3 * NEAR
+
+
+@pytest.mark.parametrize("name", FINDS_MATCHES)
+def test_it_finds_the_matches(name):
+    assert distance(FINDS_MATCHES[name]) < NEAR
+
+
+@pytest.mark.parametrize("name", FINDS_MATCHES)
+def test_without_histories_nobody_can(name):
+    """So the test above can fail. A hundred steps are enough for what there is without histories."""
+    assert distance(dataclasses.replace(FINDS_MATCHES[name], skip_events=("*",)), steps=100) > 3 * NEAR
