@@ -244,11 +244,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags, runs what is missing, prints and draws; returns the exit code."""
-    try:
-        args = tyro.cli(Arguments, args=arguments, prog="experiments.learns", description=__doc__)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.learns", description=__doc__)
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = environment()
     started_in["versions"]["scikit-learn"] = metadata.version("scikit-learn")

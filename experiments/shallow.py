@@ -29,7 +29,14 @@ PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Inverse strengths of the L2 penalty of the regression, summed over rows."""
 MOST_CATEGORIES = 255
 """Ids of a feature that trees can split on (a limit of scikit-learn); they do without features of more."""
-TREES = {"max_iter": 300, "learning_rate": 0.1, "max_leaf_nodes": 31, "max_features": 0.5, "l2_regularization": 1.0}
+TREES: dict[str, Any] = {
+    "max_iter": 300,
+    "learning_rate": 0.1,
+    "max_leaf_nodes": 31,
+    "max_features": 0.5,
+    "l2_regularization": 1.0,
+    "early_stopping": False,
+}
 """Of scikit-learn; of the trees, the first ones that are best on valid are kept."""
 
 Part = Literal["lengths", "matches"]
@@ -99,7 +106,7 @@ def logistic_regression(data: dict[str, Inputs], parts: tuple[Part, ...], seed: 
             # Stopped by the bound on iterations is stopped early, which the validation split judges like a penalty.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x["train"], train.labels, sample_weight=train.weights)
-        loss = _loss(valid, model.decision_function(x["valid"]))
+        loss = mean_loss(valid, model.decision_function(x["valid"]))
         if best is None or loss < best[0]:
             best = loss, c, model
     assert best is not None
@@ -115,14 +122,14 @@ def boosted_trees(data: dict[str, Inputs], parts: tuple[Part, ...], seed: int) -
         for split, inputs in data.items()
     }
     train, valid = data["train"], data["valid"]
+    categories = np.arange(train.categories.shape[1])
     model = HistGradientBoostingClassifier(
         **TREES,
-        categorical_features=list(range(train.categories.shape[1])),
-        early_stopping=False,
+        categorical_features=categories,  # pyright: ignore[reportArgumentType]  typed by its default, a string
         random_state=seed,
     )
     model.fit(x["train"], train.labels, sample_weight=train.weights)
-    losses = [_loss(valid, np.ravel(logits)) for logits in model.staged_decision_function(x["valid"])]
+    losses = [mean_loss(valid, np.ravel(logits)) for logits in model.staged_decision_function(x["valid"])]
     trees = int(np.argmin(losses)) + 1
     logits = {}
     for split in ("valid", "test"):
@@ -131,5 +138,6 @@ def boosted_trees(data: dict[str, Inputs], parts: tuple[Part, ...], seed: int) -
     return logits, {"trees": trees}
 
 
-def _loss(inputs: Inputs, logits: np.ndarray) -> float:
+def mean_loss(inputs: Inputs, logits: np.ndarray) -> float:
+    """Mean LogLoss of a split by weight, in nats."""
     return float(np.average(log_losses(inputs.labels, logits), weights=inputs.weights))
