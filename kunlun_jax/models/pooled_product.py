@@ -29,7 +29,7 @@ from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
 from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
-from kunlun_jax.nn.event_input import log_age
+from kunlun_jax.nn.event_input import unit_age
 from kunlun_jax.nn.mlp import MLP
 from pallas_kernels.jagged import zero_padding
 
@@ -89,7 +89,7 @@ class PooledProduct(System):
         for name in self.event_names:
             packed = batch.events[name]
             dense = zero_padding(packed.values["dense"], packed.mask())
-            inputs = jnp.concatenate([log_age(age[name])[:, None], dense], axis=1).astype(self.dtype)
+            inputs = jnp.concatenate([unit_age(age[name])[:, None], dense], axis=1).astype(self.dtype)
             gates = jax.nn.sigmoid(self.gate[name](inputs))
             candidate, fields = self.pairs(name, embedded)
             sums = squash(gated_sums(packed.replace(fields.astype(self.dtype)), gates))
