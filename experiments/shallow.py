@@ -25,7 +25,7 @@ from kunlun_jax.data.pack import map_ids
 from kunlun_jax.training.metrics import log_losses
 
 SPLITS = ("train", "valid", "test")
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse strengths of the L2 penalty of the regression, summed over rows."""
 MOST_CATEGORIES = 255
 """Ids of a feature that trees can split on (a limit of scikit-learn); they do without features of more."""
@@ -101,7 +101,7 @@ def logistic_regression(data: dict[str, Inputs], parts: tuple[Part, ...], seed: 
     train, valid = data["train"], data["valid"]
     best: tuple[float, float, LogisticRegression] | None = None
     for c in tqdm(PENALTIES, desc="fit", unit="penalty", leave=False):
-        model = LogisticRegression(C=c, max_iter=200, tol=1e-3)
+        model = LogisticRegression(C=c, max_iter=400, tol=1e-6)
         with warnings.catch_warnings():
             # Stopped by the bound on iterations is stopped early, which the validation split judges like a penalty.
             warnings.simplefilter("ignore", ConvergenceWarning)
