@@ -35,6 +35,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
 from experiments.configs import PRESETS, small
+from kunlun_jax.config import TrainConfig
 from kunlun_jax.data import synthetic
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.synthetic import SyntheticConfig
@@ -120,16 +121,17 @@ def run_shallow(system: str, config: SyntheticConfig, seed: int) -> dict[str, An
     return {**metrics, "chosen": chosen}
 
 
-def run_neural(system: str, config: SyntheticConfig, seed: int, runs: Path, commit: str) -> dict[str, Any]:
-    """Trains one neural system: metrics by split. The run directory carries the commit, so no other code goes on."""
-    preset = PRESETS[NEURAL[system]][1]
+def run_neural(
+    name: str, preset: TrainConfig, config: SyntheticConfig, seed: int, runs: Path, commit: str
+) -> dict[str, Any]:
+    """Trains `preset` on a world: metrics by split. The run directory carries the commit, so no other code goes on."""
     dataset, _ = world_of(config)
     preset = dataclasses.replace(
         preset,
         data=dataclasses.replace(preset.data, synthetic=config),
         run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
     )
-    path = runs / f"{system}-{dataset.fingerprint}-seed{seed}-{commit[:10]}"
+    path = runs / f"{name}-{dataset.fingerprint}-seed{seed}-{commit[:10]}"
     result = train(preset, path, dataset=dataset)
     if "stopped" in result:
         raise KeyboardInterrupt(f"{result['signal']} at step {result['stopped']}; the same command goes on there")
@@ -138,23 +140,31 @@ def run_neural(system: str, config: SyntheticConfig, seed: int, runs: Path, comm
         **{split: result["splits"][split] for split in ("valid", "test")},
         "parameters": result["parameters"],
         "flops_per_example": result["flops_per_example"],
+        "examples_per_second": result["examples_per_second"],
     }
 
 
 def measure(system: str, config: SyntheticConfig, seed: int, runs: Path, started_in: dict[str, Any]) -> dict[str, Any]:
     """One row: a system trained on some rows from a seed; `started_in` is the environment, commit and all."""
-    dataset, floor = world_of(config)
     if system in SHALLOW:
         shallow_inputs(config)  # read once for all, so not in the time of the first
     began = time.monotonic()
     if system in SHALLOW:
         found = run_shallow(system, config, seed)
     else:
-        found = run_neural(system, config, seed, runs, started_in["commit"])
+        found = run_neural(system, PRESETS[NEURAL[system]][1], config, seed, runs, started_in["commit"])
+    return row_of(system, config, seed, found, began, started_in)
+
+
+def row_of(
+    name: str, config: SyntheticConfig, seed: int, found: dict[str, Any], began: float, started_in: dict[str, Any]
+) -> dict[str, Any]:
+    """What is stored of a run that found these metrics by split and whatever else."""
+    dataset, floor = world_of(config)
     kept = ("ne", "logloss", "auc", "calibration", "rows")
     found |= {split: {name: found[split][name] for name in kept if name in found[split]} for split in floor}
     return {
-        "system": system,
+        "system": name,
         "rows": config.train_rows,
         "seed": seed,
         **found,
@@ -175,10 +185,13 @@ def key_of(row: dict[str, Any]) -> tuple:
     return row["system"], row["rows"], row["seed"], row["data"]
 
 
-def store(path: Path, row: dict[str, Any]) -> None:
-    """Adds a row to the file, in the order of the table; the file is read again, since another run may have written."""
+def store(path: Path, row: dict[str, Any], order: tuple[str, ...] = SYSTEMS) -> None:
+    """Adds a row to the file, sorted by rows and then as `order` names the systems.
+
+    The file is read again, since another run may have written.
+    """
     rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
-    rows.sort(key=lambda r: (r["rows"], SYSTEMS.index(r["system"]), r["seed"]))
+    rows.sort(key=lambda r: (r["rows"], order.index(r["system"]), r["seed"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
 
