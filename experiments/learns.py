@@ -251,7 +251,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("test NE (lower is better)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=9, loc="outside right center", title="NE at the most rows")
+    figure.legend(frameon=False, fontsize=9, loc="outside right center", title="NE at its most rows")
     figure.savefig(path)
 
 

@@ -1,4 +1,10 @@
-"""Pooled_product: gated sums of a history times the candidate, on the data of preset small."""
+"""Pooled_product: gated sums of a history times the candidate, on the data of preset small.
+
+    python -m experiments.train pooled_product
+
+About a minute on two idle CPU cores, at half the FLOPs of small. Test NE .859 with 37,500 training rows and .832 with
+150,000, as here (means of two seeds, floor .681; `experiments.learns`).
+"""
 
 from experiments.configs import small
 from kunlun_jax.config import TrainConfig
