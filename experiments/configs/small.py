@@ -15,6 +15,7 @@ CONFIG = TrainConfig(
         layers=3,
         embedding_dim=32,
         summary_tokens=8,
+        pool_counts=True,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
         experts=2,
         fm_tokens=4,
@@ -23,6 +24,6 @@ CONFIG = TrainConfig(
         fm_hidden=(128,),
         head_hidden=(64,),
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, decay="linear", table_learning_rate=0.05),
+    optimizer=OptimizerConfig(learning_rate=4e-3, decay="linear", table_learning_rate=0.05),
     run=RunConfig(log_every=20, checkpoint_every=200),
 )
