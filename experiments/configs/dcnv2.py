@@ -9,9 +9,9 @@ CONFIG = TrainConfig(
     loader=small.CONFIG.loader,
     model=DCNv2Config(
         dim=32,
-        embedding_dim=16,
+        embedding_dim=32,
         cross_layers=4,
-        deep_hidden=(512, 256),
+        deep_hidden=(1024, 512),
     ),
     optimizer=small.CONFIG.optimizer,
     run=small.CONFIG.run,

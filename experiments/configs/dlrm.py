@@ -9,7 +9,7 @@ CONFIG = TrainConfig(
     loader=small.CONFIG.loader,
     model=DLRMConfig(
         dim=64,
-        embedding_dim=16,
+        embedding_dim=32,
         bottom_hidden=(256,),
         head_hidden=(1280, 768),
     ),

@@ -10,10 +10,10 @@ CONFIG = TrainConfig(
     model=InterFormerConfig(
         dim=24,
         layers=2,
-        embedding_dim=16,
+        embedding_dim=32,
         heads=2,
         cross_rank=32,
-        interaction_hidden=(64,),
+        interaction_hidden=(128,),
         head_hidden=(64,),
     ),
     optimizer=small.CONFIG.optimizer,

@@ -37,7 +37,7 @@ class SystemConfig:
     """Width d of context tokens."""
     embedding_dim: int = 32
     """Width of every embedding table; each context feature maps it to dim where they differ (O)."""
-    embedding_scale: float = 0.3
+    embedding_scale: float = 0.1
     """Standard deviation of new embeddings (O)."""
     dense_tokens: int = 1
     """Tokens that the dense features make together (P: 1)."""
