@@ -84,7 +84,7 @@ class ContextTokens(nnx.Module):
             return x
         # In the batch's float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
         mean, std = (np.asarray([x], batch.dense.dtype) for x in (self.moments.mean, self.moments.std))
-        counts = [unit_length(batch.events[name].lengths)[:, None].astype(batch.dense.dtype) for name in self.lengths]
+        counts = [unit_length(batch.events[name].lengths, batch.dense.dtype)[:, None] for name in self.lengths]
         dense = self.dense(jnp.concatenate([(batch.dense - mean) / std, *counts], axis=1).astype(self.dtype))
         dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return jnp.concatenate([dense, x], axis=1) if self.embedded else dense
@@ -95,9 +95,9 @@ class ContextTokens(nnx.Module):
         return project + (linear_flops(self.dense) if self.dense is not None else 0)
 
 
-def unit_length(lengths: Int[Array, " batch"]) -> Float[Array, " batch"]:
+def unit_length(lengths: Int[Array | np.ndarray, " batch"], dtype) -> Float[Array, " batch"]:
     """(log(1 + n) - 3) / 2 of histories of n events: about -1.5 for none and 2 for a thousand."""
-    return (jnp.log1p(lengths.astype(jnp.float32)) - 3.0) / 2.0
+    return (jnp.log1p(jnp.asarray(lengths, dtype)) - 3.0) / 2.0
 
 
 def mean_by_example(feature, values: Float[Array, "rows dim"]) -> Float[Array, "batch dim"]:

@@ -125,7 +125,7 @@ def test_pooled_product_is_its_equation():
         age, dense = (histories({"": packed.replace(packed.values[key])})[0] for key in ("age", "dense"))
         products, plain = [], []
         for example, (s, e) in enumerate(zip(each, fields, strict=True)):
-            inputs = np.concatenate([np.log1p(age[example] / 3600)[:, None], dense[example]], axis=1)
+            inputs = np.concatenate([(np.log1p(age[example] / 3600)[:, None] - 5.5) / 2, dense[example]], axis=1)
             gates = 1 / (1 + np.exp(-mlp(model.gate[name], inputs)))
             products.append((squash(gates.T @ e) * item[example]).reshape(-1))
             plain.append(squash(gates.T @ s).reshape(-1))
