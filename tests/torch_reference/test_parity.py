@@ -264,4 +264,5 @@ def test_a_wrong_weight_is_found():
         pair.twin.layers[0].weight_generation.compress.weight.data[0, 0] += 1e-3
         outputs = parity.compare(pair, batch_of(), QUICK).outputs
     wrong = {name for name, difference in outputs.items() if difference > OUTPUT}
-    assert wrong == {"layers.0.weight_generation", "layers.0.interaction", "head"}
+    behind = {f"layers.0.{part}.event_{name}" for part in ("ffn", "pool", "to_context") for name in ("view", "context")}
+    assert wrong == {"layers.0.weight_generation", *behind, "layers.0.interaction", "head"}

@@ -101,7 +101,7 @@ FAULTS = {
     "extra": (lambda a: a.update(more=np.zeros(3, np.float32)), r"  more \[3\] is not of this model$"),
     "misshaped": (
         lambda a: a.update({"context.dense.weight": a["context.dense.weight"].T.copy()}),
-        r"  context\.dense\.weight has shape \[2, 8\]; it must be \[8, 2\]$",
+        r"  context\.dense\.weight has shape \[4, 8\]; it must be \[8, 4\]$",
     ),
     "of another dtype": (
         lambda a: a.update({"tables.table_user": a["tables.table_user"].astype(np.float64)}),
