@@ -26,7 +26,8 @@ from kunlun_jax.data.synthetic import SyntheticConfig
 from kunlun_jax.models.config import KunlunConfig
 from kunlun_jax.training.run_directory import environment
 
-EVENT = small.CONFIG.model.event
+MODEL = small.CONFIG.model
+assert isinstance(MODEL, KunlunConfig)
 REMEDIES: dict[str, dict[str, Any]] = {
     "whole": {},
     "pools before the FFN": {"order": "pool_first"},
@@ -44,7 +45,7 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "MLP of events at full size": {"event_mlp_start": 1.0},
     "head reads the last layer": {"head_reads": "last"},
     "one layer": {"layers": 1},
-    "half as wide": {"dim": 16, "embedding_dim": 16, "event": dataclasses.replace(EVENT, dim=16)},
+    "half as wide": {"dim": 16, "embedding_dim": 16, "event": dataclasses.replace(MODEL.event, dim=16)},
     "no histories": {"skip_events": ("*",)},
 }
 """Name -> fields of the model's config that are changed."""
@@ -73,9 +74,7 @@ class Arguments:
 
 def measure(name: str, config: SyntheticConfig, seed: int, runs: Path, started_in: dict[str, Any]) -> dict[str, Any]:
     """One row."""
-    model = small.CONFIG.model
-    assert isinstance(model, KunlunConfig)
-    preset = dataclasses.replace(small.CONFIG, model=dataclasses.replace(model, **REMEDIES[name]))
+    preset = dataclasses.replace(small.CONFIG, model=dataclasses.replace(MODEL, **REMEDIES[name]))
     began = time.monotonic()
     found = run_neural(name.replace(" ", "-"), preset, config, seed, runs, started_in["commit"])
     return row_of(name, config, seed, found, began, started_in)

@@ -122,7 +122,7 @@ class KunlunLayer(nnx.Module):
         x_sum = None if self.weight_generation is None else self.weight_generation(x)
         after, pooled = self.personalized(events, x_sum)
         history = history | {name: self.to_context[name](pool(pooled[name])) for name, pool in self.pool.items()}
-        context = x if self.interaction_context == "context" else x_sum
+        context = x if x_sum is None or self.interaction_context == "context" else x_sum
         x = self.interaction(jnp.concatenate([context, *(history[name] for name in events)], axis=1))
         for name, attention in self.attention.items():
             after = after | {name: after[name].replace(attention(after[name], age[name]))}

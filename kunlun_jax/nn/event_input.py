@@ -10,6 +10,9 @@ share a table with a context feature through that feature's own map P_f to its t
 in the same coordinates from the first step.
 """
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -90,7 +93,7 @@ class EventInput(nnx.Module):
     ) -> Float[Array, "rows dim"]:
         """m^-1/2 sum_f e_f P_f, cut or padded with zeros to `dim`."""
         if maps is None:
-            total = sum(fields[:, field] for field, _ in self.tied)
+            total = functools.reduce(operator.add, (fields[:, field] for field, _ in self.tied))
         else:
             own = jnp.stack([maps[feature] for _, feature in self.tied]).astype(self.dtype)
             chosen = jnp.stack([fields[:, field] for field, _ in self.tied], axis=1)

@@ -20,6 +20,8 @@ from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.gdpa import shapes
 from pallas_kernels.gdpa.block import gdpa_block
 
+LECUN = nnx.initializers.lecun_normal()
+
 
 class TokenToWeights(nnx.Module):
     """w(X_sum): a map over the token axis, n_sum -> F, then one over channels, d -> heads * head_dim."""
@@ -31,14 +33,13 @@ class TokenToWeights(nnx.Module):
         dim_in: int,
         dim_out: int,
         *,
-        channel_init: Initializer | None = None,
+        channel_init: Initializer = LECUN,
         free: float = 0.0,
         dtype,
         rngs: nnx.Rngs,
     ):
-        start = {} if channel_init is None else {"kernel_init": channel_init}
         self.token_map = nnx.Linear(tokens, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.channel_map = nnx.Linear(dim_in, dim_out, dtype=dtype, rngs=rngs, **start)
+        self.channel_map = nnx.Linear(dim_in, dim_out, kernel_init=channel_init, dtype=dtype, rngs=rngs)
         self.free = nnx.Param(free * jax.random.normal(rngs.params(), (width, dim_out))) if free else None
         self.dtype = dtype
 
@@ -83,7 +84,7 @@ class PersonalizedFFN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         rest = {"dtype": dtype, "rngs": rngs}
-        keys_init = near_identity(0.0) if aligned else None
+        keys_init = near_identity(0.0) if aligned else LECUN
         self.keys = TokenToWeights(tokens, width, context_dim, dim, channel_init=keys_init, **rest)
         self.values = TokenToWeights(
             tokens, width, context_dim, dim, channel_init=scaled(values_start), free=free_values, **rest

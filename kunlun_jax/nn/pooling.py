@@ -53,14 +53,14 @@ class SeedAttention(nnx.Module):
         norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
         self.norm = nnx.LayerNorm(dim, **norm) if norm_seeds else None
         self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
-        start = {"kernel_init": near_identity(0.1)} if aligned else {}
+        out_init = near_identity(0.1) if aligned else nnx.initializers.lecun_normal()
         self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
         if aligned:
             kernel = self.key_value.kernel[...]
             self.key_value.kernel[...] = kernel.at[:, dim:].set(
                 0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
             )
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs, **start)
+        self.out = nnx.Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
         self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.tokens_out = seeds

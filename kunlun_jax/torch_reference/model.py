@@ -104,7 +104,7 @@ class KunlunLayer(nn.Module):
                 history[name] = self.to_context[key](self.pool[key](pooled[name], mask[name]))
             if key in self.attention:
                 after[name] = self.attention[key](after[name], age[name], mask[name])
-        context = x if self.interaction_context == "context" else x_sum
+        context = x if x_sum is None or self.interaction_context == "context" else x_sum
         x = self.interaction(torch.cat([context, *(history[name] for name in events)], dim=1))
         return x, after, history
 
