@@ -13,7 +13,7 @@ CUDA_COMPILER ?= .cuda-compiler
 PY := $(VENV)/bin/python
 
 # XLA allocates a step's temporary memory anew each time, and glibc fetches it from the kernel page by page: with huge
-# pages a step of the KuaiRand preset takes 357 page faults instead of 46,857 (LOG.md). Tests gain nothing by it.
+# pages a step of the KuaiRand preset takes 357 page faults instead of 46,857 (LOG.md). Tests gain next to nothing.
 quickstart notebooks: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export KUNLUN_CUDA_COMPILER := $(abspath $(CUDA_COMPILER))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check

@@ -13,8 +13,8 @@ Each row of the table goes into ``experiments/results/cpu/learns.json`` as soon 
 versions, and a row that is there is not run again: a run that was cut off goes on with the same command, and one that
 has nothing left to do prints the table and draws ``learns.png``. To measure a system anew, delete its rows.
 
-Needs the extra "dev". On two CPU cores, each seed: seconds to minutes at 37,500 and 150,000 rows, up to ten minutes
-(Kunlun) at 600,000.
+Needs the extra "dev". On two CPU cores, each seed: seconds to two minutes at 37,500 and 150,000 rows, Kunlun some
+minutes at 150,000; 600,000 rows have not been run yet.
 """
 
 import dataclasses

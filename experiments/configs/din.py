@@ -2,7 +2,7 @@
 
     python -m experiments.train din
 
-Two to three minutes on two CPU cores. What it scores beside Kunlun: `python -m experiments.learns`.
+What it scores beside Kunlun: `python -m experiments.learns`.
 """
 
 from experiments.configs import small

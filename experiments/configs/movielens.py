@@ -1,4 +1,7 @@
-"""MovieLens: trains on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1 by a seed."""
+"""MovieLens: trains on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1 by a seed.
+
+It has not been run yet: sizes and rates are those of preset kuairand.
+"""
 
 from experiments.configs import kuairand
 from kunlun_jax.config import RunConfig, TrainConfig

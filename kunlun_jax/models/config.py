@@ -67,7 +67,7 @@ class KunlunConfig(SystemConfig):
     pooling: Literal["hsp", "pma"] = "hsp"
     """Hierarchical seed pooling (R), or learned queries alone, as its ablation."""
     pool_counts: bool = False
-    """Whether half of HSP's heads are scaled by the logarithm of the history's length (O)."""
+    """Whether half of the pooling's heads are scaled by the logarithm of the history's length (O)."""
     ffn_activation: str = "gelu"
     """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
     ffn_scale: Literal["post", "pre"] = "pre"

@@ -33,7 +33,8 @@ class SeedAttention(nnx.Module):
       dim: d_e, divisible by `heads`.
       norm_seeds: whether the seeds pass a LayerNorm first (HSP does, PMA does not).
       aligned: whether values and output start near the identity (O).
-      counts: whether half of the heads are scaled by the logarithm of the history's length: a softmax tells shares (O).
+      counts: whether half of the heads (of one head, that one) are scaled by half the logarithm of one more than the
+        history's length: a softmax tells shares, not counts (O).
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class SeedAttention(nnx.Module):
         q, k, v = self.queries_keys_values(events)
         o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
         if self.counts:
-            gain = 0.5 * jnp.log1p(events.lengths.astype(o.dtype))[:, None, None, None]
+            # In float32 or better: bfloat16 has no number between 256 and 258.
+            gain = 0.5 * jnp.log1p(events.lengths.astype(accumulator(o.dtype)))[:, None, None, None].astype(o.dtype)
             half = self.heads // 2
             o = jnp.concatenate([o[:, :, :half], gain * o[:, :, half:]], axis=2)
         return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
