@@ -56,8 +56,6 @@ class SystemConfig:
     """What the last layer of the events' MLP starts at, times LeCun's (O)."""
     history_lengths: bool = True
     """Whether the number of events of each type is a dense feature; pooling by softmax forgets it (O)."""
-    dense_start: float = 1.0
-    """What the map of the dense token starts at, times LeCun's (O)."""
     head_hidden: tuple[int, ...] = (128,)
     """Hidden widths of the MLP that ends in the logits."""
     activation: str = "gelu"
@@ -149,7 +147,6 @@ class System(nnx.Module):
             dense_tokens=config.dense_tokens,
             dense_moments=dense_moments if config.standardize else None,
             lengths=tuple(sorted(types)) if config.history_lengths else (),
-            dense_start=config.dense_start,
             **rest,
         )
         self.event_input = nnx.Dict()

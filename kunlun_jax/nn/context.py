@@ -18,7 +18,6 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded
-from kunlun_jax.nn.init import scaled
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.jagged import zero_padding
 
@@ -33,7 +32,6 @@ class ContextTokens(nnx.Module):
       dense_moments: mean and standard deviation of each dense feature, which are taken out of it; None takes
         features as they are.
       lengths: event types whose number of events is a dense feature: pooling by softmax tells shares, not counts.
-      dense_start: what the kernel of the dense token starts at, times LeCun's.
     """
 
     def __init__(
@@ -45,7 +43,6 @@ class ContextTokens(nnx.Module):
         dense_tokens: int,
         dense_moments: Moments | None = None,
         lengths: tuple[str, ...] = (),
-        dense_start: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -63,11 +60,7 @@ class ContextTokens(nnx.Module):
         if not self.tokens:
             raise ValueError(f"schema {schema.name!r} has no context feature; it needs at least one")
         self.multi_valued = tuple(f.name for f in schema.multi_valued)
-        self.dense = (
-            nnx.Linear(inputs, dense_tokens * dim, kernel_init=scaled(dense_start), dtype=dtype, rngs=rngs)
-            if inputs
-            else None
-        )
+        self.dense = nnx.Linear(inputs, dense_tokens * dim, dtype=dtype, rngs=rngs) if inputs else None
         init = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
         maps = (self.embedded, embedding_dim, dim)
         project = embedding_dim != dim and self.embedded
