@@ -37,6 +37,8 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "no residual in X_sum": {"summary_residual": False},
     "random start of maps": {"aligned": False},
     "no lengths": {"history_lengths": False},
+    "no ranks of events": {"rank_feature": False},
+    "no ranks in HSP": {"pool_ranks": False},
     "no counts in HSP": {"pool_counts": False},
     "no free part of V": {"ffn_free_values": 0.0},
     "scale after the activation": {"ffn_scale": "post"},

@@ -9,6 +9,11 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Four fifths of the time of these tests is XLA's: what it compiled once is kept for other modules
+# (`_memory_goes_back`), workers, subprocesses and the next run. Here, since jax reads it when it is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import optax
@@ -58,7 +63,7 @@ optax.cosine_decay_schedule = _cosine_schedule
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory_goes_back():
-    """What a module compiled is of no use to the next, and after a thousand tests fills ten gigabytes."""
+    """What a module compiled is of little use to the next, and after a thousand tests fills ten gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -68,6 +68,8 @@ class KunlunConfig(SystemConfig):
     """Hierarchical seed pooling (R), or learned queries alone, as its ablation."""
     pool_counts: bool = False
     """Whether half of the pooling's heads are scaled by the logarithm of the history's length (O)."""
+    pool_ranks: bool = True
+    """Whether pooling's keys also know how many events are newer, so that a seed may look at the newest alone (O)."""
     ffn_activation: str = "gelu"
     """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
     ffn_scale: Literal["post", "pre"] = "pre"

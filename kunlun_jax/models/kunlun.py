@@ -76,6 +76,7 @@ class KunlunLayer(nnx.Module):
                     rank=event.kron_rank,
                     aligned=config.aligned,
                     counts=config.pool_counts,
+                    ranks=config.pool_ranks,
                     **operator,
                 )
                 start = {"kernel_init": near_identity(0.1)} if config.aligned else {}

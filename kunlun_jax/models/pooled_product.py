@@ -1,6 +1,6 @@
 """Pooled product: the least model that counts matches, and so the one that a deeper model must not fall behind.
 
-    g_t    = sigmoid(MLP([log age | dense fields]))                      `gates` of them for each event
+    g_t    = sigmoid(MLP([log age | dense fields | log rank]))           `gates` of them for each event
     p_ef   = squash(sum_t g_t e_tf) * c_f                                event type e, field f that shares a table
     h_e    = squash(sum_t g_t s_t)                                       what the candidate has no part in
     logits = MLP([context tokens | p_11 | p_12 ... | h_1 | h_2 ...])
@@ -75,7 +75,7 @@ class PooledProduct(System):
         self.gate = nnx.Dict()
         channels = self.context.tokens * config.dim
         for name in self.event_names:
-            sizes = (1 + len(self.schema.event(name).dense), *config.gate_hidden, config.gates)
+            sizes = (1 + len(self.schema.event(name).dense) + config.rank_feature, *config.gate_hidden, config.gates)
             self.gate[name] = MLP(sizes, activation=config.activation, dtype=self.dtype, rngs=rngs)
             channels += config.gates * (len(self.schema.matches(name)) * config.embedding_dim + config.dim)
         self.make_head(channels, config, base_rate, rngs)
@@ -88,8 +88,9 @@ class PooledProduct(System):
         found = [rearrange(x, "batch tokens dim -> batch (tokens dim)")]
         for name in self.event_names:
             packed = batch.events[name]
-            dense = zero_padding(packed.values["dense"], packed.mask())
-            inputs = jnp.concatenate([unit_age(age[name])[:, None], dense], axis=1).astype(self.dtype)
+            inputs = jnp.concatenate([unit_age(age[name])[:, None], self.event_dense(packed)], axis=1).astype(
+                self.dtype
+            )
             gates = jax.nn.sigmoid(self.gate[name](inputs))
             candidate, fields = self.pairs(name, embedded)
             sums = squash(gated_sums(packed.replace(fields.astype(self.dtype)), gates))

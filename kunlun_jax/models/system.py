@@ -23,7 +23,7 @@ from kunlun_jax.data.schema import EventType, Schema
 from kunlun_jax.flops import Part, part
 from kunlun_jax.nn.context import ContextTokens
 from kunlun_jax.nn.embedding import Embedded
-from kunlun_jax.nn.event_input import EventInput
+from kunlun_jax.nn.event_input import EventInput, unit_rank
 from kunlun_jax.nn.mlp import MLP
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.jagged import zero_padding
@@ -49,6 +49,8 @@ class SystemConfig:
     """From event fields to tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
     age_feature: bool = True
     """Whether log(1 + age) of an event is one of its inputs (O)."""
+    rank_feature: bool = True
+    """Whether the logarithm of how many events of its type are newer is one of an event's inputs (O)."""
     tied_events: bool = True
     """Whether event fields also reach the event's token through the map of the context feature whose table they share,
     so that candidate and history meet in the same coordinates (O)."""
@@ -140,6 +142,7 @@ class System(nnx.Module):
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         tables = [feature.table_name for feature in (*schema.categorical, *schema.multi_valued)]
         self.embedding_dim, self.embedding_scale = config.embedding_dim, config.embedding_scale
+        self.rank_feature = config.rank_feature
         self.context = ContextTokens(
             schema,
             config.embedding_dim,
@@ -153,7 +156,7 @@ class System(nnx.Module):
         for event in self.schema.events:
             self.event_input[event.name] = EventInput(
                 len(event.categorical),
-                len(event.dense),
+                len(event.dense) + config.rank_feature,
                 config.embedding_dim,
                 config.dim if event_dims is None else event_dims[event.name],
                 kind=config.event_input,
@@ -196,12 +199,23 @@ class System(nnx.Module):
         age, events = {}, {}
         for name in self.event_names:
             packed = batch.events[name]
-            # Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that
-            # then comes back as their gradient would be a NaN in the gradient of every map before them.
-            dense, age[name] = (zero_padding(packed.values[key], packed.mask()) for key in ("dense", "age"))
+            dense = self.event_dense(packed)
+            age[name] = zero_padding(packed.values["age"], packed.mask())
             maps = None if self.context.project is None else self.context.project[...]
             events[name] = packed.replace(self.event_input[name](embedded.events[name], dense, age[name], maps))
         return x, events, age
+
+    def event_dense(self, packed: Jagged) -> Float[Array, "rows dense"]:
+        """The dense fields of the events of one type, and their rank if it is an input; zeros where there is no event.
+
+        Rows that hold no event may hold anything. The operators leave them out, but a NaN times the zero that then
+        comes back as their gradient would be a NaN in the gradient of every map before them.
+        """
+        dense = zero_padding(packed.values["dense"], packed.mask())
+        if not self.rank_feature:
+            return dense
+        rank = zero_padding(unit_rank(packed, dense.dtype), packed.mask())
+        return jnp.concatenate([dense, rank[:, None]], axis=1)
 
     def pairs(
         self, name: str, embedded: Embedded

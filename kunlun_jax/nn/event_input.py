@@ -4,8 +4,9 @@
     MLP(S)                                       Source: Kunlun (r)
     tied:      ... + m^-1/2 sum_f e_f P_f        Source: O
 
-S are the embeddings of an event's fields side by side, its dense fields, and the logarithm of its age, so that pooling,
-which knows no order, can tell old from new (O; `age_feature` in the config). The tied path takes the m fields that
+S are the embeddings of an event's fields side by side, its dense fields, and the logarithms of its age and of how many
+events are newer, so that pooling, which knows no order, can tell old from new (O; `age_feature` and `rank_feature` in
+the config). The tied path takes the m fields that
 share a table with a context feature through that feature's own map P_f to its token: so an event and the candidate meet
 in the same coordinates from the first step.
 """
@@ -18,6 +19,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.mlp import MLP
 
 AGE_SCALE = 3600.0
@@ -29,12 +31,19 @@ def unit_age(age: Float[Array, " rows"]) -> Float[Array, " rows"]:
     return (jnp.log1p(age / AGE_SCALE) - 5.5) / 2.0
 
 
+def unit_rank(events: Jagged, dtype) -> Float[Array, " rows"]:
+    """(log(1 + n) - 3) / 2 of the n newer events of the same history: -1.5 for the newest, about 1.2 for n = 200."""
+    lengths = jnp.asarray(events.lengths).at[events.example_ids()].get(mode="clip")
+    newer = jnp.maximum(lengths - 1 - events.positions(), 0)
+    return (jnp.log1p(newer.astype(dtype)) - 3.0) / 2.0
+
+
 class EventInput(nnx.Module):
     """Event fields to event tokens of width `dim`.
 
     Args:
       fields: categorical fields of an event, each embedded in `embedding_dim` channels.
-      dense: dense fields of an event.
+      dense: dense fields of an event, its rank among them if that is an input.
       dim: width d_e of the token.
       kind: "masknet" or "mlp".
       age: whether the logarithm of the age is an input.

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.context import mean_by_example
+from kunlun_jax.nn.event_input import unit_rank
 from kunlun_jax.nn.init import near_identity
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.dispatch import accumulator
@@ -35,6 +36,8 @@ class SeedAttention(nnx.Module):
       aligned: whether values and output start near the identity (O).
       counts: whether half of the heads (of one head, that one) are scaled by half the logarithm of one more than the
         history's length: a softmax tells shares, not counts (O).
+      ranks: whether a learned multiple of how many events are newer (`unit_rank`) is added to the keys, so that each
+        seed has a look at old or new events of its own from the start (O).
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class SeedAttention(nnx.Module):
         norm_seeds: bool,
         aligned: bool = False,
         counts: bool = False,
+        ranks: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
@@ -62,6 +66,7 @@ class SeedAttention(nnx.Module):
                 0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
             )
         self.out = nnx.Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
+        self.rank_keys = nnx.Param(jax.random.normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
         self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.tokens_out = seeds
@@ -72,8 +77,11 @@ class SeedAttention(nnx.Module):
         seeds = self.seeds[...] if self.norm is None else self.norm(self.seeds[...])
         q = rearrange(self.query(seeds), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
         # Split before the heads are told apart: each part is then a slice, where an axis in front would be a transpose.
-        parts = jnp.split(self.key_value(events.values), 2, axis=-1)
-        k, v = (rearrange(x, "rows (heads dim) -> rows heads dim", heads=self.heads) for x in parts)
+        k, v = jnp.split(self.key_value(events.values), 2, axis=-1)
+        if self.rank_keys is not None:
+            rank = unit_rank(events, self.rank_keys.dtype)
+            k = k + (rank[:, None] * self.rank_keys[...][None]).astype(self.dtype)
+        k, v = (rearrange(x, "rows (heads dim) -> rows heads dim", heads=self.heads) for x in (k, v))
         return q, k, v
 
     def __call__(self, events: Jagged) -> Float[Array, "batch seeds dim"]:
@@ -138,14 +146,14 @@ class HSP(nnx.Module):
         heads: int,
         rank: int,
         aligned: bool = False,
-        counts: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
+        **of_attention,
     ):
         rest = {"aligned": aligned, "dtype": dtype, "rngs": rngs}
         self.attention = SeedAttention(
-            seeds, dim, heads=heads, norm_seeds=True, counts=counts, implementation=implementation, **rest
+            seeds, dim, heads=heads, norm_seeds=True, implementation=implementation, **of_attention, **rest
         )
         self.tokens_out = tokens
         self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, **rest)

@@ -111,16 +111,10 @@ class KunlunLayer(nn.Module):
 
 def make_pooling(config: KunlunConfig, event: EventConfig) -> HSP | SeedAttention:
     """HSP, or PMA as its ablation: learned queries alone, as many as tokens leave."""
+    rest = {"counts": config.pool_counts, "ranks": config.pool_ranks}
     if config.pooling == "hsp":
-        return HSP(
-            event.seeds,
-            event.tokens,
-            event.dim,
-            heads=event.heads,
-            rank=event.kron_rank,
-            counts=config.pool_counts,
-        )
-    return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False, counts=config.pool_counts)
+        return HSP(event.seeds, event.tokens, event.dim, heads=event.heads, rank=event.kron_rank, **rest)
+    return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False, **rest)
 
 
 class Kunlun(System):

@@ -10,18 +10,23 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kunlun_jax.torch_reference.event_input import unit_rank
 from kunlun_jax.torch_reference.operators import seed_attention
 
 
 class SeedAttention(nn.Module):
     """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it stands, HSP with `norm_seeds`.
 
-    With `counts` the second half of the heads is scaled by half the logarithm of one more than the number of events.
+    With `counts` the second half of the heads is scaled by half the logarithm of one more than the number of events,
+    with `ranks` a learned multiple of `unit_rank` is added to the keys.
     """
 
-    def __init__(self, seeds: int, dim: int, *, heads: int, norm_seeds: bool, counts: bool = False):
+    def __init__(
+        self, seeds: int, dim: int, *, heads: int, norm_seeds: bool, counts: bool = False, ranks: bool = False
+    ):
         super().__init__()
         self.counts = counts
+        self.rank_keys = nn.Parameter(torch.randn(dim)) if ranks else None
         self.seeds = nn.Parameter(torch.randn(seeds, dim))
         self.norm = nn.LayerNorm(dim, eps=1e-5) if norm_seeds else nn.Identity()
         self.query = nn.Linear(dim, dim)
@@ -34,9 +39,10 @@ class SeedAttention(nn.Module):
     ) -> Float[Tensor, "batch seeds dim"]:
         """H_seed; without events it is the bias of the last map."""
         q = rearrange(self.query(self.norm(self.seeds)), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
-        k, v = rearrange(
-            self.key_value(events), "batch time (two heads dim) -> two batch time heads dim", two=2, heads=self.heads
-        )
+        k, v = self.key_value(events).chunk(2, dim=-1)
+        if self.rank_keys is not None:
+            k = k + unit_rank(mask, k.dtype) * self.rank_keys
+        k, v = (rearrange(x, "batch time (heads dim) -> batch time heads dim", heads=self.heads) for x in (k, v))
         o = seed_attention(q, k, v, mask)
         if self.counts:
             gain = 0.5 * torch.log1p(mask.sum(1, dtype=o.dtype))[:, None, None, None]
@@ -61,9 +67,9 @@ class SumKronLinear(nn.Module):
 class HSP(nn.Module):
     """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`."""
 
-    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, counts: bool = False):
+    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **of_attention: bool):
         super().__init__()
-        self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True, counts=counts)
+        self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True, **of_attention)
         self.condense = SumKronLinear(seeds, tokens, dim, rank)
 
     def forward(

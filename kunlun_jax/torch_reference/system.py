@@ -15,7 +15,7 @@ from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.system import SystemConfig, shared_features
 from kunlun_jax.torch_reference.batch import Events, PaddedBatch
 from kunlun_jax.torch_reference.context import ContextTokens
-from kunlun_jax.torch_reference.event_input import EventInput
+from kunlun_jax.torch_reference.event_input import EventInput, unit_rank
 from kunlun_jax.torch_reference.mlp import MLP
 
 EVENT = "event_"
@@ -42,7 +42,7 @@ class System(nn.Module):
         self, schema: Schema, config: SystemConfig, *, event_dims: dict[str, int] | None, dense_moments: Moments | None
     ):
         super().__init__()
-        self.history_lengths = config.history_lengths
+        self.history_lengths, self.rank_feature = config.history_lengths, config.rank_feature
         types = config.event_types(tuple(event.name for event in schema.events))
         # Sorted by name: so stand the tokens of the event types in what reads them.
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
@@ -65,7 +65,7 @@ class System(nn.Module):
             {
                 EVENT + event.name: EventInput(
                     len(event.categorical),
-                    len(event.dense),
+                    len(event.dense) + config.rank_feature,
                     config.embedding_dim,
                     config.dim if event_dims is None else event_dims[event.name],
                     kind=config.event_input,
@@ -96,8 +96,9 @@ class System(nn.Module):
         events = {}
         for name in self.names:
             e = batch.events[name]
+            dense = torch.cat([e.dense, unit_rank(e.mask, e.dense.dtype)], dim=-1) if self.rank_feature else e.dense
             events[name] = self.event_input[EVENT + name](
-                self.embed_events(name, e), e.dense, e.age, self.context.project
+                self.embed_events(name, e), dense, e.age, self.context.project
             )
         return x, events
 

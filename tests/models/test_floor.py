@@ -125,7 +125,9 @@ def test_pooled_product_is_its_equation():
         age, dense = (histories({"": packed.replace(packed.values[key])})[0] for key in ("age", "dense"))
         products, plain = [], []
         for example, (s, e) in enumerate(zip(each, fields, strict=True)):
-            inputs = np.concatenate([(np.log1p(age[example] / 3600)[:, None] - 5.5) / 2, dense[example]], axis=1)
+            old = (np.log1p(age[example] / 3600)[:, None] - 5.5) / 2
+            rank = (np.log1p(np.arange(len(s))[::-1, None]) - 3) / 2
+            inputs = np.concatenate([old, dense[example], rank], axis=1)
             gates = 1 / (1 + np.exp(-mlp(model.gate[name], inputs)))
             products.append((squash(gates.T @ e) * item[example]).reshape(-1))
             plain.append(squash(gates.T @ s).reshape(-1))

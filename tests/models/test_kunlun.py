@@ -291,6 +291,8 @@ def test_the_ffn_is_scaled_by_one_over_tau_in_one_place(where, pre, post):
 OTHER_PARAMETERS = {
     "event_input": {"event_input": "mlp"},
     "age_feature": {"age_feature": False},
+    "rank_feature": {"rank_feature": False},
+    "pool_ranks": {"pool_ranks": False},
     "summary_gate": {"summary_gate": True},
     "pattern": {"pattern": ("pool+ffn+attention",)},
     "final_pool": {"final_pool": False},

@@ -1,4 +1,4 @@
-"""Event tokens: MaskNet and MLP against NumPy, the age as an input, and the path tied to the context's maps."""
+"""Event tokens: MaskNet and MLP against NumPy, age and rank as inputs, and the path tied to the context's maps."""
 
 import math
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kunlun_jax.nn.event_input import EventInput, unit_age
+from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.event_input import EventInput, unit_age, unit_rank
 from kunlun_jax.nn.mlp import MLP
 from tests.examples import build
 
@@ -51,6 +52,18 @@ def test_tokens_against_numpy(kind, age):
 def test_unit_age():
     ages = jnp.array([0.0, 3600.0, 365 * 86400.0])
     np.testing.assert_allclose(unit_age(ages), [-2.75, (math.log(2) - 5.5) / 2, 1.789], atol=1e-3)
+
+
+def test_unit_rank_counts_the_newer_events_of_the_same_history():
+    lengths = [3, 0, 1]
+    splits = np.array([0, 8, 8, 16], np.int32)
+    events = Jagged(np.zeros((24, 1), np.float32), splits, np.array(lengths, np.int32))
+    ranks = np.asarray(unit_rank(events, jnp.float32))
+    assert ranks.dtype == np.float32
+    for start, length in zip(splits, lengths, strict=False):
+        newer = np.arange(length)[::-1]
+        np.testing.assert_allclose(ranks[start : start + length], (np.log1p(newer) - 3) / 2, rtol=1e-6)
+    assert np.isfinite(ranks).all()
 
 
 TIED = ((1, 2), (0, 0))

@@ -33,6 +33,9 @@ def seed_attention_by_hand(module: SeedAttention, events) -> np.ndarray:
     for start, length in zip(np.asarray(events.row_splits)[:-1], np.asarray(events.lengths), strict=True):
         s = np.asarray(events.values, np.float64)[start : start + length]
         k, v = np.split(s @ weights["key_value/kernel"] + weights["key_value/bias"], 2, axis=-1)
+        if module.rank_keys is not None:
+            newer = np.arange(length)[::-1, None]
+            k = k + (np.log1p(newer) - 3) / 2 * weights["rank_keys"]
         k, v = (x.reshape(-1, HEADS, DIM // HEADS) for x in (k, v))
         pooled = np.zeros((len(seeds), HEADS, DIM // HEADS))
         for h in range(HEADS):
@@ -50,9 +53,10 @@ def flat(module: nnx.Module) -> dict[str, jax.Array]:
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
+@pytest.mark.parametrize("ranks", [False, True])
 @pytest.mark.parametrize("counts", [False, True])
-def test_hsp_is_its_equations(counts):
-    hsp = make("hsp", counts=counts)
+def test_hsp_is_its_equations(counts, ranks):
+    hsp = make("hsp", counts=counts, ranks=ranks)
     assert hsp.attention.norm is not None
     run = jax.jit(hsp)
     events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)

@@ -111,10 +111,12 @@ class Operator:
 
 def with_gradients(function: Callable, layout: Layout, operands, cotangent):
     """Output and gradients of ``function(layout, operands)``, compiled; float64 without optimisation, to save time."""
-    return _compiled(function, layout, cotangent.dtype == jnp.float64)(operands, cotangent)
+    return compiled(function, layout, cotangent.dtype == jnp.float64)(operands, cotangent)
 
 
-def _compiled(function, layout, fast):
+def compiled(function: Callable, layout: Layout, fast: bool = False) -> Callable:
+    """(operands, cotangent) -> output and gradients of ``function(layout, operands)``; not optimised if `fast`."""
+
     def run(operands, cotangent):
         out, pullback = jax.vjp(lambda *operands: function(layout, operands), *operands)
         return (out, *pullback(cotangent))
@@ -125,7 +127,7 @@ def _compiled(function, layout, fast):
 @functools.cache
 def _definition(operator, layout):
     """The definition is unrolled over the examples: compiled once for all implementations and narrow dtypes."""
-    return _compiled(operator.define, layout, True)
+    return compiled(operator.define, layout, True)
 
 
 @functools.cache

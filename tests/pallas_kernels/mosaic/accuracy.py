@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.contract import Contract
 from tests.pallas_kernels.operators import with_gradients
 
 # Interpreted kernels take seconds each: on a CPU the wider part of the tests waits for `make test-slow`.
@@ -28,21 +27,3 @@ def assert_error_of_16_bits(operator, layout, dtype=jnp.bfloat16, seed=20, call=
             np.testing.assert_array_equal(x[~packed.mask], 0)
             x, y, z = (array[packed.mask] for array in (x, y, z))
         assert np.abs(x - z).max(initial=0) <= factor * np.abs(y - z).max(initial=0)
-
-
-class ShorterContract(Contract):
-    """The contract, less what the contract of gdpa shows on the same code, for an interpreted kernel takes ten seconds.
-
-    The other operators run on the streaming kernels and the work lists of gdpa, whose contract has float16 and batches
-    of empty examples alone for both generations; an empty example among others is in the other tests here.
-    """
-
-    @pytest.mark.parametrize(
-        "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=slow)], ids=["bfloat16", "float16"]
-    )
-    def test_16_bit_error_is_that_of_16_bits(self, operator, implementation, dtype):
-        super().test_16_bit_error_is_that_of_16_bits(operator, implementation, dtype)
-
-    @slow
-    def test_all_examples_empty(self, operator, implementation, rng):
-        super().test_all_examples_empty(operator, implementation, rng)

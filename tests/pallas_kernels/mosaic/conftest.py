@@ -1,6 +1,10 @@
 """The chips that the contract tests of the Mosaic kernels run for: those at hand, or each generation interpreted."""
 
 import jax
+
+# The interpreter imports it at its first kernel, and importing it adds to the key of all traces: programs that were
+# traced before would be traced again.
+import jax.experimental.pallas.fuser
 import pytest
 
 from pallas_kernels.mosaic import target

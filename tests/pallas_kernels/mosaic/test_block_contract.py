@@ -5,21 +5,17 @@ import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.mosaic.accuracy import ShorterContract, assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.one_program import ShorterContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
 
 
 class TestBlockContract(ShorterContract):
-    lengths, changed = (0, 1, 70, 9, 0), 3
-
     @pytest.fixture
     def operator(self):
         return operators.gdpa_block(dim=64)
-
-    def test_capacity_off_the_alignment(self, operator):
-        assert_error_of_16_bits(operator, Layout((5, 17), spare=3))
 
 
 @pytest.mark.several_blocks

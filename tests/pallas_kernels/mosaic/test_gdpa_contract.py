@@ -1,6 +1,5 @@
 """The contract for the Mosaic kernels of gdpa: on a CPU by interpretation with race detection, on a GPU as is."""
 
-import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -8,8 +7,8 @@ from hypothesis import strategies as st
 from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import launch
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.contract import Contract, Traced
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.one_program import MosaicContract
 from tests.pallas_kernels.operators import Layout
 
 # Kept keys with a fill of zeros (5 is no multiple of 8), jagged keys of other lengths, and the queries' own rows.
@@ -22,22 +21,8 @@ pytestmark = pytest.mark.usefixtures("chip")
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
-class TestMosaicContract(Contract):
-    # Two tiles and their tails; as few rows as do, for an interpreted kernel takes seconds.
-    lengths, changed = (0, 1, 70, 9, 0), 3
-
-    def test_one_compilation_for_all_lengths(self, operator, implementation, rng, generation):
-        if generation == "sm100" and jax.__version_info__ >= (0, 12):
-            # There the first tcgen05 kernel that a process interprets is traced again at its second call, whatever it
-            # is called with; later kernels are not. So another one goes first.
-            layout = Layout((3,))
-            first = jax.jit(lambda operands, *offsets: operator.call(implementation, Traced(*offsets), operands))
-            for _ in range(2):
-                first(operator.operands(layout, rng, self.dtype), *layout.offsets)
-        super().test_one_compilation_for_all_lengths(operator, implementation, rng)
-
-    def test_capacity_off_the_alignment(self, operator):
-        assert_error_of_16_bits(operator, Layout((5, 17), spare=3))
+class TestMosaicContract(MosaicContract):
+    """Bases hold the tests."""
 
 
 @slow

@@ -8,7 +8,8 @@ from pallas_kernels.mosaic import launch
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
-from tests.pallas_kernels.mosaic.accuracy import ShorterContract, assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
+from tests.pallas_kernels.mosaic.one_program import ShorterContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -19,10 +20,7 @@ WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (63, 64), (64, 65), (10**6, 10**6),
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 class TestSoftmaxContract(ShorterContract):
-    lengths, changed = (0, 1, 70, 9, 0), 3
-
-    def test_capacity_off_the_alignment(self, operator):
-        assert_error_of_16_bits(operator, Layout((5, 17), spare=3))
+    """Bases hold the tests."""
 
 
 @pytest.mark.parametrize("window", [pytest.param(w, marks=[] if w in ((1, 0), (63, 64)) else slow) for w in WINDOWS])

@@ -1,0 +1,80 @@
+"""The contract with one program for all tests of an operator: an interpreted kernel takes ten seconds to compile."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.pallas_kernels.contract import Contract, Traced
+from tests.pallas_kernels.mosaic.accuracy import slow
+from tests.pallas_kernels.operators import Layout, Operator
+
+EXAMPLES, ROWS = 5, 99
+"""Of every batch. The rows end off the alignment, three behind the last of the examples in `MosaicContract.lengths`."""
+
+
+class Program:
+    """(layout, operands, cotangent) -> output and gradients; offsets are arguments, so all layouts share it."""
+
+    def __init__(self, operator: Operator):
+        self.traced = []  # dtypes of the cotangents
+        self._operator = operator
+        self._jitted = jax.jit(self._trace)
+
+    def __call__(self, layout: Layout, operands, cotangent):
+        # By way of the host: what a jitted function made under the interpreter's mesh has another type than what came
+        # from NumPy, and the program would be traced again.
+        return self._jitted(*jax.tree.map(np.asarray, (operands, cotangent)), *layout.offsets)
+
+    def _trace(self, operands, cotangent, splits, lengths):
+        self.traced.append(cotangent.dtype)
+        function = functools.partial(self._operator.call, "mosaic", Traced(splits, lengths))
+        out, pullback = jax.vjp(lambda *operands: function(operands), *operands)
+        return out, *pullback(cotangent)
+
+
+@functools.cache
+def program(operator: Operator, generation: str) -> Program:
+    """That of an operator on a generation of chips, for which the fixture `chip` sets up the interpreter."""
+    del generation
+    return Program(operator)
+
+
+class MosaicContract(Contract):
+    """The contract for the Mosaic kernels; a subclass has the fixture `operator`."""
+
+    # Two tiles and their tails; as few rows as do, for an interpreted kernel takes seconds.
+    lengths, changed = (0, 1, 70, 9, 0), 3
+
+    @pytest.fixture
+    def run(self, operator, generation):
+        return program(operator, generation)
+
+    def layout(self, lengths: tuple[int, ...], spare: int = 0) -> Layout:
+        """Examples of these lengths, empty ones behind them, in a batch of `EXAMPLES` and `ROWS`."""
+        del spare
+        lengths += (0,) * (EXAMPLES - len(lengths))
+        return Layout(lengths, spare=ROWS - int(Layout(lengths).splits[-1]))
+
+    def test_one_compilation_for_all_lengths(self, operator, run, rng):
+        for lengths in ((20, 0, 31), (0, 0, 0), (8, 8, 8)):
+            layout = self.layout(lengths)
+            operands = operator.operands(layout, rng, self.dtype)
+            assert np.isfinite(run(layout, operands, operator.cotangent(layout, rng, self.dtype))[0]).all()
+        assert run.traced.count(self.dtype) == 1
+
+
+class ShorterContract(MosaicContract):
+    """The contract, less what the contract of gdpa shows on the same code.
+
+    The other operators run on the streaming kernels and the work lists of gdpa, whose contract has float16 for both
+    generations.
+    """
+
+    @pytest.mark.parametrize(
+        "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=slow)], ids=["bfloat16", "float16"]
+    )
+    def test_16_bit_error_is_that_of_16_bits(self, operator, run, dtype):
+        super().test_16_bit_error_is_that_of_16_bits(operator, run, dtype)
