@@ -29,6 +29,6 @@ CONFIG = TrainConfig(
         fm_hidden=(128,),
         head_hidden=(64,),
     ),
-    optimizer=OptimizerConfig(learning_rate=4e-3, decay="linear", table_learning_rate=0.05),
+    optimizer=OptimizerConfig(learning_rate=4e-3, decay="linear", table_learning_rate=0.1),
     run=RunConfig(log_every=20, checkpoint_every=200),
 )

@@ -66,7 +66,8 @@ class SeedAttention(nnx.Module):
                 0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
             )
         self.out = nnx.Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
-        self.rank_keys = nnx.Param(jax.random.normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
+        # At 2 some seeds look at the newest handful of events from the start and others at the oldest.
+        self.rank_keys = nnx.Param(2.0 * jax.random.normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
         self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.tokens_out = seeds
