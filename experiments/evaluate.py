@@ -79,6 +79,24 @@ def open_run(directory: Path, root: Path | None, split: str, progress: bool) -> 
     return prepare(dataclasses.replace(config, data=data, run=run), dataset)
 
 
+def newest_predictions(directory: Path, root: Path | None, split: str, progress: bool) -> tuple[Run, int, Predictions]:
+    """The run of a directory, the step of its newest checkpoint, and what that predicts for a split.
+
+    Raises:
+      ValueError, KeyError: as `open_run`; or there is no checkpoint.
+    """
+    run = open_run(directory, root, split, progress)
+    checkpoints = Checkpoints(directory / "checkpoints")
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise ValueError(f"{directory / 'checkpoints'} holds no finished checkpoint; train first")
+        state, _ = checkpoints.restore(step, run.trainer.abstract_state())
+    finally:
+        checkpoints.close()
+    return run, step, run.predict(state, split)
+
+
 def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
     """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several)."""
     tasks = run.dataset.schema.tasks
@@ -99,13 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses flags, evaluates, prints and writes; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
     try:
-        run = open_run(args.run.dir, args.data.root, args.split, args.progress)
-        checkpoints = Checkpoints(args.run.dir / "checkpoints")
-        step = checkpoints.latest()
-        if step is None:
-            raise ValueError(f"{args.run.dir / 'checkpoints'} holds no finished checkpoint; train first")
-        state, _ = checkpoints.restore(step, run.trainer.abstract_state())
-        predictions = run.predict(state, args.split)
+        run, step, predictions = newest_predictions(args.run.dir, args.data.root, args.split, args.progress)
     except (ValueError, KeyError) as error:
         # A KeyError as text stands in quotes.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
@@ -115,7 +127,6 @@ def main(arguments: list[str] | None = None) -> int:
     if args.predictions is not None:
         write_predictions(args.predictions, run, predictions)
         print(f"{len(predictions.row):,} predictions in {args.predictions}", file=sys.stderr)
-    checkpoints.close()
     return 0
 
 

@@ -210,6 +210,16 @@ class SyntheticSource:
         chunks = [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
         return np.concatenate([self.law.probability(self._uncut(chunk), self.config.conversion) for chunk in chunks])
 
+    def click_parts(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The log odds of a click as named parts (`ClickLaw.parts`), float64 ``[rows]`` each.
+
+        Raises:
+          IndexError: a row number is not in the data set.
+        """
+        chunks = [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
+        found = [self.law.parts(self._uncut(chunk)) for chunk in chunks]
+        return {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+
     def history_lengths(self, index: np.ndarray, event: str) -> np.ndarray:
         """Events of type `event` that the shop keeps from before each request, int64, at most `history_limit`.
 

@@ -156,6 +156,27 @@ class ClickLaw:
         events = self.device_gain[device] * self.affinity(rows) + self.long_term(rows) + self.fatigue(rows)
         return -2.1 + self.context(rows) + events
 
+    def parts(self, rows: Rows) -> dict[str, np.ndarray]:
+        """What adds up, with a constant, to `click_logit`, by name, float64 ``[rows]`` each: what there is to learn."""
+        column = dict(zip(CONTEXT, rows.categorical.T, strict=True))
+        segment, device, price = (column[name] for name in ("segment", "device", "price"))
+        daypart = column["hour"] // (24 // DAYPARTS)
+        alone = {
+            "user": self.user(column["user_id"]),
+            "item": self.item[column["item_id"]],
+            "crosses of three": self.segment_topic_daypart[segment, column["topic"], daypart]
+            + self.device_price_weekday[device, price, column["weekday"]]
+            + self.country_brand_position[column["country"], column["brand"], column["position"] // 2],
+            "cross of four": self.segment_device_price_daypart[segment, device, price, daypart],
+        }
+        return {
+            "other effects and pairs": self.context(rows) - sum(alone.values()),
+            **alone,
+            "affinity": self.device_gain[device] * self.affinity(rows),
+            "old events": self.long_term(rows),
+            "fatigue": self.fatigue(rows),
+        }
+
     def conversion_logit(self, rows: Rows) -> np.ndarray:
         """Log odds of a purchase by somebody who clicked, float64 ``[rows]``."""
         price = rows.categorical[:, CONTEXT.index("price")] * self.price_step
