@@ -33,8 +33,9 @@ def unit_age(age: Float[Array, " rows"]) -> Float[Array, " rows"]:
 
 def unit_rank(events: Jagged, dtype) -> Float[Array, " rows"]:
     """(log(1 + n) - 3) / 2 of the n newer events of the same history: -1.5 for the newest, about 1.2 for n = 200."""
-    lengths = jnp.asarray(events.lengths).at[events.example_ids()].get(mode="clip")
-    newer = jnp.maximum(lengths - 1 - events.positions(), 0)
+    ends = jnp.asarray(events.row_splits)[:-1] + jnp.asarray(events.lengths)
+    ends = ends.at[events.example_ids()].get(mode="clip")
+    newer = jnp.maximum(ends - 1 - jnp.arange(events.rows, dtype=jnp.int32), 0)
     return (jnp.log1p(newer.astype(dtype)) - 3.0) / 2.0
 
 
