@@ -73,7 +73,7 @@ def jax_model(config, *, seed: int = 0):
     )
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow if "nobody" in c else []) for c in CHOICES])
 def test_float64(choice):
     with parity.precision("float64"):
         config = config_of(choice, dtype="float64")

@@ -23,22 +23,15 @@ FIRST_PASS = 19
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Starts experiments.train in a process of its own; all of them share what XLA compiled."""
-    cache = tmp_path_factory.mktemp("compiled")
+def command():
+    """Starts experiments.train in a process of its own; all of them share what XLA compiled, by tests/conftest.py."""
 
     def start(directory: Path, *more: str, point: str | None = None) -> processes.Process:
         module = ["experiments.train"] if point is None else ["tests.training.interrupted", point]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
         return processes.Process(
             [sys.executable, "-m", *module, *FLAGS, *ORDER, "--run.dir", str(directory), *more],
             cwd=REPOSITORY,
-            env=environment,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
 
     return start

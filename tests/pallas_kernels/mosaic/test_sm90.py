@@ -18,7 +18,7 @@ from tests.pallas_kernels.operators import Layout, with_gradients
 ROWS, DIM = 128, 32
 
 
-@pytest.mark.parametrize("scale", [DIM**-0.5, -0.1])
+@pytest.mark.parametrize("scale", [-0.1, pytest.param(DIM**-0.5, marks=pytest.mark.slow)])
 @pytest.mark.skipif(ON_GPU, reason="the chip need not be a Hopper; interpreted on the CPU")
 def test_heads_of_queries_share_heads_of_keys(capfd, scale):
     """Two heads of keys for four of queries: as with keys repeated for each, and the gradients of a group summed.
