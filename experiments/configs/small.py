@@ -2,7 +2,8 @@
 
     python -m experiments.train small
 
-Test NE .825 where the least there can be is .681 (seed 0, commit 5c846c2; `experiments/results/cpu/learns.json`).
+Test NE .812, mean of two seeds, where the least there can be is .681 (commit bd154d7,
+`experiments/results/cpu/learns.json`).
 """
 
 from kunlun_jax.config import RunConfig, TrainConfig
