@@ -9,7 +9,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Four fifths of the time of these tests is XLA's: what it compiled once is kept for other modules
+# Most of the time of these tests is XLA's (LOG.md): what it compiled once is kept for other modules
 # (`_memory_goes_back`), workers, subprocesses and the next run. Here, since jax reads it when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

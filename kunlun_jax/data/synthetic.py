@@ -207,7 +207,7 @@ class SyntheticSource:
         Raises:
           IndexError: a row number is not in the data set.
         """
-        chunks = [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
+        chunks = _chunks(index)
         return np.concatenate([self.law.probability(self._uncut(chunk), self.config.conversion) for chunk in chunks])
 
     def click_parts(self, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -216,8 +216,7 @@ class SyntheticSource:
         Raises:
           IndexError: a row number is not in the data set.
         """
-        chunks = [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
-        found = [self.law.parts(self._uncut(chunk)) for chunk in chunks]
+        found = [self.law.parts(self._uncut(chunk)) for chunk in _chunks(index)]
         return {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
 
     def history_lengths(self, index: np.ndarray, event: str) -> np.ndarray:
@@ -357,6 +356,11 @@ def entropy_floor(dataset: Dataset, split: str, task: int = 0) -> float:
         raise ValueError(f"split {split!r} has no rows, so it has no entropy floor")
     probability = dataset.source.probability(np.arange(rows.start, rows.stop))[:, task]
     return float(_entropy(probability).mean() / _entropy(np.asarray(dataset.p_train[task])))
+
+
+def _chunks(index: np.ndarray) -> list[np.ndarray]:
+    """Parts of `index`, at least one, whose uncut histories fit into memory."""
+    return [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -158,6 +158,7 @@ class ClickLaw:
 
     def parts(self, rows: Rows) -> dict[str, np.ndarray]:
         """What adds up, with a constant, to `click_logit`, by name, float64 ``[rows]`` each: what there is to learn."""
+        # Looked up here once more: `context` adds them in an order on which labels depend to the bit.
         column = dict(zip(CONTEXT, rows.categorical.T, strict=True))
         segment, device, price = (column[name] for name in ("segment", "device", "price"))
         daypart = column["hour"] // (24 // DAYPARTS)

@@ -6,9 +6,8 @@
 
 S are the embeddings of an event's fields side by side, its dense fields, and the logarithms of its age and of how many
 events are newer, so that pooling, which knows no order, can tell old from new (O; `age_feature` and `rank_feature` in
-the config). The tied path takes the m fields that
-share a table with a context feature through that feature's own map P_f to its token: so an event and the candidate meet
-in the same coordinates from the first step.
+the config). The tied path takes the m fields that share a table with a context feature through that feature's own map
+P_f to its token: so an event and the candidate meet in the same coordinates from the first step.
 """
 
 import functools

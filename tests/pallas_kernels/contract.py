@@ -1,7 +1,7 @@
 """What every implementation of every operator must do, as one class; the test modules say which they are.
 
 A subclass sets `dtype` and has the fixtures `operator` and `implementation`; one whose programs take long to compile
-replaces `layout` and `run`, so that its tests share one.
+replaces `layout` and `run` and needs no `implementation`, so that its tests share one program.
 """
 
 import functools

@@ -31,8 +31,3 @@ def chip(generation, capfd, request):
         yield
     printed = capfd.readouterr()
     assert "RACE DETECTED" not in printed.out + printed.err
-
-
-@pytest.fixture
-def implementation():
-    return "mosaic"
