@@ -115,7 +115,7 @@ $(CUDA_COMPILER)/.installed: requirements/compiler.txt | $(PY)
 
 quickstart: $(VENV)/.core  ## install the core and train the small preset on synthetic data
 	@$(MAKE) --no-print-directory $(VENV)/.package
-	$(PY) -m experiments.train small
+	$(PY) -m experiments.train kunlun/small
 
 .PHONY: dev
 dev: $(VENV)/.dev $(CUDA_COMPILER)/.installed  ## install the core, the notebooks and the tools of development

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from kunlun_jax.config import TrainConfig
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, metrics_of
 from kunlun_jax.training.loop import Run, prepare
 

@@ -7,7 +7,7 @@ find in the histories.
     lr, lr-matches                          logistic regression: no histories; match counts and lengths
     trees, trees-lengths, trees-matches     boosted trees: no histories; their lengths; match counts and lengths
     din, pooled-product                     neural, candidate and events in one table's coordinates
-    kunlun                                  preset small
+    kunlun                                  preset kunlun/small
 
 Each row of the table goes into ``experiments/results/cpu/learns.json`` as soon as it is done, with command, commit and
 versions, and a row that is there is not run again: a run that was cut off goes on with the same command, and one that
@@ -34,11 +34,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
-from experiments.configs import PRESETS, small
-from kunlun_jax.config import TrainConfig
+from experiments.configs import PRESETS
+from experiments.configs.kunlun import small
 from kunlun_jax.data import synthetic
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.run_directory import environment, write_atomic
@@ -51,7 +52,7 @@ SHALLOW: dict[str, tuple[Callable, tuple[shallow.Part, ...]]] = {
     "trees-matches": (shallow.boosted_trees, ("lengths", "matches")),
 }
 """Name -> how to fit it, and what of the histories it reads."""
-NEURAL = {"din": "din", "pooled-product": "pooled_product", "kunlun": "small"}
+NEURAL = {"din": "din/small", "pooled-product": "pooled_product/small", "kunlun": "kunlun/small"}
 """Name -> preset."""
 SYSTEMS = (*SHALLOW, *NEURAL)
 SEEDLESS = ("lr", "lr-matches")
@@ -78,8 +79,8 @@ class Arguments:
     """Seeds of parameters and of the trees' choice of columns; the world stays the same."""
     systems: tuple[str, ...] = SYSTEMS
     """Systems to run, names as above."""
-    world: SyntheticConfig = small.CONFIG.data.synthetic
-    """The synthetic world, that of preset small; --rows stands in for its train_rows."""
+    world: SyntheticConfig = small.WORLD
+    """The synthetic world, that of preset kunlun/small; --rows stands in for its train_rows."""
     out: Path = Path("experiments/results/cpu/learns.json")
     """JSON file of the rows; the picture goes beside it."""
     runs: Path = Path("runs/learns")
@@ -99,7 +100,8 @@ class Arguments:
 def world_of(config: SyntheticConfig) -> tuple[Dataset, dict[str, float]]:
     """The data set, and the floor of NE by split."""
     dataset = synthetic.open_dataset(config)
-    return dataset, {split: synthetic.entropy_floor(dataset, split) for split in ("valid", "test")}
+    floors = {split: dataset.floor(split) for split in ("valid", "test")}
+    return dataset, {split: floor for split, floor in floors.items() if floor is not None}
 
 
 @functools.lru_cache(maxsize=1)
@@ -128,7 +130,7 @@ def run_neural(
     dataset, _ = world_of(config)
     preset = dataclasses.replace(
         preset,
-        data=dataclasses.replace(preset.data, synthetic=config),
+        data=dataclasses.replace(preset.data, options=config),
         run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
     )
     path = runs / f"{name}-{dataset.fingerprint}-seed{seed}-{commit[:10]}"

@@ -7,7 +7,7 @@ makes them, behind one that brings back memory and caches and is written down ap
 Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having
 none, or all "full". PyTorch pads to the longest history of the batch.
 
-What the JSON file has of the same settings is not run again (--fresh does). ``--presets small --lengths jagged
+What the JSON file has of the same settings is not run again (--fresh does). ``--presets kunlun/small --lengths jagged
 --rounds 5`` takes 3 minutes on two idle cores, mostly for PyTorch to compile; preset base over 5 a setting.
 Expected: float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
 ``experiments/results/cpu/parity.json`` and a picture beside it.
@@ -34,16 +34,15 @@ from matplotlib.figure import Figure
 
 from experiments.configs import PRESETS
 from kunlun_jax.batch import Batch
-from kunlun_jax.config import TrainConfig
 from kunlun_jax.data.dataset import EventRows, Ragged, Rows
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Categorical, Schema
 from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
-from kunlun_jax.models.registry import make_model
 from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.torch_reference import parity
 from kunlun_jax.torch_reference.batch import from_packed
 from kunlun_jax.torch_reference.optimizer import Trainer as TorchTrainer
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.run_directory import environment, write_atomic
 from kunlun_jax.training.step import Trainer
 from pallas_kernels.jagged import aligned
@@ -64,11 +63,11 @@ STEPS = 1000
 class Arguments:
     """Flags of the comparison."""
 
-    presets: tuple[str, ...] = ("small", "base")
+    presets: tuple[str, ...] = ("kunlun/small", "kunlun/base")
     """Presets to compare and to time."""
     lengths: tuple[Lengths, ...] = ("jagged", "full")
     """Lengths of histories to time."""
-    batch: tuple[tuple[str, int], ...] = (("small", 256), ("base", 16))
+    batch: tuple[tuple[str, int], ...] = (("kunlun/small", 256), ("kunlun/base", 16))
     """Examples of a batch by preset, for the speed; base's own 1024 take minutes a step on a CPU."""
     rounds: int = 7
     """Turns of each; the median is reported."""
@@ -126,9 +125,8 @@ def random_batch(schema: Schema, size: int, longest: int, lengths: Lengths, seed
 def make_pair(schema: Schema, config: TrainConfig, dtype: str) -> parity.Pair:
     """A preset with new weights, and its twin."""
     model_config = dataclasses.replace(config.model, dtype=dtype)
-    model = make_model(schema, model_config, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
-    scale = model_config.embedding_scale
-    tables = init_tables(model.schema, model_config.embedding_dim, scale=scale, key=jax.random.key(0))
+    model = model_config.build(schema, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+    tables = init_tables(model.schema, model.embedding_dim, scale=model.embedding_scale, key=jax.random.key(0))
     return parity.Pair.of(model, tables, schema, model_config)
 
 

@@ -1,7 +1,7 @@
-"""What is each remedy worth? ``python -m experiments.remedies``: preset small with one of them taken out.
+"""What is each remedy worth? ``python -m experiments.remedies``: preset kunlun/small with one of them taken out.
 
 Kunlun once learned from the synthetic world's histories little more than how long they are; LOG.md tells why. What
-mends it is a field of the config each, and this takes them out one by one: test NE of preset small on 150,000 rows, one
+mends it is a field of the config each, and this takes them out one by one: test NE of preset kunlun/small on 150,000 rows, one
 pass, less that of the whole preset with the same seed. The difference between two seeds of one config, in the same
 table, tells which of them say nothing.
 
@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
-from experiments.configs import small
+from experiments.configs.kunlun import small
 from experiments.learns import key_of, row_of, run_neural, store, stored
 from kunlun_jax.data import synthetic
 from kunlun_jax.data.synthetic import SyntheticConfig
@@ -122,7 +122,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags, runs what is missing, prints and draws; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.remedies", description=__doc__)
-    config = dataclasses.replace(small.CONFIG.data.synthetic, train_rows=args.rows)
+    config = dataclasses.replace(small.WORLD, train_rows=args.rows)
     fingerprint = synthetic.fingerprint(config)
     started_in = environment()
     for name in args.remedies:

@@ -1,6 +1,6 @@
 """Does a training step cost more with a larger table? ``python -m experiments.table_scaling``.
 
-Takes the preset small on the synthetic world with embeddings of 32, and swaps its item table for one of 1e5, 1e6, 1e7
+Takes the preset kunlun/small on the synthetic world with embeddings of 32, and swaps its item table for one of 1e5, 1e6, 1e7
 and 5e7 rows (6.4 GB). Each batch reads tens of thousands of the table's ids, all drawn uniformly, which is the worst
 case for caches. All sizes are held at once and stepped in turn, so that a busy machine slows all of them alike. Needs
 about 11 GB of memory and takes about 5 minutes on two idle CPU cores. Writes
@@ -25,13 +25,12 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.configs import small
+from experiments.configs.kunlun import small
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities, make_loader
 from kunlun_jax.data.schema import Categorical, Schema
-from kunlun_jax.models.registry import make_model
 from kunlun_jax.training.run_directory import environment, write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
@@ -100,10 +99,9 @@ def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: i
 
 
 def make_trainer(dataset: Dataset, rows: int, dim: int) -> Trainer:
-    """The preset small's trainer for the data set with `rows` rows in `TABLE`."""
-    model = make_model(
+    """The preset kunlun/small's trainer for the data set with `rows` rows in `TABLE`."""
+    model = dataclasses.replace(small.CONFIG.model, embedding_dim=dim).build(
         resized(dataset.schema, TABLE, rows),
-        dataclasses.replace(small.CONFIG.model, embedding_dim=dim),
         base_rate=dataset.p_train,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
@@ -183,8 +181,8 @@ class Subject:
 
 def measure(args: Arguments) -> list[dict[str, Any]]:
     """Numbers of each size, with ratios to the smallest."""
-    config = dataclasses.replace(small.CONFIG.data.synthetic, train_rows=args.train_rows, valid_rows=0, test_rows=0)
-    dataset = open_dataset(dataclasses.replace(small.CONFIG.data, synthetic=config))
+    config = dataclasses.replace(small.WORLD, train_rows=args.train_rows, valid_rows=0, test_rows=0)
+    dataset = open_dataset(dataclasses.replace(small.CONFIG.data, options=config))
     capacity = capacities(dataset, ["train"], small.CONFIG.loader)
     with make_loader(dataset, "train", small.CONFIG.loader, capacity=capacity) as loader:
         batches = [batch for (batch, _), _ in zip(loader, range(args.steps), strict=False)]

@@ -1,16 +1,18 @@
-"""Trains Kunlun or another system: ``python -m experiments.train PRESET [--data.root FOLDER] [flags]``.
+"""Trains a model: ``python -m experiments.train MODEL/PRESET [--data.root FOLDER] [flags]``.
 
-Presets (``experiments/configs``): small, base, large, kuairand are Kunlun; wukong, interformer, hstu, dlrm, dcnv2 and
-din are the systems it is measured against, at the FLOPs of small. ``python -m experiments.train small --help`` lists
-every flag with its unit and default. Without --data.root it trains on the synthetic world.
+    python -m experiments.train kunlun/small                                    2-3 minutes on two CPU cores
+    python -m experiments.train kunlun/kuairand --data.root KuaiRand-Pure       results in LOG.md
+    python -m experiments.train my/preset.py                                    one of your own
 
-    python -m experiments.train small                                    2-3 minutes on two CPU cores
-    python -m experiments.train kuairand --data.root KuaiRand-Pure       results in LOG.md
+Presets are the files of ``experiments/configs``; each says in its docstring what it costs and what score to expect.
+``python -m experiments.train kunlun/small --help`` lists every flag of that model and its data set with unit and
+default. Without --data.root presets train on the synthetic world, if they are not made for another data set.
 
-The run directory (runs/PRESET-DATASET-seedSEED unless --run.dir names one) holds config.json, env.json, metrics.jsonl,
-checkpoints/, result.json and learning_curve.png. A run that was cut off goes on with the same command.
+The run directory (runs/MODEL-PRESET-DATASET-seedSEED unless --run.dir names one) holds config.json, env.json,
+metrics.jsonl, checkpoints/, result.json and learning_curve.png. A run that was cut off goes on with the same command.
 """
 
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -18,10 +20,10 @@ from typing import Any
 
 import tyro
 
-from experiments.configs import PRESETS
-from kunlun_jax.config import TrainConfig
-from kunlun_jax.data.open import open_dataset
+from experiments.configs import PRESETS, described, from_file
+from kunlun_jax.data.open import open_dataset, resolve
 from kunlun_jax.flops import summary
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import prepare, train_run
 
 SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
@@ -30,7 +32,7 @@ SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "cal
 
 def run_path(preset: str, config: TrainConfig, dataset_name: str) -> Path:
     """The run directory: --run.dir, or a name made of preset, data set and seed."""
-    return config.run.dir or Path("runs") / f"{preset}-{dataset_name}-seed{config.run.seed}"
+    return config.run.dir or Path("runs") / f"{preset.replace('/', '-')}-{dataset_name}-seed{config.run.seed}"
 
 
 def report(result: dict[str, Any], path: Path) -> str:
@@ -63,16 +65,31 @@ def mfu_text(result: dict[str, Any]) -> str:
     return f"MFU {result['mfu']:.1%} of {peak} on {limit['devices']} x {limit['device']}, steps {first} to {last}"
 
 
+def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
+    """Name of the preset and the config that flags make of it; the first argument may be the path of a preset.
+
+    Raises:
+      ValueError: the file is no preset.
+      SystemExit: --help, or flags that mean nothing.
+    """
+    presets = PRESETS
+    if arguments and arguments[0].endswith(".py"):
+        module = from_file(Path(arguments[0]))
+        presets, arguments = {**PRESETS, module.__name__: described(module)}, [module.__name__, *arguments[1:]]
+    config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="experiments.train", description=__doc__)
+    return next(argument for argument in arguments if argument in presets), config
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags, trains, prints the result; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("pallas_kernels").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
-    config = tyro.extras.overridable_config_cli(PRESETS, args=arguments, prog="experiments.train", description=__doc__)
-    preset = next(argument for argument in arguments if argument in PRESETS)
     try:
+        name, config = parse(arguments)
+        config = dataclasses.replace(config, data=resolve(config.data))
         dataset = open_dataset(config.data)
-        path = run_path(preset, config, dataset.schema.name)
+        path = run_path(name, config, dataset.schema.name)
         run = prepare(config, dataset)
         print(summary(run.parts), flush=True)
         result = train_run(run, path)

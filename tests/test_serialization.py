@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import typing
 from pathlib import Path
 
 import pytest
 
 from experiments.configs import PRESETS
-from kunlun_jax.config import TrainConfig
-from kunlun_jax.models.registry import ModelConfig
 from kunlun_jax.serialization import from_json, to_json
+from kunlun_jax.training.config import TrainConfig
+from tests.models.systems import all_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +56,48 @@ def test_every_kind_of_field_comes_back_equal_and_of_its_type():
     assert isinstance(again.path, Path) and isinstance(again.something, Path) and isinstance(again.nested[0], tuple)
 
 
-def test_a_config_of_each_system_comes_back_of_its_class():
-    """The file has no name of a system: its fields tell, so no two systems may have the same."""
-    kinds = typing.get_args(ModelConfig)
-    fields = [frozenset(field.name for field in dataclasses.fields(kind)) for kind in kinds]
-    assert len(set(fields)) == len(kinds)
-    for kind in kinds:
-        config = dataclasses.replace(PRESETS["small"][1], model=kind())
-        again = from_json(TrainConfig, through_text(config))
+def test_a_config_of_each_model_comes_back_of_its_class():
+    for kind in all_configs():
+        config = dataclasses.replace(PRESETS["kunlun/small"][1], model=kind())
+        value = through_text(config)
+        assert value["model"]["kind"] == f"{kind.__module__}.{kind.__name__}"
+        again = from_json(TrainConfig, value)
         assert again == config and type(again.model) is kind
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("kunlun_jax.models.dln.DLNConfig", "there is no such class"),
+        ("kunlun_jax.models.dlrm.DLNConfig", "there is no such class"),
+        ("DLRMConfig", "there is no such class"),
+        ("kunlun_jax.models.dlrm.DLRM", "it must name a dataclass derived from ModelConfig"),
+        ("kunlun_jax.nn.rotary.RoteConfig", "it must name a dataclass derived from ModelConfig"),
+    ],
+)
+def test_a_class_that_is_no_model_config_is_refused(kind, message):
+    value = through_text(PRESETS["dlrm/small"][1])
+    value["model"]["kind"] = kind
+    with pytest.raises(ValueError, match=rf"config\.model\.kind is '{kind}'.*{message}"):
+        from_json(TrainConfig, value)
+
+
+def test_a_model_without_its_class_is_refused():
+    value = through_text(PRESETS["dlrm/small"][1])
+    del value["model"]["kind"]
+    with pytest.raises(ValueError, match=r"config\.model has no 'kind'"):
+        from_json(TrainConfig, value)
+
+
 def test_a_field_that_another_system_has_is_refused():
-    value = through_text(PRESETS["dlrm"][1])
+    value = through_text(PRESETS["dlrm/small"][1])
     value["model"]["unit_hidden"] = [3]
     with pytest.raises(ValueError, match=r"config\.model has the fields .*'unit_hidden'.*expects .*'bottom_hidden'"):
         from_json(TrainConfig, value)
 
 
 def test_an_unknown_field_is_named():
-    value = through_text(PRESETS["small"][1])
+    value = through_text(PRESETS["kunlun/small"][1])
     value["model"]["rote"]["frequency"] = 1
     with pytest.raises(ValueError, match=r"config\.model\.rote has the fields .*'frequency'.*expects .*'t_scale'"):
         from_json(TrainConfig, value)
@@ -90,7 +111,7 @@ def test_a_missing_field_is_named():
 
 
 def test_a_bad_value_is_refused_by_the_config_itself():
-    value = through_text(PRESETS["small"][1])
+    value = through_text(PRESETS["kunlun/small"][1])
     value["model"]["dropout"] = 1.5
     with pytest.raises(ValueError, match=r"dropout is 1\.5; it must lie in \[0, 1\)"):
         from_json(TrainConfig, value)

@@ -70,6 +70,20 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsProbabilities(Protocol):
+    """A source that was made from known probabilities of its labels."""
+
+    def probability(self, index: np.ndarray) -> np.ndarray:
+        """Of a label of 1, for the examples `index`: float64 ``[rows, tasks]``, strictly between 0 and 1."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Base of the options of every data set."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A source, its splits, and what metrics need to know of it.
@@ -96,6 +110,29 @@ class Dataset:
         if name not in self.splits:
             raise KeyError(f"no split {name!r} in data set {self.schema.name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
+
+    def floor(self, split: str, task: int = 0) -> float | None:
+        """The least NE that any predictor can expect on a split; None where the probabilities of labels are unknown.
+
+        It is the mean entropy of the split's labels given the inputs over the entropy of `p_train`, so also the
+        expected NE of the exact probabilities. It takes as long as reading the split.
+
+        Raises:
+          KeyError: no such split.
+          ValueError: the split is empty.
+        """
+        rows = self.split(split)
+        if not isinstance(self.source, KnowsProbabilities):
+            return None
+        if not rows:
+            raise ValueError(f"split {split!r} has no rows, so it has no entropy floor")
+        probability = self.source.probability(np.arange(rows.start, rows.stop))[:, task]
+        return float(_entropy(probability).mean() / _entropy(np.asarray(self.p_train[task])))
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy of a coin in nats."""
+    return -(p * np.log(p) + (1 - p) * np.log1p(-p))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ from kunlun_jax.data.convert import (
     split_lists,
     write_prepared,
 )
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, DatasetConfig
 from kunlun_jax.data.rates import UNIT, Rate, RunningRates, first_times, log_count, log_gap, log_scaled, pair
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 
@@ -93,7 +93,7 @@ def _date(field: str, day: str) -> datetime.date:
 
 
 @dataclasses.dataclass(frozen=True)
-class KuaiRandConfig:
+class KuaiRandConfig(DatasetConfig):
     """How KuaiRand-Pure becomes a data set. Days are ISO dates in China time, first and last, both included."""
 
     train_days: tuple[str, str] = ("2022-04-25", "2022-05-02")

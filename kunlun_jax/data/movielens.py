@@ -39,7 +39,7 @@ from kunlun_jax.data.convert import (
     vocabulary,
     write_prepared,
 )
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, DatasetConfig
 from kunlun_jax.data.rates import UNIT, Rate, RunningRates, first_times, log_gap, pair
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 
@@ -62,7 +62,7 @@ _DAY_SECONDS = 24 * _HOUR_SECONDS
 
 
 @dataclasses.dataclass(frozen=True)
-class MovieLensConfig:
+class MovieLensConfig(DatasetConfig):
     """How MovieLens-1M becomes a data set."""
 
     split: Literal["random", "last"] = "random"

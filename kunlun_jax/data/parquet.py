@@ -32,10 +32,15 @@ from kunlun_jax.data.checks import (
     find_layout,
     parquet_file,
 )
-from kunlun_jax.data.dataset import Dataset, EventRows, Ragged, Rows, gather_ranges
+from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
 from kunlun_jax.data.schema import EventType, Schema
 
 FORMAT = 1  # of the cache folder; part of the fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetConfig(DatasetConfig):
+    """Prepared data: its ``schema.json`` says everything, so there is no option."""
 
 
 def open_dataset(root: Path, cache: Path | None = None) -> Dataset:

@@ -21,7 +21,7 @@ validation and 7 of test, and row numbers follow time. The log odds of a click a
   averaged over any one of its factors;
 * main effects of item, topic, brand, device, user and position, and four dense features, partly not linear.
 
-So the entropy of labels given inputs is known and with it the least NE there can be, `entropy_floor`. The shop keeps
+So the entropy of labels given inputs is known and with it the least NE there can be, `Dataset.floor`. The shop keeps
 the newest `history_limit` events of each type and the log odds use no others: the floor holds for a reader with
 ``max_events >= history_limit``; one who cuts shorter sees less than the law does.
 
@@ -38,7 +38,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from kunlun_jax.data.dataset import Dataset, EventRows, Ragged, Rows, gather_ranges
+from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 from kunlun_jax.data.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, WEEKDAYS, ClickLaw
 from kunlun_jax.data.synthetic_world import (
@@ -62,7 +62,7 @@ _LARGEST_VOCABULARY = 1 << 14  # of fields drawn from 16 bits; users and items h
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(DatasetConfig):
     """Size and seed of the synthetic world."""
 
     seed: int = 0
@@ -337,35 +337,9 @@ def fingerprint(config: SyntheticConfig) -> str:
     return "synthetic-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def entropy_floor(dataset: Dataset, split: str, task: int = 0) -> float:
-    """The least NE any predictor can expect on a split of a synthetic data set.
-
-    It is the mean entropy of the split's labels given the inputs over the entropy of ``p_train``, so also the expected
-    NE of the exact probabilities. It takes as long as reading the split.
-
-    Raises:
-      TypeError: the data set is not a synthetic one.
-      ValueError: the split is empty.
-    """
-    if not isinstance(dataset.source, SyntheticSource):
-        raise TypeError(
-            f"the entropy floor of data set {dataset.schema.name!r} is not known; only a synthetic one's is"
-        )
-    rows = dataset.split(split)
-    if not rows:
-        raise ValueError(f"split {split!r} has no rows, so it has no entropy floor")
-    probability = dataset.source.probability(np.arange(rows.start, rows.stop))[:, task]
-    return float(_entropy(probability).mean() / _entropy(np.asarray(dataset.p_train[task])))
-
-
 def _chunks(index: np.ndarray) -> list[np.ndarray]:
     """Parts of `index`, at least one, whose uncut histories fit into memory."""
     return [index[i : i + _CHUNK] for i in range(0, max(len(index), 1), _CHUNK)]
-
-
-def _entropy(p: np.ndarray) -> np.ndarray:
-    """Entropy of a coin in nats; `p` strictly between 0 and 1, as a sigmoid of moderate log odds is."""
-    return -(p * np.log(p) + (1 - p) * np.log1p(-p))
 
 
 def _event_rows(world: World, name: str, events: Events) -> EventRows:

@@ -4,10 +4,14 @@ Marks: P the paper's own words, M Meta's code, R two or more readers, r one read
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.system import SystemConfig, refuse_unknown
 from kunlun_jax.nn.rotary import RoteConfig
+
+if TYPE_CHECKING:
+    from kunlun_jax.models.kunlun import Kunlun
 
 PARTS = ("pool", "ffn", "attention")
 
@@ -116,6 +120,12 @@ class KunlunConfig(SystemConfig):
         """The event types the model reads, of those a schema has; ValueError for a name the schema lacks."""
         refuse_unknown("events", set(self.events), available)
         return super().event_types(available)
+
+    def build(self, schema: Schema, **rest: Any) -> "Kunlun":
+        """A new Kunlun; arguments as `ModelConfig.build`."""
+        from kunlun_jax.models.kunlun import Kunlun  # which reads this file; apart, so that it is the figure alone
+
+        return Kunlun(schema, self, **rest)
 
 
 def layer_plan(config: KunlunConfig, event: EventConfig) -> tuple[frozenset[str], ...]:

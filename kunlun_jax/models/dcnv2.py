@@ -9,7 +9,7 @@ head here is the output layer unless ``head_hidden`` makes more of it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +53,10 @@ class DCNv2Config(SystemConfig):
             raise ValueError(f"cross_layers is {self.cross_layers}; it must be at least 1")
         if not self.deep_hidden:
             raise ValueError("deep_hidden is empty; name at least one width")
+
+    def build(self, schema: Schema, **rest: Any) -> "DCNv2":
+        """A new DCNv2; arguments as `ModelConfig.build`."""
+        return DCNv2(schema, self, **rest)
 
 
 class DCNv2(System):

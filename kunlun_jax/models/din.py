@@ -12,7 +12,7 @@ of their own would have to be brought into line first.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +41,10 @@ class DINConfig(SystemConfig):
     """From event fields to tokens: a two-layer MLP (O), or masknet."""
     activation: str = "silu"
     """Activation of every plain MLP (P: Dice; O: SiLU, which like it is smooth around a zero of its own)."""
+
+    def build(self, schema: Schema, **rest: Any) -> "DIN":
+        """A new DIN; arguments as `ModelConfig.build`."""
+        return DIN(schema, self, **rest)
 
 
 class DIN(System):

@@ -9,7 +9,7 @@ event's fields pass an event input first is ours (O), and so is a mean for DLRM'
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +44,10 @@ class DLRMConfig(SystemConfig):
         super().__post_init__()
         if self.dense_tokens != 1:
             raise ValueError(f"dense_tokens is {self.dense_tokens}; the bottom MLP has one output, so it must be 1")
+
+    def build(self, schema: Schema, **rest: Any) -> "DLRM":
+        """A new DLRM; arguments as `ModelConfig.build`."""
+        return DLRM(schema, self, **rest)
 
 
 class DLRM(System):

@@ -11,7 +11,7 @@ lack and runs as plain XLA (`nn.causal_pointwise`); ``--model.no-biased`` takes 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +66,10 @@ class HSTUConfig(SystemConfig):
             raise ValueError(f"sequence_scale is {self.sequence_scale}; it must be above 0")
         if not 0 <= self.block_dropout < 1:
             raise ValueError(f"block_dropout is {self.block_dropout}; it must lie in [0, 1)")
+
+    def build(self, schema: Schema, **rest: Any) -> "HSTU":
+        """A new HSTU; arguments as `ModelConfig.build`."""
+        return HSTU(schema, self, **rest)
 
 
 class HSTU(System):

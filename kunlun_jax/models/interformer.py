@@ -17,7 +17,7 @@ MHA runs on `window_attention` with a window longer than any history, PMA on `se
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +82,10 @@ class InterFormerConfig(SystemConfig):
     def summary_tokens(self) -> int:
         """Tokens of S_sum of one sequence."""
         return self.cls_tokens + self.pma_tokens + self.recent_tokens
+
+    def build(self, schema: Schema, **rest: Any) -> "InterFormer":
+        """A new InterFormer; arguments as `ModelConfig.build`."""
+        return InterFormer(schema, self, **rest)
 
 
 class CrossArch(nnx.Module):

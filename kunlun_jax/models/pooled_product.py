@@ -14,7 +14,7 @@ Source: ours (O), after FM's inner product of pooled embeddings (Rendle 2010).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,10 @@ class PooledProductConfig(SystemConfig):
         super().__post_init__()
         if self.gates < 1:
             raise ValueError(f"gates is {self.gates}; it must be at least 1")
+
+    def build(self, schema: Schema, **rest: Any) -> "PooledProduct":
+        """A new PooledProduct; arguments as `ModelConfig.build`."""
+        return PooledProduct(schema, self, **rest)
 
 
 def squash(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -21,6 +21,7 @@ from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import EventType, Schema
 from kunlun_jax.flops import Part, part
+from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.nn.context import ContextTokens
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.event_input import EventInput, unit_rank
@@ -30,7 +31,7 @@ from pallas_kernels.jagged import zero_padding
 
 
 @dataclasses.dataclass(frozen=True)
-class SystemConfig:
+class SystemConfig(ModelConfig):
     """Sizes and readings that every system has."""
 
     dim: int = 64
@@ -75,7 +76,7 @@ class SystemConfig:
             raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
 
     @property
-    def compute_dtype(self):
+    def compute_dtype(self) -> jnp.dtype:
         """The dtype that `dtype` means on this machine."""
         if self.dtype == "auto":
             return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32

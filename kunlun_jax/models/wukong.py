@@ -10,7 +10,7 @@ length enters it, as learned queries or a mean, is ours (O). PMA runs on the ker
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +59,10 @@ class WukongConfig(SystemConfig):
             raise ValueError(f"layers is {self.layers}; it must be at least 1")
         if self.history_pooling == "pma" and self.dim % self.history_heads:
             raise ValueError(f"dim is {self.dim}, history_heads {self.history_heads}; a head needs a whole width")
+
+    def build(self, schema: Schema, **rest: Any) -> "Wukong":
+        """A new Wukong; arguments as `ModelConfig.build`."""
+        return Wukong(schema, self, **rest)
 
 
 class Wukong(System):

@@ -20,7 +20,7 @@ from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models import kunlun
-from kunlun_jax.models.registry import ModelConfig
+from kunlun_jax.models.base import Model, ModelConfig
 from kunlun_jax.models.system import System as JaxSystem
 from kunlun_jax.nn.embedding import Embedded, lookup
 from kunlun_jax.torch_reference import weights
@@ -70,7 +70,7 @@ class Pair:
 
     @staticmethod
     def of(
-        model: JaxSystem,
+        model: Model,
         tables: Mapping[str, jax.Array],
         schema: Schema,
         config: ModelConfig,

@@ -2,10 +2,10 @@
 
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
+from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.models.config import KunlunConfig
 from kunlun_jax.models.hstu import HSTUConfig
 from kunlun_jax.models.interformer import InterFormerConfig
-from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.models.wukong import WukongConfig
 from kunlun_jax.torch_reference.hstu import HSTU
 from kunlun_jax.torch_reference.interformer import InterFormer
@@ -22,7 +22,7 @@ TWINS: dict[type, type[System]] = {
 """Class of a config -> the PyTorch model that it makes."""
 
 
-def make_twin(schema: Schema, config: SystemConfig, *, dense_moments: Moments | None = None) -> System:
+def make_twin(schema: Schema, config: ModelConfig, *, dense_moments: Moments | None = None) -> System:
     """The PyTorch model of a config.
 
     Raises:

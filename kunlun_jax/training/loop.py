@@ -20,16 +20,14 @@ from flax import nnx
 from tqdm import tqdm
 
 from kunlun_jax import flops
-from kunlun_jax.config import TrainConfig
 from kunlun_jax.data.dataset import Dataset, dense_moments
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
-from kunlun_jax.data.synthetic import SyntheticSource, entropy_floor
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
-from kunlun_jax.models.registry import make_model
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, metrics_of, predict
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.plots import learning_curve
@@ -72,10 +70,6 @@ class Run:
                 self.trainer, state, loader, total=self.batches(split), progress=self.config.run.progress, name=split
             )
 
-    def floor(self, split: str) -> float | None:
-        """The least NE there can be on a split, where the data set knows it."""
-        return entropy_floor(self.dataset, split) if isinstance(self.dataset.source, SyntheticSource) else None
-
 
 def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     """Opens the data and builds model and optimizers for `config`."""
@@ -85,9 +79,8 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
-    model = make_model(
+    model = config.model.build(
         dataset.schema,
-        config.model,
         base_rate=dataset.p_train,
         dense_moments=dense_moments(dataset),
         rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
@@ -226,7 +219,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             began = time.monotonic()
             predictions = run.predict(state, split)
             values = metrics_of(run.dataset, predictions)
-            floor = run.floor(split)
+            floor = run.dataset.floor(split)
             log.write(
                 kind="eval",
                 split=split,
@@ -301,7 +294,7 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
         },
     }
     write_atomic(directory.path / "result.json", json.dumps(result, indent=2) + "\n")
-    floor = run.floor(run.config.run.eval_splits[0])
+    floor = run.dataset.floor(run.config.run.eval_splits[0])
     title = f"{run.dataset.schema.name}: {flops.total_parameters(run.parts):,} parameters"
     learning_curve(directory.metrics, directory.path / "learning_curve.png", floor, title)
     return result

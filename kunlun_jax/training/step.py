@@ -5,7 +5,7 @@ shapes depend on the schema and the capacities alone, so it compiles once.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, pytree_dataclass
-from kunlun_jax.data.schema import Schema
-from kunlun_jax.nn.embedding import Embedded, embed, gather_rows, init_tables, lookup, touch
+from kunlun_jax.models.base import Model
+from kunlun_jax.nn.embedding import embed, gather_rows, init_tables, lookup, touch
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer, update_rows
 
@@ -43,27 +43,11 @@ class TrainState:
     key: Any
 
 
-@runtime_checkable
-class Model(Protocol):
-    """What a trainer needs of a model, an `nnx.Module`: ``model(batch, embedded, dropout=)`` -> logits."""
-
-    schema: Schema
-    embedding_dim: int
-    embedding_scale: float
-
-    def __call__(
-        self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
-    ) -> Float[Array, "batch tasks"]:
-        """Logits of a batch."""
-        ...
-
-
 class Trainer:
     """Binds a model to its optimizers.
 
     Args:
-      model: a module with `schema`, `embedding_dim`, `embedding_scale` and
-        ``model(batch, embedded, dropout=)`` -> logits ``[batch, tasks]``.
+      model: an `nnx.Module`.
       config: rates and schedules.
       steps: steps of the whole run, which the schedule needs.
       log_every: steps over which metric sums run.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kunlun_jax.data.dataset import Dataset, EventRows, Rows
-from kunlun_jax.data.synthetic import P_TRAIN_ROWS, SyntheticConfig, SyntheticSource, entropy_floor, open_dataset
+from kunlun_jax.data.synthetic import P_TRAIN_ROWS, SyntheticConfig, SyntheticSource, open_dataset
 from kunlun_jax.data.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, ClickLaw, pure_cross
 from kunlun_jax.data.synthetic_world import DAY_MS, START_MS, STREAMS, draw, stream, uniform, zipf_lookup
 from tests import processes
@@ -432,7 +432,7 @@ def test_the_floor_is_the_mean_entropy_over_the_entropy_of_p_train(split):
         q = both.p_train[task]
         assert q == pytest.approx(np.mean(both.source.probability(np.arange(3000))[:, task]), rel=1e-12)
         expected = entropy / (-q * math.log(q) - (1 - q) * math.log(1 - q))
-        assert entropy_floor(both, split, task) == pytest.approx(expected, rel=1e-12)
+        assert both.floor(split, task) == pytest.approx(expected, rel=1e-12)
 
 
 def test_labels_reach_the_floor_in_expectation_and_cruder_predictions_do_not(everyday):
@@ -564,15 +564,14 @@ def test_unknown_event_types_splits_and_sources_are_errors(dataset):
     with pytest.raises(KeyError, match="no event type 'like'"):
         dataset.source.history_lengths(np.arange(3), "like")
     with pytest.raises(KeyError, match="no split 'dev'"):
-        entropy_floor(dataset, "dev")
+        dataset.floor("dev")
     empty = open_dataset(dataclasses.replace(SMALL, valid_rows=0))
     with pytest.raises(ValueError, match="split 'valid' has no rows"):
-        entropy_floor(empty, "valid")
+        empty.floor("valid")
 
 
 def test_the_floor_of_other_data_is_not_known(dataset):
     class Other:
         schema = dataclasses.replace(dataset.schema, name="logs")
 
-    with pytest.raises(TypeError, match="the entropy floor of data set 'logs' is not known"):
-        entropy_floor(dataclasses.replace(dataset, source=Other()), "test")
+    assert dataclasses.replace(dataset, source=Other()).floor("test") is None

@@ -1,25 +1,40 @@
 """Presets, and the one way to open data from flags."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import pytest
 
+from experiments import configs
 from experiments.configs import PRESETS
-from kunlun_jax.config import RunConfig, TrainConfig
-from kunlun_jax.data import open as opening
-from kunlun_jax.data.open import DataConfig, detect, open_dataset
+from kunlun_jax.data.dataset import DatasetConfig
+from kunlun_jax.data.kuairand import KuaiRandConfig
+from kunlun_jax.data.open import KINDS, DataConfig, detect, open_dataset, resolve
+from kunlun_jax.data.parquet import ParquetConfig
 from kunlun_jax.data.synthetic import SyntheticConfig
 from kunlun_jax.serialization import from_json, to_json
+from kunlun_jax.training.config import RunConfig, TrainConfig
 from tests.data import fake_kuairand, fake_movielens
 from tests.data.parquet_sets import random_tables
 
 
-def test_presets_are_named_as_their_files_and_described():
-    systems = ["wukong", "interformer", "hstu", "dlrm", "dcnv2", "din", "pooled_product"]
-    assert list(PRESETS) == ["small", "base", "large", "kuairand", *systems]
-    for name, (summary, config) in PRESETS.items():
-        assert summary.lower().startswith(name) and summary.endswith(".")
-        assert isinstance(config, TrainConfig)
+def test_every_file_of_the_folder_is_a_preset():
+    folder = Path(configs.__file__).parent
+    files = [file for file in folder.rglob("*.py") if file.stem != "__init__"]
+    assert sorted(PRESETS) == sorted(f"{file.parent.name}/{file.stem}" for file in files)
+    assert {"kunlun/small", "kunlun/large", "kunlun/kuairand", "kunlun/movielens", "din/small"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_preset_is_of_its_model_and_says_what_it_costs(name):
+    module = importlib.import_module(f"experiments.configs.{name.replace('/', '.')}")
+    model, _ = name.split("/")
+    assert type(module.CONFIG.model).__module__ in (f"kunlun_jax.models.{model}", "kunlun_jax.models.config")
+    summary, *rest = module.__doc__.splitlines()
+    assert summary.endswith(".") and len(summary) > 20
+    assert f"    python -m experiments.train {name}" in rest
+    assert "Cost" in module.__doc__ and "NE" in module.__doc__
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -29,7 +44,7 @@ def test_a_preset_survives_its_config_json(name):
 
 
 def test_large_is_like_production():
-    config = PRESETS["large"][1]
+    config = PRESETS["kunlun/large"][1]
     assert config.model.dim >= 384
     assert config.loader.batch_size == 1152 and config.loader.max_events == 1000
 
@@ -61,23 +76,23 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("kind", ["parquet", "kuairand", "movielens"])
 def test_detect_knows_each_kind(folders, kind):
-    assert detect(folders / kind) == kind
+    assert detect(folders / kind).name == kind
 
 
 def test_detect_knows_a_folder_inside_the_whole_set(folders):
     (log,) = (folders / "kuairand").rglob("log_standard_4_22*_pure.csv")
-    assert detect(log.parent) == "kuairand"
-    assert detect(folders / "movielens" / "ml-1m") == "movielens"
+    assert detect(log.parent).name == "kuairand"
+    assert detect(folders / "movielens" / "ml-1m").name == "movielens"
 
 
 def test_detect_refuses_two_kinds_in_one_folder(folders):
     (folders / "movielens" / "schema.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds \['parquet', 'movielens'\]; say which one with --data.kind"):
+    with pytest.raises(ValueError, match=r"holds \['parquet', 'movielens'\]; name a folder that holds one"):
         detect(folders / "movielens")
 
 
 def test_detect_refuses_a_folder_without_data(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no data set that is known; say which one with --data\.kind"):
+    with pytest.raises(ValueError, match=r"holds no data set that is known; name a folder that holds one"):
         detect(tmp_path)
 
 
@@ -94,28 +109,40 @@ def test_open_finds_the_data_by_itself(folders, kind):
     assert {"train", "test"} <= set(dataset.splits)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_config_says_what_was_opened(folders, kind):
+    """So a run's config.json does, too: the options of the synthetic world are not kept beside a folder's name."""
+    root = folders / kind.name if kind.signs else None
+    assert type(resolve(DataConfig(root=root)).options) is kind.config
+
+
+def test_options_that_are_named_stay(folders):
+    config = DataConfig(root=folders / "kuairand", options=KuaiRandConfig(rates=False))
+    assert resolve(config) == config
+    with pytest.raises(ValueError, match="movielens"):
+        open_dataset(dataclasses.replace(config, root=folders / "movielens", cache=folders / "cache"))
+
+
 def test_open_without_a_root_is_the_synthetic_world():
-    synthetic = SyntheticConfig(train_rows=32, valid_rows=8, test_rows=8, users=10)
-    assert open_dataset(DataConfig(synthetic=synthetic)).schema.name == "synthetic"
+    world = SyntheticConfig(train_rows=32, valid_rows=8, test_rows=8, users=10)
+    assert open_dataset(DataConfig(options=world)).schema.name == "synthetic"
 
 
-def test_open_refuses_a_root_for_the_synthetic_world(tmp_path):
-    with pytest.raises(ValueError, match="the synthetic world has no files; leave one out"):
-        open_dataset(DataConfig(kind="synthetic", root=tmp_path))
-
-
-@pytest.mark.parametrize("kind", ["parquet", "kuairand", "movielens"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.signs], ids=lambda kind: kind.name)
 def test_open_wants_a_root_for_files(kind, monkeypatch):
     monkeypatch.delenv("KUNLUN_DATA", raising=False)
-    with pytest.raises(ValueError, match=f"data.root is not set; for {kind} say --data.root FOLDER"):
-        open_dataset(DataConfig(kind=kind))
+    with pytest.raises(ValueError, match=f"data.root is not set; for {kind.name} say --data.root FOLDER"):
+        open_dataset(DataConfig(options=kind.config()))
+
+
+def test_options_of_no_data_set_are_refused():
+    with pytest.raises(TypeError, match=r"data\.options is a DatasetConfig; it must be one of \['SyntheticConfig'"):
+        open_dataset(DataConfig(options=DatasetConfig()))
 
 
 def test_the_environment_variable_stands_in_for_the_root_of_public_data(tmp_path, monkeypatch):
     monkeypatch.setenv("KUNLUN_DATA", str(tmp_path))
-    asked = []
-    monkeypatch.setattr(opening.kuairand, "open_dataset", lambda root, cache, config: asked.append(root))
-    open_dataset(DataConfig(kind="kuairand"))
-    assert asked == [tmp_path]
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        open_dataset(DataConfig(options=KuaiRandConfig()))
     with pytest.raises(ValueError, match=r"for parquet say --data\.root FOLDER"):
-        open_dataset(DataConfig(kind="parquet"))
+        open_dataset(DataConfig(options=ParquetConfig()))

@@ -10,10 +10,10 @@ from kunlun_jax.training.loop import train
 
 def gap(rows: int, path) -> float:
     """NE less its floor on the test split, after one pass over `rows` training rows."""
-    config = PRESETS["small"][1]
+    config = PRESETS["kunlun/small"][1]
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, synthetic=dataclasses.replace(config.data.synthetic, train_rows=rows)),
+        data=dataclasses.replace(config.data, options=dataclasses.replace(config.data.options, train_rows=rows)),
         loader=dataclasses.replace(config.loader, max_events=50),
         run=dataclasses.replace(config.run, eval_splits=("test",), progress=False, checkpoint_every=10_000),
     )

@@ -15,7 +15,7 @@ from kunlun_jax.data.synthetic import SyntheticConfig
 from tests.data.parquet_sets import random_tables
 
 DATA = DataConfig(
-    synthetic=SyntheticConfig(
+    options=SyntheticConfig(
         train_rows=2000, valid_rows=300, test_rows=200, users=50, items_per_brand=2, brands_per_topic=2
     )
 )
@@ -51,7 +51,7 @@ def test_it_predicts_better_than_the_base_rate():
 def test_main_writes_what_it_prints(tmp_path, capsys):
     out = tmp_path / "deep" / "result.json"
     synthetic = {"train-rows": 300, "valid-rows": 60, "test-rows": 60, "users": 20}
-    flags = [part for name, value in synthetic.items() for part in (f"--data.synthetic.{name}", str(value))]
+    flags = [part for name, value in synthetic.items() for part in (f"--data.{name}", str(value))]
     assert logistic_regression.main([*flags, "--c", "0.01", "--no-history", "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out)
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import train
 from experiments.configs import PRESETS
-from kunlun_jax.config import TrainConfig
+from kunlun_jax.training.config import TrainConfig
 from tests.training.tiny import tiny_config
 
 
@@ -33,13 +33,13 @@ def test_help_names_the_presets_and_what_they_are(capsys):
     for name, (summary, _) in PRESETS.items():
         assert name in text
         assert " ".join(summary.split()[:4]) in text
-    assert "python -m experiments.train small" in text
+    assert "python -m experiments.train kunlun/small" in text
 
 
 def test_help_of_a_preset_names_units_and_defaults(capsys):
-    assert exit_code(["small", "--help"]) == 0
+    assert exit_code(["kunlun/small", "--help"]) == 0
     text = plain(capsys.readouterr().out)
-    config = PRESETS["small"][1]
+    config = PRESETS["kunlun/small"][1]
     for flag, help_text, default in (
         (
             "--run.checkpoint-every",
@@ -84,10 +84,10 @@ def test_every_flag_has_a_help_text(kind):
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["small", "--run.sead", "1"], id="unknown_flag"),
+        pytest.param(["kunlun/small", "--run.sead", "1"], id="unknown_flag"),
         pytest.param(["tiny"], id="unknown_preset"),
         pytest.param([], id="no_preset"),
-        pytest.param(["small", "--run.seed", "one"], id="no_number"),
+        pytest.param(["kunlun/small", "--run.seed", "one"], id="no_number"),
     ],
 )
 def test_what_no_one_can_mean_exits_2(arguments, capsys):
@@ -96,27 +96,27 @@ def test_what_no_one_can_mean_exits_2(arguments, capsys):
 
 
 def test_an_unknown_flag_is_named(capsys):
-    assert exit_code(["small", "--run.sead", "1"]) == 2
+    assert exit_code(["kunlun/small", "--run.sead", "1"]) == 2
     assert "--run.sead" in plain(capsys.readouterr().err)
 
 
 def test_a_folder_that_is_not_there_exits_2_and_makes_no_run(tmp_path, capsys):
-    arguments = ["small", "--data.root", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
+    arguments = ["kunlun/small", "--data.root", str(tmp_path / "nowhere"), "--run.dir", str(tmp_path / "run")]
     assert train.main(arguments) == 2
     assert f"error: data.root is {str(tmp_path / 'nowhere')!r}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_split_that_is_not_there_exits_2(tmp_path, capsys):
-    arguments = ["small", "--data.synthetic.train-rows", "64", "--run.eval-splits", "nights"]
+    arguments = ["kunlun/small", "--data.train-rows", "64", "--run.eval-splits", "nights"]
     assert train.main([*arguments, "--run.dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no split 'nights' in data set 'synthetic'; it has ['test', 'train', 'valid']")
 
 
 def test_run_path_is_made_of_preset_data_and_seed():
-    assert train.run_path("small", tiny_config("--run.seed", "3"), "toy") == Path("runs/small-toy-seed3")
-    assert train.run_path("small", tiny_config(directory=Path("here")), "toy") == Path("here")
+    assert train.run_path("kunlun/small", tiny_config("--run.seed", "3"), "toy") == Path("runs/kunlun-small-toy-seed3")
+    assert train.run_path("kunlun/small", tiny_config(directory=Path("here")), "toy") == Path("here")
 
 
 def test_report_shows_each_task_and_what_is_undefined():

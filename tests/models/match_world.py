@@ -16,7 +16,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import EventRows, Rows
 from kunlun_jax.data.pack import pack
 from kunlun_jax.data.schema import Categorical, EventType, Schema
-from kunlun_jax.models.registry import ModelConfig, make_model
+from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.training.metrics import entropy, log_losses
 from kunlun_jax.training.optimizer import OptimizerConfig
 from kunlun_jax.training.step import Trainer
@@ -107,7 +107,7 @@ def floor_and_blind(seed: int = 10**9) -> tuple[float, float, float]:
 def distance(config: ModelConfig, *, steps: int = STEPS, learning_rate: float = 3e-3, seed: int = 0) -> float:
     """NE above that of the true probabilities on the same test rows, after `steps` batches, each of new rows."""
     rate, _, _ = floor_and_blind()
-    model = make_model(SCHEMA, config, base_rate=(rate,), rngs=nnx.Rngs(params=jax.random.key(seed)))
+    model = config.build(SCHEMA, base_rate=(rate,), rngs=nnx.Rngs(params=jax.random.key(seed)))
     optimizer = OptimizerConfig(learning_rate=learning_rate, decay="linear")
     trainer = Trainer(model, optimizer, steps=steps, log_every=steps, seed=seed)
     state = trainer.init()

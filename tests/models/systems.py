@@ -1,11 +1,14 @@
 """The systems beside Kunlun at tiny sizes, and what the tests of all of them share."""
 
 import dataclasses
+import importlib
+import pkgutil
 
 import jax
 import numpy as np
 from flax import nnx
 
+from kunlun_jax import models
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.dcnv2 import DCNv2Config
@@ -14,17 +17,25 @@ from kunlun_jax.models.dlrm import DLRMConfig
 from kunlun_jax.models.hstu import HSTUConfig
 from kunlun_jax.models.interformer import InterFormerConfig
 from kunlun_jax.models.pooled_product import PooledProductConfig
-from kunlun_jax.models.registry import ModelConfig, make_model
+from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.models.wukong import WukongConfig
 from kunlun_jax.nn.embedding import embed, gather_rows, touch
 from kunlun_jax.training.step import weighted_loss
 from tests.examples import SCHEMA, build, tiny_tables
 
+
+def all_configs() -> set[type[SystemConfig]]:
+    """The config of every model there is a file of."""
+    for module in pkgutil.iter_modules(models.__path__):
+        importlib.import_module(f"{models.__name__}.{module.name}")
+    return {kind for kind in SystemConfig.__subclasses__() if kind.__module__.startswith(models.__name__)}
+
+
 QUICK = {"xla_backend_optimization_level": 0}
 """Of the compiler: most of the time of a test on a tiny model goes there."""
 
 COMMON = {"dim": 8, "embedding_dim": 4, "embedding_scale": 1.0, "head_hidden": (8,), "dtype": "float32"}
-TINY: dict[str, ModelConfig] = {
+TINY: dict[str, SystemConfig] = {
     "wukong": WukongConfig(
         **COMMON, layers=2, fm_tokens=2, linear_tokens=2, fm_rank=2, fm_hidden=(8,), history_tokens=2
     ),
@@ -44,7 +55,7 @@ def tiny_system(name: str, schema: Schema = SCHEMA, *, seed: int = 0, **changes)
     """A system of `TINY` with some fields changed, and parameters that are drawn anew."""
     config = dataclasses.replace(TINY[name], **changes)
     rates = (0.2, 0.02)[: len(schema.tasks)]
-    return build(lambda: make_model(schema, config, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed)
+    return build(lambda: config.build(schema, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed)
 
 
 def compiled_run(model):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments.configs import PRESETS
-from kunlun_jax.models.registry import ModelConfig
+from kunlun_jax.models.base import ModelConfig
 from tests.models.match_world import STEPS, distance, floor_and_blind
 
 NEAR = 0.05
@@ -20,14 +20,14 @@ def preset(name: str, **changes) -> ModelConfig:
 
 # A system that is to find matches gets a line here; a small head saves time.
 FINDS_MATCHES: dict[str, ModelConfig] = {
-    "din": preset("din", head_hidden=(64,)),
-    "pooled_product": preset("pooled_product", head_hidden=(64,)),
-    "kunlun": preset("small", layers=1),
+    "din": preset("din/small", head_hidden=(64,)),
+    "pooled_product": preset("pooled_product/small", head_hidden=(64,)),
+    "kunlun": preset("kunlun/small", layers=1),
 }
 STEPS_OF = {"kunlun": 250}
 """Fewer where a step takes long and fewer are enough."""
 KUNLUN_AS_IT_WAS = preset(
-    "small",
+    "kunlun/small",
     layers=1,
     order="pool_first",
     interaction_context="summary",

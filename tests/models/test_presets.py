@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from experiments.configs import PRESETS
+from experiments.configs.kunlun.small import WORLD
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.flops import total_flops, total_parameters
-from kunlun_jax.models.registry import make_model
 from kunlun_jax.nn.embedding import init_tables, lookup
 
 SOURCE = SyntheticSource(SyntheticConfig(train_rows=100, valid_rows=10, test_rows=10, users=50))
@@ -33,7 +33,7 @@ def test_presets_build_and_run_abstractly(preset):
     schema = fitting_schema(preset)
 
     def forward(batch):
-        model = make_model(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
+        model = config.model.build(schema, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
         tables = init_tables(model.schema, config.model.embedding_dim, scale=0.05, key=jax.random.key(0))
         return model(batch, lookup(model.schema, batch, tables))
 
@@ -48,16 +48,15 @@ def test_presets_build_and_run_abstractly(preset):
 @functools.cache
 def parts_of(preset: str):
     config, schema = PRESETS[preset][1], fitting_schema(preset)
-    model = nnx.eval_shape(
-        lambda: make_model(schema, config.model, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: config.model.build(schema, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(0)))
     lengths = {event.name: np.full(4, config.loader.max_events) for event in schema.events}
     return model.parts(lengths)
 
 
 def test_sizes_rise_from_small_to_large(capsys):
     flops, parameters = (
-        [count(parts_of(p)) for p in ("small", "base", "large")] for count in (total_flops, total_parameters)
+        [count(parts_of(f"kunlun/{size}")) for size in ("small", "base", "large")]
+        for count in (total_flops, total_parameters)
     )
     text = ", ".join(f"{n:,} and {f:.3g}" for n, f in zip(parameters, flops, strict=True))
     with capsys.disabled():
@@ -66,32 +65,28 @@ def test_sizes_rise_from_small_to_large(capsys):
     assert parameters == sorted(parameters)
 
 
-SYSTEMS_ALONE = ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din")
+SYSTEMS_ALONE = tuple(f"{name}/small" for name in ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din"))
 
 
 def test_the_other_systems_cost_what_small_does():
     """At the history lengths of its training rows, on the same batches with the same optimizer."""
-    small = PRESETS["small"][1]
-    world, longest = SyntheticSource(small.data.synthetic), small.loader.max_events
-    rows = np.linspace(0, small.data.synthetic.train_rows - 1, 1024).astype(np.int64)
+    small = PRESETS["kunlun/small"][1]
+    world, longest = SyntheticSource(WORLD), small.loader.max_events
+    rows = np.linspace(0, WORLD.train_rows - 1, 1024).astype(np.int64)
     lengths = {e.name: world.history_lengths(rows, e.name).clip(max=longest) for e in world.schema.events}
     flops = {}
-    for preset in ("small", *SYSTEMS_ALONE):
+    for preset in ("kunlun/small", *SYSTEMS_ALONE):
         config = PRESETS[preset][1]
         assert dataclasses.replace(config, model=small.model) == small
         model = nnx.eval_shape(
-            lambda config=config: make_model(SOURCE.schema, config.model, base_rate=(0.1,), rngs=nnx.Rngs(0))
+            lambda config=config: config.model.build(SOURCE.schema, base_rate=(0.1,), rngs=nnx.Rngs(0))
         )
         flops[preset] = total_flops(model.parts(lengths))
     for preset in SYSTEMS_ALONE:
-        assert 0.9 < flops[preset] / flops["small"] < 1.1, flops
+        assert 0.9 < flops[preset] / flops["kunlun/small"] < 1.1, flops
 
 
 def test_large_is_as_large_as_production():
-    config = PRESETS["large"][1]
+    config = PRESETS["kunlun/large"][1]
     assert config.model.dim >= 384 and config.loader.batch_size == 1152 and config.loader.max_events == 1000
     assert config.model.skip_events == () and len(SOURCE.schema.events) == 3
-
-
-def test_every_preset_says_in_a_line_what_it_is():
-    assert all(line.endswith(".") and len(line) > 20 for line, _ in PRESETS.values())

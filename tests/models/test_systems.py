@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,6 @@ from flax import nnx
 
 from kunlun_jax.data.pack import pack
 from kunlun_jax.models.config import KunlunConfig
-from kunlun_jax.models.registry import SYSTEMS, ModelConfig, make_model
-from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.nn.embedding import lookup
 from tests.examples import (
     BATCH,
@@ -27,7 +24,7 @@ from tests.examples import (
     take_rows,
     tiny_tables,
 )
-from tests.models.systems import QUICK, TINY, compiled_run, tiny_system
+from tests.models.systems import QUICK, TINY, all_configs, compiled_run, tiny_system
 
 EXAMPLES = len(VIEWS)
 
@@ -39,16 +36,7 @@ def run_of(name: str):
 
 
 def test_every_system_is_tested():
-    assert (
-        {type(config) for config in TINY.values()} | {KunlunConfig} == set(SYSTEMS) == set(typing.get_args(ModelConfig))
-    )
-
-
-def test_a_config_of_no_system():
-    with pytest.raises(
-        TypeError, match=r"is a SystemConfig; it must be one of \['KunlunConfig', .*'PooledProductConfig'\]"
-    ):
-        make_model(SCHEMA, SystemConfig(), base_rate=(0.1, 0.1), rngs=nnx.Rngs(0))
+    assert {type(config) for config in TINY.values()} | {KunlunConfig} == all_configs()
 
 
 @pytest.mark.parametrize("name", TINY)

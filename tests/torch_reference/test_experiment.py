@@ -10,8 +10,8 @@ SCHEMA = SyntheticSource(SyntheticConfig()).schema
 
 
 def test_bad_flags():
-    with pytest.raises(ValueError, match=r"presets names \['large'\]"):
-        parity.Arguments(presets=("small", "large"))
+    with pytest.raises(ValueError, match=r"presets names \['kunlun/large'\]"):
+        parity.Arguments(presets=("kunlun/small", "kunlun/large"))
     with pytest.raises(ValueError, match=r"rounds is 3; a median of fewer than 5"):
         parity.Arguments(rounds=3)
 

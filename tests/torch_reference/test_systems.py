@@ -6,7 +6,6 @@ import jax
 import pytest
 from flax import nnx
 
-from kunlun_jax.models.registry import make_model
 from kunlun_jax.nn.rotary import RoteConfig
 from kunlun_jax.torch_reference import parity, weights
 from kunlun_jax.torch_reference.registry import TWINS, make_twin
@@ -69,7 +68,7 @@ def config_of(choice: str, **changes):
 
 def jax_model(config, *, seed: int = 0):
     return build(
-        lambda: make_model(SCHEMA, config, base_rate=(0.2, 0.02), dense_moments=MOMENTS, rngs=nnx.Rngs(0)), seed=seed
+        lambda: config.build(SCHEMA, base_rate=(0.2, 0.02), dense_moments=MOMENTS, rngs=nnx.Rngs(0)), seed=seed
     )
 
 

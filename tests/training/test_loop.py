@@ -155,11 +155,11 @@ def test_signals_save_and_the_same_command_goes_on(command, undisturbed, tmp_pat
 
 def test_another_config_is_refused(undisturbed, capsys):
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    more = ["--optimizer.learning-rate", "0.5", "--data.synthetic.seed", "3"]
+    more = ["--optimizer.learning-rate", "0.5", "--data.seed", "3"]
     assert train.main([*FLAGS, *ORDER, "--run.dir", str(undisturbed), *more]) == 2
     error = capsys.readouterr().err
     assert f"config.optimizer.learning_rate: there {tiny_config().optimizer.learning_rate}, now 0.5" in error
-    assert "config.data.synthetic.seed: there 0, now 3" in error
+    assert "config.data.options.seed: there 0, now 3" in error
     assert "data.fingerprint" in error
     assert "another --run.dir" in error
     assert (undisturbed / "metrics.jsonl").read_bytes() == before

@@ -5,20 +5,20 @@ from pathlib import Path
 import tyro
 
 from experiments.configs import PRESETS
-from kunlun_jax.config import TrainConfig
+from kunlun_jax.training.config import TrainConfig
 
 FLAGS = (
-    "small",
-    *("--data.synthetic.train-rows", "608", "--data.synthetic.valid-rows", "70", "--data.synthetic.test-rows", "70"),
+    "kunlun/small",
+    *("--data.train-rows", "608", "--data.valid-rows", "70", "--data.test-rows", "70"),
     *(
-        "--data.synthetic.users",
+        "--data.users",
         "60",
-        "--data.synthetic.items-per-brand",
+        "--data.items-per-brand",
         "2",
-        "--data.synthetic.brands-per-topic",
+        "--data.brands-per-topic",
         "2",
     ),
-    *("--data.synthetic.impressions-per-day", "0.03", "--loader.batch-size", "32", "--loader.max-events", "16"),
+    *("--data.impressions-per-day", "0.03", "--loader.batch-size", "32", "--loader.max-events", "16"),
     *("--model.dim", "8", "--model.layers", "1", "--model.embedding-dim", "4", "--model.summary-tokens", "2"),
     *("--model.skip-events", "impression", "purchase", "--model.event-input", "mlp", "--model.dropout", "0.2"),
     *("--model.event.dim", "8", "--model.event.heads", "1", "--model.event.tokens", "2", "--model.event.seeds", "4"),

@@ -1,13 +1,20 @@
-"""KuaiRand: trains on the public KuaiRand-Pure log, train 04-25..05-02, valid 05-03, test 05-04."""
+"""KuaiRand: trains on the public KuaiRand-Pure log, train 04-25..05-02, valid 05-03, test 05-04.
 
-from kunlun_jax.config import RunConfig, TrainConfig
+    python -m experiments.train kunlun/kuairand --data.root KuaiRand-Pure
+
+Cost: five minutes on two CPU cores. Score of the layer of before, means of three seeds: valid LogLoss .5911, test AUC
+.7415, NE .8575, frozen gAUC .6354 (commit 8a331a4, `experiments/results/cpu/kuairand.json`).
+"""
+
+from kunlun_jax.data.kuairand import KuaiRandConfig
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
+from kunlun_jax.training.config import RunConfig, TrainConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    data=DataConfig(kind="kuairand"),
+    data=DataConfig(options=KuaiRandConfig()),
     loader=LoaderConfig(batch_size=256, max_events=100),
     model=KunlunConfig(
         dim=32,

@@ -1,16 +1,19 @@
 """MovieLens: trains on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1 by a seed.
 
-It has not been run yet: sizes and rates are those of preset kuairand.
+    python -m experiments.train kunlun/movielens --data.root ml-1m
+
+Cost and score: it has not been run yet, so no NE is known; sizes and rates are those of kunlun/kuairand.
 """
 
-from experiments.configs import kuairand
-from kunlun_jax.config import RunConfig, TrainConfig
+from experiments.configs.kunlun import kuairand
+from kunlun_jax.data.movielens import MovieLensConfig
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
+from kunlun_jax.training.config import RunConfig, TrainConfig
 
 CONFIG = TrainConfig(
-    data=DataConfig(kind="movielens"),
+    data=DataConfig(options=MovieLensConfig()),
     loader=LoaderConfig(batch_size=256, max_events=100),
     model=KunlunConfig(
         dim=32,

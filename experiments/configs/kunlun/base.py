@@ -1,8 +1,14 @@
-"""Base: one GPU; about 1.5 GFLOPs per example where histories are 500 events of each of three types."""
+"""Base: one GPU; about 1.5 GFLOPs per example where histories are 500 events of each of three types.
 
-from kunlun_jax.config import RunConfig, TrainConfig
+    python -m experiments.train kunlun/base --data.train-rows 10000000
+
+Cost and score: it was compiled and timed on a CPU (64 examples/s in batches of 16, LOG.md) and never trained, so
+no NE is known.
+"""
+
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
+from kunlun_jax.training.config import RunConfig, TrainConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(

@@ -2,14 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
-from kunlun_jax.models.config import KunlunConfig
-from kunlun_jax.models.registry import ModelConfig
+from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 
@@ -52,7 +48,7 @@ class RunConfig:
             raise ValueError("run.eval_splits is empty; name at least one split")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run."""
 
@@ -60,8 +56,8 @@ class TrainConfig:
     """The data set."""
     loader: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
     """From rows to batches."""
-    model: Annotated[ModelConfig, tyro.conf.AvoidSubcommands] = dataclasses.field(default_factory=KunlunConfig)
-    """The model. The preset says which system it is, and the flags are those of its config."""
+    model: ModelConfig
+    """The model: the class of its config says which."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates."""
     run: RunConfig = RunConfig()
