@@ -19,7 +19,7 @@ from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, metrics_of
-from kunlun_jax.training.loop import Run, prepare
+from kunlun_jax.training.run import Run, prepare
 
 
 @dataclasses.dataclass(frozen=True)

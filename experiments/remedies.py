@@ -1,9 +1,9 @@
 """What is each remedy worth? ``python -m experiments.remedies``: preset kunlun/small with one of them taken out.
 
 Kunlun once learned from the synthetic world's histories little more than how long they are; LOG.md tells why. What
-mends it is a field of the config each, and this takes them out one by one: test NE of preset kunlun/small on 150,000 rows, one
-pass, less that of the whole preset with the same seed. The difference between two seeds of one config, in the same
-table, tells which of them say nothing.
+mends it is a field of the config each, and this takes them out one by one: test NE of preset kunlun/small on 150,000
+rows, one pass, less that of the whole preset with the same seed. The difference between two seeds of one config, in
+the same table, tells which of them say nothing.
 
 Rows go into ``experiments/results/cpu/remedies.json`` as soon as they are done and are not run again, as those of
 `experiments.learns`, whose reference models the table is to be read beside. The whole table has not been run yet.

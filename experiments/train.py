@@ -24,7 +24,8 @@ from experiments.configs import PRESETS, described, from_file
 from kunlun_jax.data.open import open_dataset, resolve
 from kunlun_jax.flops import summary
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.loop import prepare, train_run
+from kunlun_jax.training.loop import train_run
+from kunlun_jax.training.run import prepare
 
 SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
 """Metrics beside NE at the end of a run, and how they are written."""

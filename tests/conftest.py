@@ -18,7 +18,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import optax
 import pytest
-from optax.schedules import _schedule as optax_schedule
 
 from tests.slowness import (  # noqa: F401
     pytest_addoption,
@@ -46,19 +45,9 @@ def _promoting(function: Callable) -> Callable:
     return wrapped
 
 
-# Two places of optax 0.2.8 raise under strict promotion, both by mixing a step count (int32) with a Python float: the
-# bias correction of Adam, and the cosine schedule. They alone are let off, so our own code stays strict.
+# One place of optax 0.2.8 raises under strict promotion, mixing a step count (int32) with a Python float: the bias
+# correction of Adam. It alone is let off, so our own code stays strict.
 optax.tree.bias_correction = _promoting(optax.tree.bias_correction)
-_cosine_decay_schedule = optax_schedule.cosine_decay_schedule
-
-
-@functools.wraps(_cosine_decay_schedule)
-def _cosine_schedule(*args, **kwargs):
-    return _promoting(_cosine_decay_schedule(*args, **kwargs))
-
-
-optax_schedule.cosine_decay_schedule = _cosine_schedule
-optax.cosine_decay_schedule = _cosine_schedule
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,165 +7,26 @@ it. SIGTERM or Ctrl-C saves first and returns.
 
 import dataclasses
 import json
-import math
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from kunlun_jax import flops
-from kunlun_jax.data.dataset import Dataset, dense_moments
-from kunlun_jax.data.open import open_dataset
+from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
-from kunlun_jax.data.pipeline import Loader, capacities, make_loader
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.evaluate import Predictions, metrics_of, predict
-from kunlun_jax.training.metrics import MetricSums
+from kunlun_jax.training.evaluate import metrics_of
+from kunlun_jax.training.log import MetricsLog, progress_text, shown, tensorboard_writer
 from kunlun_jax.training.plots import learning_curve
+from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
-from kunlun_jax.training.step import Trainer, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a config makes before the first step: everything that training and evaluation share.
-
-    Attributes:
-      capacity: packed rows per batch of each event type and multi-valued feature.
-      steps: steps of the whole run.
-      parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    capacity: dict[str, int]
-    steps: int
-    trainer: Trainer
-    parts: list[flops.Part]
-
-    def loader(self, split: str, *, epochs: int = 1, training: bool = False) -> Loader:
-        """Batches of a split; only training may shuffle."""
-        config = self.config.loader if training else dataclasses.replace(self.config.loader, shuffle="none")
-        return make_loader(
-            self.dataset, split, config, capacity=self.capacity, epochs=epochs, seed=self.config.run.seed
-        )
-
-    def batches(self, split: str) -> int:
-        """Batches in one pass over a split."""
-        return math.ceil(len(self.dataset.split(split)) / self.config.loader.batch_size)
-
-    def predict(self, state: TrainState, split: str) -> Predictions:
-        """Predictions for a split."""
-        with self.loader(split) as loader:
-            return predict(
-                self.trainer, state, loader, total=self.batches(split), progress=self.config.run.progress, name=split
-            )
-
-
-def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
-    """Opens the data and builds model and optimizers for `config`."""
-    dataset = open_dataset(config.data) if dataset is None else dataset
-    for split in ("train", *config.run.eval_splits):
-        dataset.split(split)
-    capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
-    steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
-    steps = min(steps, config.run.max_steps or steps)
-    model = config.model.build(
-        dataset.schema,
-        base_rate=dataset.p_train,
-        dense_moments=dense_moments(dataset),
-        rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
-    )
-    trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
-    return Run(config, dataset, capacity, steps, trainer, model.parts(sample_lengths(dataset, config)))
-
-
-def sample_lengths(dataset: Dataset, config: TrainConfig, rows: int = 4096) -> dict[str, Any]:
-    """History lengths by event type of up to `rows` training rows, evenly spaced, cut as the loader cuts."""
-    split = dataset.split("train")
-    index = split.start + np.linspace(0, len(split) - 1, min(rows, len(split))).astype(np.int64)
-    most = config.loader.max_events_by_type(dataset.schema)
-    return {name: dataset.source.history_lengths(index, name).clip(max=most[name]) for name in most}
-
-
-class Stop:
-    """Remembers SIGTERM and SIGINT, for the loop to look at between steps."""
-
-    def __init__(self):
-        self.signal: str | None = None
-
-    def __enter__(self) -> "Stop":
-        self._old = {s: signal.signal(s, self._remember) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _) -> None:
-        self.signal = signal.Signals(number).name
-
-
-class MetricsLog:
-    """Training lines, fetched from the device one line late, so that logging never waits for a step.
-
-    Args:
-      directory: where lines go.
-      run: tells batch size, tasks and their training rates.
-      start: steps done when this process began.
-      mirror: called with each line as well (TensorBoard).
-    """
-
-    def __init__(self, directory: RunDirectory, run: Run, start: int, mirror: Callable[[dict[str, Any]], None] | None):
-        self._run, self._batch_size, self._mirror = directory, run.config.loader.batch_size, mirror
-        self._p_train, self._tasks = run.dataset.p_train, run.dataset.schema.tasks
-        self._waiting: tuple[int, MetricSums, Counts] | None = None
-        self._last_step, self._last_time = start, time.monotonic()
-        self.newest: dict[str, Any] = {}
-
-    def add(self, step: int, sums: MetricSums, counts: Counts) -> None:
-        """Queues the line of `step` and writes the one before it."""
-        self.flush()
-        self._waiting = (step, sums, counts)
-
-    def flush(self) -> None:
-        """Writes the line that waits, if any."""
-        if self._waiting is None:
-            return
-        step, sums, counts = self._waiting
-        self._waiting = None
-        values = jax.device_get(sums).metrics(self._p_train, self._tasks)
-        now = time.monotonic()
-        rate = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
-        self._last_step, self._last_time = step, now
-        self.write(
-            kind="train",
-            step=step,
-            examples=step * self._batch_size,
-            **values,
-            **shown(counts),
-            examples_per_second=round(rate, 1),
-        )
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last line out of the next line's examples per second: it was no training."""
-        self._last_time = time.monotonic()
-
-    def write(self, **line: Any) -> None:
-        """Writes a line now."""
-        self._run.log(**line)
-        self.newest = line
-        if self._mirror is not None:
-            self._mirror(line)
+from kunlun_jax.training.stop import Stop
 
 
 def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -250,7 +111,6 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
                 log.add(step, sums, counts)
                 counts = Counts()
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
-                run.trainer.assert_compiled_once()
             if step == run.steps:
                 log.flush()
                 with jax.transfer_guard("allow"):
@@ -298,40 +158,3 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
     title = f"{run.dataset.schema.name}: {flops.total_parameters(run.parts):,} parameters"
     learning_curve(directory.metrics, directory.path / "learning_curve.png", floor, title)
     return result
-
-
-def shown(counts: Counts) -> dict[str, int]:
-    """What was cut, filled or unknown, for a metrics line; of ids beyond a vocabulary, the features that had any."""
-    flat = counts.flat()
-    del flat["examples"]  # a line's own field counts those of the whole run
-    return {name: n for name, n in flat.items() if n or not name.startswith("beyond_vocabulary/")}
-
-
-def progress_text(line: dict[str, Any]) -> str:
-    """The newest training line for the progress bar."""
-    ne = [f"{name} {value:.4f}" for name, value in line.items() if name.split("/")[-1] == "ne"]
-    return ", ".join(
-        [*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])]
-    )
-
-
-def tensorboard_writer(path: Path):
-    """A function that writes a metrics line to TensorBoard files in `path`.
-
-    Raises:
-      ModuleNotFoundError: the extra "tensorboard" is not installed.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('run.tensorboard needs tensorboardX: pip install "kunlun_jax[tensorboard]"') from None
-    writer = SummaryWriter(str(path / "tensorboard"))
-
-    def write(line: dict[str, Any]) -> None:
-        prefix = line.get("split", line["kind"])
-        for name, value in line.items():
-            if isinstance(value, (int, float)) and name not in ("step",):
-                writer.add_scalar(f"{prefix}/{name}", value, line["step"])
-        writer.flush()
-
-    return write

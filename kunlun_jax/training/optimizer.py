@@ -55,7 +55,8 @@ def dense_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     after = {
         "none": optax.constant_schedule(config.learning_rate),
         "linear": optax.linear_schedule(config.learning_rate, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(config.learning_rate, rest),
+        # Written out, since optax's mixes a step count with a float, which strict promotion refuses.
+        "cosine": lambda step: config.learning_rate * (0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(step / rest, 1.0))),
     }[config.decay]
     if not warmup:
         return after

@@ -62,7 +62,7 @@ class Trainer:
         self.rows = table_optimizer(config)
         self.log_every = log_every
         self.seed = seed
-        self.step = jax.jit(self._step, donate_argnums=0)
+        self._compiled: jax.stages.Compiled | None = None
         self.predict = jax.jit(self._predict)
 
     def init(self) -> TrainState:
@@ -100,11 +100,32 @@ class Trainer:
         """The model with these dense parameters."""
         return nnx.merge(self.graphdef, params, self._rest)
 
-    def assert_compiled_once(self) -> None:
-        """RuntimeError if the step was compiled for more than one shape, which would stall every further change."""
-        compiled = self.step._cache_size()  # pyright: ignore[reportAttributeAccessIssue]  jax names no public way
-        if compiled > 1:
-            raise RuntimeError(f"the training step was compiled {compiled} times; batches must all have one shape")
+    def compile_step(
+        self, state: TrainState, batch: Batch, options: dict[str, Any] | None = None
+    ) -> jax.stages.Compiled:
+        """The step as a program for one shape of state and batch, given as arrays or as their shapes.
+
+        It takes the state (its buffers are donated) and a batch, and returns the next state and the metric sums.
+        """
+        return jax.jit(self._step, donate_argnums=0).lower(state, batch).compile(options)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, MetricSums]:
+        """One step, and the metric sums since the last multiple of `log_every` steps; `state` is gone afterwards.
+
+        The first call compiles and no later one does, whatever it is given: a run that compiled anew at each change of
+        shape would stall without a word.
+
+        Raises:
+          RuntimeError: state or batch are not of the shapes, dtypes and devices of the first call.
+        """
+        if self._compiled is None:
+            self._compiled = self.compile_step(state, batch)
+        try:
+            return self._compiled(state, batch)
+        except (TypeError, ValueError) as error:  # what jax raises for other shapes and for other devices
+            raise RuntimeError(
+                f"the training step was compiled for the first batch and cannot take this one: {error}"
+            ) from error
 
     def _loss(self, params, rows, touched, batch: Batch, key) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
         embedded = embed(self.schema, batch, touched, rows)

@@ -14,27 +14,20 @@ import jax
 from orbax.checkpoint._src.path import async_path
 
 from experiments.train import main
-from kunlun_jax.training import loop
+from kunlun_jax.training import run
 from kunlun_jax.training.run_directory import RunDirectory
 from kunlun_jax.training.step import Trainer
 
 
 def send_behind_step(number: int, sent: signal.Signals) -> None:
     class Interrupted(Trainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            inner = self.step
+        def step(self, state, batch):
+            state, sums = super().step(state, batch)
+            if jax.device_get(state.step) == number:
+                os.kill(os.getpid(), sent)
+            return state, sums
 
-            def step(state, batch):
-                state, sums = inner(state, batch)
-                if jax.device_get(state.step) == number:
-                    os.kill(os.getpid(), sent)
-                return state, sums
-
-            step._cache_size = inner._cache_size
-            self.step = step
-
-    loop.Trainer = Interrupted
+    run.Trainer = Interrupted
 
 
 def kill_in_line(number: int) -> None:

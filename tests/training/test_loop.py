@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluate, train
-from kunlun_jax.training.loop import Stop, prepare
+from kunlun_jax.training.run import prepare
 from kunlun_jax.training.run_directory import TIMING, read_metrics
+from kunlun_jax.training.stop import Stop
 from tests import processes
 from tests.training.tiny import FLAGS, tiny_config
 

@@ -1,0 +1,103 @@
+"""Lines of ``metrics.jsonl`` while a run trains, and the same for the progress bar and for TensorBoard."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kunlun_jax.data.pack import Counts
+from kunlun_jax.training.metrics import MetricSums
+from kunlun_jax.training.run import Run
+from kunlun_jax.training.run_directory import RunDirectory
+
+
+class MetricsLog:
+    """Training lines, fetched from the device one line late, so that logging never waits for a step.
+
+    Args:
+      directory: where lines go.
+      run: tells batch size, tasks and their training rates.
+      start: steps done when this process began.
+      mirror: called with each line as well (TensorBoard).
+    """
+
+    def __init__(self, directory: RunDirectory, run: Run, start: int, mirror: Callable[[dict[str, Any]], None] | None):
+        self._run, self._batch_size, self._mirror = directory, run.config.loader.batch_size, mirror
+        self._p_train, self._tasks = run.dataset.p_train, run.dataset.schema.tasks
+        self._waiting: tuple[int, MetricSums, Counts] | None = None
+        self._last_step, self._last_time = start, time.monotonic()
+        self.newest: dict[str, Any] = {}
+
+    def add(self, step: int, sums: MetricSums, counts: Counts) -> None:
+        """Queues the line of `step` and writes the one before it."""
+        self.flush()
+        self._waiting = (step, sums, counts)
+
+    def flush(self) -> None:
+        """Writes the line that waits, if any."""
+        if self._waiting is None:
+            return
+        step, sums, counts = self._waiting
+        self._waiting = None
+        values = jax.device_get(sums).metrics(self._p_train, self._tasks)
+        now = time.monotonic()
+        rate = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
+        self._last_step, self._last_time = step, now
+        self.write(
+            kind="train",
+            step=step,
+            examples=step * self._batch_size,
+            **values,
+            **shown(counts),
+            examples_per_second=round(rate, 1),
+        )
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last line out of the next line's examples per second: it was no training."""
+        self._last_time = time.monotonic()
+
+    def write(self, **line: Any) -> None:
+        """Writes a line now."""
+        self._run.log(**line)
+        self.newest = line
+        if self._mirror is not None:
+            self._mirror(line)
+
+
+def shown(counts: Counts) -> dict[str, int]:
+    """What was cut, filled or unknown, for a metrics line; of ids beyond a vocabulary, the features that had any."""
+    flat = counts.flat()
+    del flat["examples"]  # a line's own field counts those of the whole run
+    return {name: n for name, n in flat.items() if n or not name.startswith("beyond_vocabulary/")}
+
+
+def progress_text(line: dict[str, Any]) -> str:
+    """The newest training line for the progress bar."""
+    ne = [f"{name} {value:.4f}" for name, value in line.items() if name.split("/")[-1] == "ne"]
+    return ", ".join(
+        [*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])]
+    )
+
+
+def tensorboard_writer(path: Path):
+    """A function that writes a metrics line to TensorBoard files in `path`.
+
+    Raises:
+      ModuleNotFoundError: the extra "tensorboard" is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('run.tensorboard needs tensorboardX: pip install "kunlun_jax[tensorboard]"') from None
+    writer = SummaryWriter(str(path / "tensorboard"))
+
+    def write(line: dict[str, Any]) -> None:
+        prefix = line.get("split", line["kind"])
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name not in ("step",):
+                writer.add_scalar(f"{prefix}/{name}", value, line["step"])
+        writer.flush()
+
+    return write

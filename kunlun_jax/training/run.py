@@ -1,0 +1,79 @@
+"""`prepare`: from a config to all that stands before the first step, which training and evaluation share."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from kunlun_jax import flops
+from kunlun_jax.data.dataset import Dataset, dense_moments
+from kunlun_jax.data.open import open_dataset
+from kunlun_jax.data.pipeline import Loader, capacities, make_loader
+from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.evaluate import Predictions, predict
+from kunlun_jax.training.step import Trainer, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a config makes before the first step: everything that training and evaluation share.
+
+    Attributes:
+      capacity: packed rows per batch of each event type and multi-valued feature.
+      steps: steps of the whole run.
+      parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    capacity: dict[str, int]
+    steps: int
+    trainer: Trainer
+    parts: list[flops.Part]
+
+    def loader(self, split: str, *, epochs: int = 1, training: bool = False) -> Loader:
+        """Batches of a split; only training may shuffle."""
+        config = self.config.loader if training else dataclasses.replace(self.config.loader, shuffle="none")
+        return make_loader(
+            self.dataset, split, config, capacity=self.capacity, epochs=epochs, seed=self.config.run.seed
+        )
+
+    def batches(self, split: str) -> int:
+        """Batches in one pass over a split."""
+        return math.ceil(len(self.dataset.split(split)) / self.config.loader.batch_size)
+
+    def predict(self, state: TrainState, split: str) -> Predictions:
+        """Predictions for a split."""
+        with self.loader(split) as loader:
+            return predict(
+                self.trainer, state, loader, total=self.batches(split), progress=self.config.run.progress, name=split
+            )
+
+
+def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
+    """Opens the data and builds model and optimizers for `config`."""
+    dataset = open_dataset(config.data) if dataset is None else dataset
+    for split in ("train", *config.run.eval_splits):
+        dataset.split(split)
+    capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
+    steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
+    steps = min(steps, config.run.max_steps or steps)
+    model = config.model.build(
+        dataset.schema,
+        base_rate=dataset.p_train,
+        dense_moments=dense_moments(dataset),
+        rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
+    )
+    trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
+    return Run(config, dataset, capacity, steps, trainer, model.parts(sample_lengths(dataset, config)))
+
+
+def sample_lengths(dataset: Dataset, config: TrainConfig, rows: int = 4096) -> dict[str, Any]:
+    """History lengths by event type of up to `rows` training rows, evenly spaced, cut as the loader cuts."""
+    split = dataset.split("train")
+    index = split.start + np.linspace(0, len(split) - 1, min(rows, len(split))).astype(np.int64)
+    most = config.loader.max_events_by_type(dataset.schema)
+    return {name: dataset.source.history_lengths(index, name).clip(max=most[name]) for name in most}
