@@ -36,9 +36,9 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 from experiments import shallow
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
-from kunlun_jax.data import synthetic
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.sets import synthetic
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
 from kunlun_jax.training.metrics import evaluate_predictions

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 
 from experiments.evaluate import newest_predictions
-from kunlun_jax.data.synthetic import SyntheticSource
+from kunlun_jax.data.sets.synthetic import SyntheticSource
 from kunlun_jax.training.metrics import entropy, log_losses
 
 

@@ -37,7 +37,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import EventRows, Ragged, Rows
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Categorical, Schema
-from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
+from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.torch_reference import parity
 from kunlun_jax.torch_reference.batch import from_packed

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.pipeline import LoaderConfig, capacities, make_loader
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 

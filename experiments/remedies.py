@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from experiments.configs.kunlun import small
 from experiments.learns import key_of, row_of, run_neural, store, stored
-from kunlun_jax.data import synthetic
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.sets import synthetic
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.models.config import KunlunConfig
 from kunlun_jax.training.run_directory import environment
 

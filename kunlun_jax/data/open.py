@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from kunlun_jax.data import kuairand, movielens, parquet, synthetic
 from kunlun_jax.data.dataset import Dataset, DatasetConfig
-from kunlun_jax.data.kuairand import KuaiRandConfig
-from kunlun_jax.data.movielens import MovieLensConfig
-from kunlun_jax.data.parquet import ParquetConfig
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.parquet import source as parquet
+from kunlun_jax.data.parquet.source import ParquetConfig
+from kunlun_jax.data.sets import kuairand, movielens, synthetic
+from kunlun_jax.data.sets.kuairand import KuaiRandConfig
+from kunlun_jax.data.sets.movielens import MovieLensConfig
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 
 
 @dataclasses.dataclass(frozen=True)

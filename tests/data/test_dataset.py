@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from kunlun_jax.data.dataset import Dataset, Rows, dense_moments
-from kunlun_jax.data.synthetic import SyntheticConfig, open_dataset
+from kunlun_jax.data.sets.synthetic import SyntheticConfig, open_dataset
 
 
 class Dense:

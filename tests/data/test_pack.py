@@ -10,7 +10,7 @@ from kunlun_jax.data.dataset import EventRows, Ragged, Rows
 from kunlun_jax.data.pack import Counts, capacity_names, hashed, longest_that_fits, map_ids, pack
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 from pallas_kernels.jagged import aligned
-from tests.data.parquet_sets import SCHEMA
+from tests.data.parquet.parquet_sets import SCHEMA
 
 ROOMY = {"click": 512, "like": 512, "tags": 512, "words": 512}
 TIGHT = {"click": 96, "like": 40, "tags": 48, "words": 512}

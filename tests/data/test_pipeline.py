@@ -19,11 +19,11 @@ import pytest
 from kunlun_jax.data import pipeline
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts, pack
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.pipeline import LoaderConfig, capacities, make_loader
 from pallas_kernels.jagged import aligned
 from tests import processes
-from tests.data.parquet_sets import random_tables
+from tests.data.parquet.parquet_sets import random_tables
 
 CONFIG = LoaderConfig(batch_size=16)
 SHUFFLED = LoaderConfig(batch_size=16, shuffle="global")
@@ -294,7 +294,7 @@ def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(dataset, mo
 SCRIPT = """
     import multiprocessing, sys
     from pathlib import Path
-    from kunlun_jax.data.parquet import open_dataset
+    from kunlun_jax.data.parquet.source import open_dataset
     from kunlun_jax.data.pipeline import LoaderConfig, make_loader
 
     if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kunlun_jax.data.schema import Categorical, EventType, Schema, Table
-from tests.data.parquet_sets import SCHEMA
+from tests.data.parquet.parquet_sets import SCHEMA
 
 
 def changed(**fields) -> dict:

@@ -9,14 +9,14 @@ import pytest
 from experiments import configs
 from experiments.configs import PRESETS
 from kunlun_jax.data.dataset import DatasetConfig
-from kunlun_jax.data.kuairand import KuaiRandConfig
 from kunlun_jax.data.open import KINDS, DataConfig, detect, open_dataset, resolve
-from kunlun_jax.data.parquet import ParquetConfig
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.parquet.source import ParquetConfig
+from kunlun_jax.data.sets.kuairand import KuaiRandConfig
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.serialization import from_json, to_json
 from kunlun_jax.training.config import RunConfig, TrainConfig
-from tests.data import fake_kuairand, fake_movielens
-from tests.data.parquet_sets import random_tables
+from tests.data.parquet.parquet_sets import random_tables
+from tests.data.sets import fake_kuairand, fake_movielens
 
 
 def test_every_file_of_the_folder_is_a_preset():

@@ -8,8 +8,8 @@ import pytest
 
 from experiments import learns, shallow
 from experiments.match_features import DAY_MS, HALF_LIFE_DAYS, history_lengths, match_counts
-from kunlun_jax.data import synthetic
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.sets import synthetic
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.training.metrics import entropy
 from tests.examples import CONTEXTS, SCHEMA, VIEWS, random_rows
 

@@ -9,10 +9,10 @@ import pytest
 from experiments import logistic_regression
 from experiments.logistic_regression import Arguments, matrix, one_hot
 from kunlun_jax.data.open import DataConfig
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.schema import Categorical
-from kunlun_jax.data.synthetic import SyntheticConfig
-from tests.data.parquet_sets import random_tables
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
+from tests.data.parquet.parquet_sets import random_tables
 
 DATA = DataConfig(
     options=SyntheticConfig(

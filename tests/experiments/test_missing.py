@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import missing, train
-from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
-from tests.data.parquet_sets import random_tables
+from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
+from tests.data.parquet.parquet_sets import random_tables
 from tests.training.tiny import FLAGS
 
 

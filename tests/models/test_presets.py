@@ -12,7 +12,7 @@ from experiments.configs import PRESETS
 from experiments.configs.kunlun.small import WORLD
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Schema
-from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
+from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.flops import total_flops, total_parameters
 from kunlun_jax.nn.embedding import init_tables, lookup
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import parity
-from kunlun_jax.data.synthetic import SyntheticConfig, SyntheticSource
+from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 
 SCHEMA = SyntheticSource(SyntheticConfig()).schema
 

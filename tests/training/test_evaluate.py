@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from kunlun_jax.data.pack import Counts
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.training.evaluate import Predictions, metrics_of
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.run import prepare
-from tests.data.parquet_sets import random_tables
+from tests.data.parquet.parquet_sets import random_tables
 from tests.training.tiny import tiny_config
 
 

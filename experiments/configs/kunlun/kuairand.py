@@ -6,9 +6,9 @@ Cost: five minutes on two CPU cores. Score of the layer of before, means of thre
 .7415, NE .8575, frozen gAUC .6354 (commit 8a331a4, `experiments/results/cpu/kuairand.json`).
 """
 
-from kunlun_jax.data.kuairand import KuaiRandConfig
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.data.sets.kuairand import KuaiRandConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
 from kunlun_jax.training.config import RunConfig, TrainConfig
 from kunlun_jax.training.optimizer import OptimizerConfig

@@ -6,9 +6,9 @@ Cost and score: it has not been run yet, so no NE is known; sizes and rates are 
 """
 
 from experiments.configs.kunlun import kuairand
-from kunlun_jax.data.movielens import MovieLensConfig
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.data.sets.movielens import MovieLensConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
 from kunlun_jax.training.config import RunConfig, TrainConfig
 

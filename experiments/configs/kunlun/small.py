@@ -8,7 +8,7 @@ Cost: three minutes on two CPU cores. Score: test NE .812, mean of two seeds, wh
 
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
-from kunlun_jax.data.synthetic import SyntheticConfig
+from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.models.config import EventConfig, KunlunConfig
 from kunlun_jax.training.config import RunConfig, TrainConfig
 from kunlun_jax.training.optimizer import OptimizerConfig

@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kunlun_jax.data import movielens
-from kunlun_jax.data.movielens import MovieLensConfig
-from tests.data import fake_movielens as fake
+from kunlun_jax.data.sets import movielens
+from kunlun_jax.data.sets.movielens import MovieLensConfig
+from tests.data.sets import fake_movielens as fake
 
 KINDS = ("like", "neutral", "dislike")
 LAST = MovieLensConfig(split="last")

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.source import open_dataset
+from kunlun_jax.data.parquet.validate import main
 from kunlun_jax.data.pipeline import LoaderConfig, make_loader
-from kunlun_jax.data.validate import main
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own_data.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "own_data.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kunlun_jax.data.checks import DataError
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.source import open_dataset
+from kunlun_jax.data.parquet.validate import main, summary, validate
 from kunlun_jax.data.schema import Categorical, EventType, Schema
-from kunlun_jax.data.validate import main, summary, validate
-from tests.data.parquet_sets import Tables, random_tables, write_table
+from tests.data.parquet.parquet_sets import Tables, random_tables, write_table
 
 GOOD = random_tables()
 TRAIN_0, TRAIN_1 = "examples/train/part-0.parquet", "examples/train/part-1.parquet"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kunlun_jax.data.dataset import EventRows, Rows
-from kunlun_jax.data.synthetic_world import DAY_MS, draw, field, stream, uniform
+from kunlun_jax.data.sets.synthetic_world import DAY_MS, draw, field, stream, uniform
 
 DAYPARTS = 4
 POSITIONS = 8

@@ -24,24 +24,22 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from kunlun_jax.data import parquet
-from kunlun_jax.data.cache import default_cache
-from kunlun_jax.data.convert import (
+from kunlun_jax.data.dataset import Dataset, DatasetConfig
+from kunlun_jax.data.schema import Categorical, EventType, Schema
+from kunlun_jax.data.sets.official import (
+    Conversion,
     Lists,
     Official,
-    Report,
     check_whole,
     distinct_rows,
-    lookup,
+    index_of,
+    open_official,
     padded_vocabulary,
-    prepare,
     split_lists,
     vocabulary,
     write_prepared,
 )
-from kunlun_jax.data.dataset import Dataset, DatasetConfig
-from kunlun_jax.data.rates import UNIT, Rate, RunningRates, first_times, log_gap, pair
-from kunlun_jax.data.schema import Categorical, EventType, Schema
+from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_gap, pair
 
 VERSION = 1
 """Part of the cache's fingerprint: to be raised whenever the files written for the same input change."""
@@ -96,14 +94,12 @@ def open_dataset(root: Path, cache: Path | None = None, config: MovieLensConfig 
     Raises:
       ValueError: a file is missing or damaged; the message names it and where to fetch it.
     """
-    cache = default_cache() if cache is None else Path(cache)
     folder = _find(Path(root))
     inputs = [folder / name for name in FILES]
-    prepared = prepare(cache, "movielens", VERSION, inputs, config, lambda out: convert(folder, out, config))
-    return parquet.open_dataset(prepared, cache=cache)
+    return open_official(cache, "movielens", VERSION, inputs, config, lambda out: convert(folder, out, config))
 
 
-def convert(root: Path, out: Path, config: MovieLensConfig = MovieLensConfig()) -> Report:
+def convert(root: Path, out: Path, config: MovieLensConfig = MovieLensConfig()) -> Conversion:
     """Converts the official files under `root` into the prepared layout in the new folder `out`; see `open_dataset`."""
     folder = _find(Path(root))
     users, movies = _Users.read(folder / "users.dat"), _Movies.read(folder / "movies.dat")
@@ -117,7 +113,7 @@ def convert(root: Path, out: Path, config: MovieLensConfig = MovieLensConfig()) 
             cutoff = first_times(ratings["user_id"][rows], table.time_ms[rows])
             splits[f"{split}_frozen"] = table.rows(rows, cutoff).append_column("history_time_ms", pa.array(cutoff))
     events = table.events()
-    report = Report(
+    report = Conversion(
         name="movielens",
         rows_read=rows_read,
         duplicates=rows_read - len(ratings["rating"]),
@@ -208,8 +204,8 @@ class _Examples:
     def __init__(self, ratings: dict[str, np.ndarray], users: _Users, movies: _Movies, config: MovieLensConfig):
         self._ratings, self._users, self._movies = ratings, users, movies
         self.time_ms = ratings["timestamp"] * 1000
-        self._user = lookup(ratings["user_id"], users.known)
-        self._movie = lookup(ratings["movie_id"], movies.known)
+        self._user = index_of(ratings["user_id"], users.known)
+        self._movie = index_of(ratings["movie_id"], movies.known)
         year = movies.year[self._movie]
         bucket = np.where(year > 0, np.searchsorted(YEARS, year, side="right") + 1, 0)
         self._shared = {

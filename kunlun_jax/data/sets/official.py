@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,18 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 from pyarrow import csv
 
-from kunlun_jax.data.dataset import gather_ranges
+from kunlun_jax.data.cache import build_once, default_cache
+from kunlun_jax.data.dataset import Dataset, gather_ranges
+from kunlun_jax.data.parquet.checks import Report, find_layout
+from kunlun_jax.data.parquet.columns import FORMAT, META, write_columns
+from kunlun_jax.data.parquet.source import open_columns
 from kunlun_jax.data.schema import Schema
 
 _ROW_GROUP = 65536
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Conversion:
     """What a conversion did.
 
     Attributes:
@@ -122,7 +125,7 @@ def padded_vocabulary(values: pa.Array | pa.ChunkedArray) -> tuple[Int64[np.ndar
     return np.append(0, ids), size
 
 
-def lookup(ids: Int64[np.ndarray, " rows"], known: Int64[np.ndarray, " known"]) -> Int64[np.ndarray, " rows"]:
+def index_of(ids: Int64[np.ndarray, " rows"], known: Int64[np.ndarray, " known"]) -> Int64[np.ndarray, " rows"]:
     """1 + rank of each id among the sorted ids `known`, 0 where it is not among them."""
     place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     return np.where(known[place] == ids, place + 1, 0).astype(np.int64)
@@ -167,9 +170,9 @@ def distinct_rows(columns: Sequence[Int64[np.ndarray, " rows"]]) -> Int64[np.nda
 
 
 def write_prepared(
-    out: Path, schema: Schema, splits: Mapping[str, pa.Table], events: Mapping[str, pa.Table], report: Report
+    out: Path, schema: Schema, splits: Mapping[str, pa.Table], events: Mapping[str, pa.Table], report: Conversion
 ) -> None:
-    """Writes the layout that `kunlun_jax.data.parquet` reads, and the report as ``report.json``, into a new folder."""
+    """Writes the layout of a prepared data set (docs/own_data.md), and ``report.json``, into a new folder."""
     for kind, tables in (("examples", splits), ("events", events)):
         for name, table in tables.items():
             if table.num_rows == 0:
@@ -184,32 +187,34 @@ def write_prepared(
     (out / "schema.json").write_text(schema.to_json())
 
 
-def prepare(
-    cache: Path, name: str, version: int, inputs: Sequence[Path], config: Any, convert: Callable[[Path], Report]
-) -> Path:
-    """The folder ``<cache>/<name>-<fingerprint>``, converted into if it is not there yet.
+def open_official(
+    cache: Path | None,
+    name: str,
+    version: int,
+    inputs: Sequence[Path],
+    config: Any,
+    convert: Callable[[Path], Conversion],
+) -> Dataset:
+    """The data set of official files, kept as columns in ``<cache>/<name>-<fingerprint>``, made if not there yet.
 
-    The fingerprint covers the bytes of `inputs`, `config` (a dataclass) and the converter's `version`. The folder
-    appears whole or not at all: the conversion works beside it and renames at the end.
+    The fingerprint covers the bytes of `inputs`, `config` (a dataclass) and the converter's `version`. `convert` writes
+    the layout of a prepared data set into a folder, whose columns alone are kept, with its report.
     """
-    digest = hashlib.sha256(json.dumps([name, version, dataclasses.asdict(config)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([name, version, FORMAT, dataclasses.asdict(config)], sort_keys=True).encode())
     for path in inputs:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    target = cache / f"{name}-{digest.hexdigest()[:16]}"
-    if (target / "schema.json").is_file():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
-    try:
-        prepared = work / "prepared"
+    folder = (cache or default_cache()) / f"{name}-{digest.hexdigest()[:16]}"
+
+    def make(work: Path) -> bool:
+        prepared, report = work / "prepared", Report(strict=True)
         print(convert(prepared), flush=True)
-        try:
-            prepared.rename(target)
-        except OSError:
-            # Another process may have finished the same conversion first; its folder is as good as ours.
-            if not (target / "schema.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(work)
-    return target
+        layout = find_layout(prepared, report)
+        assert layout is not None  # a strict report raises instead
+        write_columns(layout, work, report)
+        (prepared / "report.json").rename(work / "report.json")
+        shutil.rmtree(prepared)
+        return True
+
+    build_once(folder, META, make)
+    return open_columns(folder)

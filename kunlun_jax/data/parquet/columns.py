@@ -1,20 +1,14 @@
-"""`open_dataset`: a folder of Parquet and a ``schema.json`` becomes a `Dataset`; docs/own_data.md says what goes in.
+"""Parquet to columns: checked on the way, joined as of each request, written as ``.npy`` files that processes map.
 
-Parquet is made to be streamed and training wants single rows, so the columns are converted once, checked on the way,
-to ``.npy`` files that every process maps into memory. They live in a cache folder named by a hash of all the data. The
-as-of join of rows with events is done then as well: per row and event type, the range of the events strictly before
-it. What is kept in memory while converting is one row group, and 16 bytes per distinct history key.
+The as-of join of rows with events is done here: per row and event type, the range of the events strictly before it.
+What is kept in memory is one row group, and 16 bytes per distinct history key.
 """
 
 import contextlib
-import dataclasses
-import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,152 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from kunlun_jax.data.cache import default_cache
-from kunlun_jax.data.checks import (
+from kunlun_jax.data.parquet.checks import (
     ExampleGroup,
     Layout,
     Report,
     event_groups,
     example_groups,
-    find_layout,
     parquet_file,
 )
-from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
-from kunlun_jax.data.schema import EventType, Schema
+from kunlun_jax.data.schema import EventType
 
-FORMAT = 1  # of the cache folder; part of the fingerprint
-
-
-@dataclasses.dataclass(frozen=True)
-class ParquetConfig(DatasetConfig):
-    """Prepared data: its ``schema.json`` says everything, so there is no option."""
+FORMAT = 2  # of the folder; part of the fingerprint
+META = "meta.json"  # written last
 
 
-def open_dataset(root: Path, cache: Path | None = None) -> Dataset:
-    """Opens a prepared data set; the first time it is checked and converted, which a progress bar shows.
-
-    Args:
-      root: folder with ``schema.json``, ``examples/<split>/*.parquet`` and ``events/<type>/*.parquet``.
-      cache: where the converted columns are kept; default is the environment variable ``KUNLUN_CACHE``, else
-        ``~/.cache/kunlun_jax``. They take about as much room as the uncompressed data.
-
-    Raises:
-      DataError: something in the data is not as it must be; names file, row group, row, column and value.
-    """
-    dataset = convert(Path(root), cache, Report(strict=True))
-    assert dataset is not None  # a strict report raises instead
-    return dataset
-
-
-def convert(root: Path, cache: Path | None, report: Report) -> Dataset | None:
-    """`open_dataset` with the problems going to `report`; None when there are any."""
-    layout = find_layout(root, report)
-    if layout is None or report.problems:
-        if layout is not None:  # find what is wrong inside the files that are there, too
-            _read_all(layout, report)
-        return None
-    before = _stamps(layout)
-    fingerprint = _fingerprint(layout)
-    folder = (cache or default_cache()) / fingerprint
-    if not (folder / "meta.json").exists() and not _build(layout, before, folder, report):
-        return None
-    meta = json.loads((folder / "meta.json").read_text())
-    splits = {name: range(start, stop) for name, (start, stop) in meta["splits"].items()}
-    source = ParquetSource(folder, layout.schema, meta["rows"])
-    return Dataset(source, splits, tuple(meta["p_train"]), fingerprint)
-
-
-@dataclasses.dataclass(frozen=True)
-class ParquetSource:
-    """A `Source` over the converted columns in `folder`; pickles as its path, maps the files on first use."""
-
-    folder: Path
-    schema: Schema
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getstate__(self) -> dict:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def rows(self, index: np.ndarray, max_events: Mapping[str, int]) -> Rows:
-        """The examples `index`; see `Source.rows`."""
-        index = self._checked(index)
-        columns = self._columns
-        multi_valued = {}
-        for i, feature in enumerate(self.schema.multi_valued):
-            splits = columns[f"multi_valued.{i}.splits"]
-            items, own_splits = gather_ranges(splits[index], splits[index + 1])
-            multi_valued[feature.name] = Ragged(_take(columns[f"multi_valued.{i}.values"], items), own_splits)
-        events = {}
-        for i, event in enumerate(self.schema.events):
-            start, stop = _take(columns[f"history.{i}.start"], index), _take(columns[f"history.{i}.stop"], index)
-            items, splits = gather_ranges(np.maximum(start, stop - max_events[event.name]), stop)
-            ids, dense = _take(columns[f"events.{i}.ids"], items), _take(columns[f"events.{i}.dense"], items)
-            time_ms = _take(columns[f"events.{i}.time_ms"], items)
-            events[event.name] = EventRows(ids, dense, time_ms, splits, stop - start)
-        names = ("categorical", "dense", "labels", "weights", "request_time_ms")
-        plain = {name: _take(columns[name], index) for name in names}
-        return Rows(row=index, multi_valued=multi_valued, events=events, **plain)
-
-    def history_lengths(self, index: np.ndarray, event: str) -> np.ndarray:
-        """Events of type `event` before each request, uncut, int64."""
-        index = self._checked(index)
-        i = self._event_number(event)
-        return _take(self._columns[f"history.{i}.stop"], index) - _take(self._columns[f"history.{i}.start"], index)
-
-    def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The schema's key columns, int64 or str."""
-        index = self._checked(index)
-        columns = self._columns
-        found = {}
-        for i, name in enumerate(self.schema.keys):
-            if f"keys.{i}.values" in columns:
-                found[name] = _take(columns[f"keys.{i}.values"], index)
-            else:
-                offsets = columns[f"keys.{i}.offsets"]
-                items, splits = gather_ranges(offsets[index], offsets[index + 1])
-                text = _take(columns[f"keys.{i}.bytes"], items)
-                strings = pa.LargeStringArray.from_buffers(len(index), pa.py_buffer(splits), pa.py_buffer(text))
-                found[name] = strings.to_numpy(zero_copy_only=False).astype(np.str_)
-        return found
-
-    def column(self, name: str) -> np.ndarray:
-        """A whole converted column, mapped and read-only, for summaries; the names are those of the cache's files."""
-        return self._columns[name]
-
-    def _event_number(self, event: str) -> int:
-        return self.schema.events.index(self.schema.event(event))
-
-    def _checked(self, index: np.ndarray) -> np.ndarray:
-        index = np.asarray(index, np.int64)
-        if index.size and (index.min() < 0 or index.max() >= self.length):
-            raise IndexError(
-                f"rows {index.min()} to {index.max()} asked of a data set with rows 0 to {self.length - 1}"
-            )
-        return index
-
-    @functools.cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        return {path.stem: _mapped(path) for path in sorted(self.folder.glob("*.npy"))}
-
-
-def _take(column: np.ndarray, index: np.ndarray) -> np.ndarray:
-    # Callers have checked the range; "clip" spares numpy a pass, but refuses to take nothing from nothing.
-    if not len(index):
-        return np.zeros((0, *column.shape[1:]), column.dtype)
-    return np.take(column, index, axis=0, mode="clip")
-
-
-def _mapped(path: Path) -> np.ndarray:
-    # Small files are read: an empty one cannot be mapped.
-    if path.stat().st_size <= 4096:
-        return np.load(path)
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _fingerprint(layout: Layout) -> str:
+def fingerprint(layout: Layout) -> str:
     """SHA-256 of the schema and of every byte of every file; about a second a gigabyte."""
     total = hashlib.sha256(f"kunlun_jax {FORMAT}\n{layout.schema.to_json()}".encode())
     size = sum(file.stat().st_size for file in layout.files)
@@ -180,17 +43,19 @@ def _fingerprint(layout: Layout) -> str:
     return total.hexdigest()
 
 
-def _stamps(layout: Layout) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of every file."""
-    stats = {file: file.stat() for file in layout.files}
-    return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+def write_columns(layout: Layout, folder: Path, report: Report) -> bool:
+    """Checks all of a data set and writes its columns into the empty `folder`; True when there was no problem."""
+    with contextlib.ExitStack() as files:
+        meta = _Conversion(layout, folder, report, files).run()
+    if meta is None or report.problems:
+        return False
+    (folder / "schema.json").write_text(layout.schema.to_json())
+    (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
+    return True
 
 
-def _progress(what: str, total: int | None, unit: str) -> tqdm:
-    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, delay=2.0)
-
-
-def _read_all(layout: Layout, report: Report) -> None:
+def check_all(layout: Layout, report: Report) -> None:
+    """The checks alone."""
     for event in layout.schema.events:
         for _ in event_groups(layout, event, report):
             pass
@@ -199,28 +64,16 @@ def _read_all(layout: Layout, report: Report) -> None:
             pass
 
 
-def _build(layout: Layout, before: dict[Path, tuple[int, int]], folder: Path, report: Report) -> bool:
-    """Converts into a temporary folder that is renamed when all is well; True when `folder` is there at the end."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}-", dir=folder.parent))
-    try:
-        with contextlib.ExitStack() as files:
-            meta = _Conversion(layout, temporary, report, files).run()
-        for file, stamp in _stamps(layout).items():
-            if stamp != before[file]:
-                report.add("changed", file, "the file changed while it was read; open it when it is complete")
-        if meta is None or report.problems:
-            return False
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        temporary.chmod(0o755)  # mkdtemp's is private; several users may share a cache
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not (folder / "meta.json").exists():  # else another process was faster with the same data
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return True
+def _progress(what: str, total: int | None, unit: str) -> tqdm:
+    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, delay=2.0)
+
+
+def mapped(path: Path) -> np.ndarray:
+    """A column as an array that the operating system reads as it is used."""
+    # Small files are read: an empty one cannot be mapped.
+    if path.stat().st_size <= 4096:
+        return np.load(path)
+    return np.load(path, mmap_mode="r").view(np.ndarray)
 
 
 class _Conversion:
@@ -275,7 +128,7 @@ class _Conversion:
         if self.report.problems:
             return _Histories(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
         self.files[f"{name}.time_ms"].flush()
-        time_ms = _mapped(self.folder / f"{name}.time_ms.npy")
+        time_ms = mapped(self.folder / f"{name}.time_ms.npy")
         return _Histories(np.concatenate(keys), np.concatenate([*starts, [rows]]), time_ms)
 
     def _examples(self, group: ExampleGroup, histories: list["_Histories"]) -> None:

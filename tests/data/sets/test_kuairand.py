@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kunlun_jax.data import kuairand
-from kunlun_jax.data.kuairand import KuaiRandConfig
-from tests.data import fake_kuairand as fake
+from kunlun_jax.data.sets import kuairand
+from kunlun_jax.data.sets.kuairand import KuaiRandConfig
+from tests.data.sets import fake_kuairand as fake
 
 KINDS = ("click", "long_view", "like", "follow", "impression")
 DEFAULT = KuaiRandConfig()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kunlun_jax.data import kuairand
+from kunlun_jax.data.sets import kuairand
 
 USERS, VIDEOS, AUTHORS, ROWS = 30, 40, 15, 900
 FIRST_DAY, DAYS = "2022-04-25", 10

@@ -1,4 +1,4 @@
-"""Checks a prepared data set and says what is in it: ``python -m kunlun_jax.data.validate PATH``.
+"""Checks a prepared data set and says what is in it: ``python -m kunlun_jax.data.parquet.validate PATH``.
 
 Prints the first problem of each kind per file and column, with how often it is there, and exits 1; or prints a summary
 and exits 0. It is the pass that `open_dataset` makes, so a data set that is valid here is converted already when
@@ -14,9 +14,9 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from kunlun_jax.data.checks import Problem, Report
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet import ParquetSource, convert
+from kunlun_jax.data.parquet.checks import Problem, Report
+from kunlun_jax.data.parquet.source import ParquetSource, open_checked
 from kunlun_jax.data.schema import Categorical
 
 _CHUNK = 1 << 20  # rows looked at in one go
@@ -31,7 +31,7 @@ def validate(root: Path, cache: Path | None = None) -> tuple[list[Problem], Data
       cache: as for `open_dataset`.
     """
     report = Report(strict=False)
-    dataset = convert(root, cache, report)
+    dataset = open_checked(root, cache, report)
     return report.problems, dataset
 
 
@@ -94,7 +94,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(summary(dataset))
         return 0
 
-    return tyro.cli(check, args=args, prog="python -m kunlun_jax.data.validate")
+    return tyro.cli(check, args=args, prog="python -m kunlun_jax.data.parquet.validate")
 
 
 def _weighted_means(source: ParquetSource, rows: range) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The people, items and event streams of the synthetic world; `kunlun_jax.data.synthetic` describes it in words.
+"""The people, items and event streams of the synthetic world; `kunlun_jax.data.sets.synthetic` describes it in words.
 
 Everything is a hash of counters (splitmix64): a trait of user ``u`` is a hash of ``(seed, u)``, event ``j`` of her
 stream of one type a hash of ``(seed, u, type, j)`` and of her interests at its time. So any event of any user is

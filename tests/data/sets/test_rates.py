@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from kunlun_jax.data.rates import UNIT, Rate, RunningRates, RunningSums, first_times, log_count, log_gap, logit, pair
+from kunlun_jax.data.sets.rates import (
+    UNIT,
+    Rate,
+    RunningRates,
+    RunningSums,
+    first_times,
+    log_count,
+    log_gap,
+    logit,
+    pair,
+)
 
 
 def _log(seed: int, rows: int = 200):

@@ -10,7 +10,7 @@ a topic, a brand and a price band and bear one to four tags; within a topic thei
 A row is one item shown to one person: user by a heavy-tailed popularity, item partly from the user's interests of that
 moment, partly from the topic last browsed, partly popular. Requests are spread evenly over 28 days of training, 7 of
 validation and 7 of test, and row numbers follow time. The log odds of a click are a function of the row's inputs alone
-(`kunlun_jax.data.synthetic_clicks`):
+(`kunlun_jax.data.sets.synthetic_clicks`):
 
 * affinity: events of the candidate's topic and brand, fading with age, purchases weighing most, clicks by their dwell
   time, times a gain of the device;
@@ -40,8 +40,8 @@ import numpy as np
 
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
 from kunlun_jax.data.schema import Categorical, EventType, Schema
-from kunlun_jax.data.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, WEEKDAYS, ClickLaw
-from kunlun_jax.data.synthetic_world import (
+from kunlun_jax.data.sets.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, WEEKDAYS, ClickLaw
+from kunlun_jax.data.sets.synthetic_world import (
     DAY_MS,
     START_MS,
     STREAMS,

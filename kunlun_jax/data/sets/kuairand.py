@@ -24,23 +24,21 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from kunlun_jax.data import parquet
-from kunlun_jax.data.cache import default_cache
-from kunlun_jax.data.convert import (
+from kunlun_jax.data.dataset import Dataset, DatasetConfig
+from kunlun_jax.data.schema import Categorical, EventType, Schema
+from kunlun_jax.data.sets.official import (
+    Conversion,
     Lists,
     Official,
-    Report,
     distinct_rows,
-    lookup,
+    index_of,
+    open_official,
     padded_vocabulary,
-    prepare,
     read_csv,
     split_lists,
     write_prepared,
 )
-from kunlun_jax.data.dataset import Dataset, DatasetConfig
-from kunlun_jax.data.rates import UNIT, Rate, RunningRates, first_times, log_count, log_gap, log_scaled, pair
-from kunlun_jax.data.schema import Categorical, EventType, Schema
+from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_count, log_gap, log_scaled, pair
 
 VERSION = 1
 """Part of the cache's fingerprint: to be raised whenever the files written for the same input change."""
@@ -141,14 +139,12 @@ def open_dataset(root: Path, cache: Path | None = None, config: KuaiRandConfig =
     Raises:
       ValueError: a file is missing or damaged; the message names it and where to fetch it. Or a split has no rows.
     """
-    cache = default_cache() if cache is None else Path(cache)
     folder, logs = _find(Path(root), config)
     inputs = [folder / name for name in (USER_FILE, VIDEO_FILE, *logs)]
-    prepared = prepare(cache, "kuairand", VERSION, inputs, config, lambda out: convert(folder, out, config))
-    return parquet.open_dataset(prepared, cache=cache)
+    return open_official(cache, "kuairand", VERSION, inputs, config, lambda out: convert(folder, out, config))
 
 
-def convert(root: Path, out: Path, config: KuaiRandConfig = KuaiRandConfig()) -> Report:
+def convert(root: Path, out: Path, config: KuaiRandConfig = KuaiRandConfig()) -> Conversion:
     """Converts the official files under `root` into the prepared layout in the new folder `out`; see `open_dataset`."""
     folder, names = _find(Path(root), config)
     users, videos = _Users.read(folder / USER_FILE), _Videos.read(folder / VIDEO_FILE)
@@ -170,7 +166,7 @@ def convert(root: Path, out: Path, config: KuaiRandConfig = KuaiRandConfig()) ->
             frozen = table.rows(rows, cutoff)
             splits[f"{split}_frozen"] = frozen.append_column("history_time_ms", pa.array(cutoff))
     events = table.events()
-    report = Report(
+    report = Conversion(
         name="kuairand",
         rows_read=rows_read,
         duplicates=rows_read - len(log["time_ms"]),
@@ -264,7 +260,7 @@ class _Examples:
 
     def __init__(self, log: _Log, users: _Users, videos: _Videos, config: KuaiRandConfig):
         self._log, self._users, self._videos = log, users, videos
-        self._user, self._video = lookup(log["user_id"], users.known), lookup(log["video_id"], videos.known)
+        self._user, self._video = index_of(log["user_id"], users.known), index_of(log["video_id"], videos.known)
         seconds = log["duration_ms"] / 1000
         bucket = np.where(seconds > 0, np.searchsorted(DURATION_SECONDS, seconds, side="right") + 1, 0)
         hour = (log["time_ms"] + _CHINA_MS) % _DAY_MS // _HOUR_MS

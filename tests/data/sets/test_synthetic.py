@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from kunlun_jax.data.dataset import Dataset, EventRows, Rows
-from kunlun_jax.data.synthetic import P_TRAIN_ROWS, SyntheticConfig, SyntheticSource, open_dataset
-from kunlun_jax.data.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, ClickLaw, pure_cross
-from kunlun_jax.data.synthetic_world import DAY_MS, START_MS, STREAMS, draw, stream, uniform, zipf_lookup
+from kunlun_jax.data.sets.synthetic import P_TRAIN_ROWS, SyntheticConfig, SyntheticSource, open_dataset
+from kunlun_jax.data.sets.synthetic_clicks import CONTEXT, DENSE, DEVICES, POSITIONS, ClickLaw, pure_cross
+from kunlun_jax.data.sets.synthetic_world import DAY_MS, START_MS, STREAMS, draw, stream, uniform, zipf_lookup
 from tests import processes
 
 SMALL = SyntheticConfig(train_rows=3000, valid_rows=500, test_rows=700, users=400)

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kunlun_jax.data import parquet
-from kunlun_jax.data.checks import DataError
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet import open_dataset
+from kunlun_jax.data.parquet import columns, source
+from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.schema import Categorical, EventType, Schema
-from tests.data.parquet_sets import Tables, random_tables
+from tests.data.parquet.parquet_sets import Tables, random_tables
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_the_cache_is_used_again_and_its_place_is_a_variable(tables, tmp_path, m
     monkeypatch.setenv("KUNLUN_CACHE", str(tmp_path / "cache"))
     root = tables.write(tmp_path / "data")
     first = open_dataset(root)
-    monkeypatch.setattr(parquet, "_Conversion", None)  # calling it would fail
+    monkeypatch.setattr(columns, "_Conversion", None)  # calling it would fail
     second = open_dataset(root)
     assert second == first
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.fingerprint]
@@ -205,7 +205,7 @@ def test_the_cache_is_used_again_and_its_place_is_a_variable(tables, tmp_path, m
 
 def test_a_crash_leaves_nothing_and_the_next_try_works(tables, tmp_path, monkeypatch):
     root, cache = tables.write(tmp_path / "data"), tmp_path / "cache"
-    join = parquet._Histories.before
+    join = columns._Histories.before
     calls = []
 
     def fails_late(*args):
@@ -215,7 +215,7 @@ def test_a_crash_leaves_nothing_and_the_next_try_works(tables, tmp_path, monkeyp
         return join(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parquet._Histories, "before", fails_late)
+        patch.setattr(columns._Histories, "before", fails_late)
         with pytest.raises(KeyboardInterrupt):
             open_dataset(root, cache)
     assert list(cache.iterdir()) == []
@@ -233,7 +233,7 @@ def test_two_that_convert_at_once_agree(tables, tmp_path):
 def test_a_file_that_changes_meanwhile_is_refused(tables, tmp_path, monkeypatch):
     root, cache = tables.write(tmp_path / "data"), tmp_path / "cache"
 
-    fingerprint = parquet._fingerprint
+    fingerprint = columns.fingerprint
 
     def then_append(layout):
         found = fingerprint(layout)
@@ -242,7 +242,7 @@ def test_a_file_that_changes_meanwhile_is_refused(tables, tmp_path, monkeypatch)
         changed.write(root)
         return found
 
-    monkeypatch.setattr(parquet, "_fingerprint", then_append)
+    monkeypatch.setattr(source, "fingerprint", then_append)
     with pytest.raises(DataError, match="the file changed while it was read") as caught:
         open_dataset(root, cache)
     assert str(Path("data")) in str(caught.value)
