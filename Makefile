@@ -149,9 +149,10 @@ kernels: dev  ## compile every GPU kernel for H100, B200 and (Triton's) A100, L4
 kernels-ci:  ## a selection of them, as .ci/run does; writes no results
 	@$(MAKE) --no-print-directory kernels KERNELS="$(KERNELS_CI)"
 
-lint: dev  ## style and types
+lint: dev  ## style, types, and which floor imports which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 	$(PY) -m pyright
 
 format: dev  ## mend what ruff can mend
