@@ -19,8 +19,6 @@ Needs the extra "dev". On two CPU cores with other work beside, each seed: Kunlu
 
 import dataclasses
 import functools
-import json
-import shutil
 import statistics
 import sys
 import time
@@ -34,15 +32,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
+from experiments.compare import measured_in, store, stored, trained
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.loop import train
 from kunlun_jax.training.metrics import evaluate_predictions
-from kunlun_jax.training.run_directory import environment, write_atomic
 
 SHALLOW: dict[str, tuple[Callable, tuple[shallow.Part, ...]]] = {
     "lr": (shallow.logistic_regression, ()),
@@ -85,6 +82,8 @@ class Arguments:
     """JSON file of the rows; the picture goes beside it."""
     runs: Path = Path("runs/learns")
     """Folder for run directories of neural systems; each is deleted once its row is stored."""
+    dirty: bool = False
+    """Measure code with uncommitted changes."""
 
     def __post_init__(self):
         unknown = sorted(set(self.systems) - set(SYSTEMS))
@@ -133,17 +132,8 @@ def run_neural(
         data=dataclasses.replace(preset.data, options=config),
         run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
     )
-    path = runs / f"{name}-{dataset.fingerprint}-seed{seed}-{commit[:10]}"
-    result = train(preset, path, dataset=dataset)
-    if "stopped" in result:
-        raise KeyboardInterrupt(f"{result['signal']} at step {result['stopped']}; the same command goes on there")
-    shutil.rmtree(path)
-    return {
-        **{split: result["splits"][split] for split in ("valid", "test")},
-        "parameters": result["parameters"],
-        "flops_per_example": result["flops_per_example"],
-        "examples_per_second": result["examples_per_second"],
-    }
+    found = trained(preset, runs / f"{name}-{dataset.fingerprint}-seed{seed}-{commit[:10]}", dataset)
+    return {**found.pop("splits"), **found}
 
 
 def measure(system: str, config: SyntheticConfig, seed: int, runs: Path, started_in: dict[str, Any]) -> dict[str, Any]:
@@ -177,25 +167,9 @@ def row_of(
     }
 
 
-def stored(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where there is no file."""
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def key_of(row: dict[str, Any]) -> tuple:
-    """What makes two rows the same measurement."""
-    return row["system"], row["rows"], row["seed"], row["data"]
-
-
-def store(path: Path, row: dict[str, Any], order: tuple[str, ...] = SYSTEMS) -> None:
-    """Adds a row to the file, sorted by rows and then as `order` names the systems.
-
-    The file is read again, since another run may have written.
-    """
-    rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
-    rows.sort(key=lambda r: (r["rows"], order.index(r["system"]), r["seed"]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
+    """What makes two rows the same measurement, in the order of the table."""
+    return row["rows"], SYSTEMS.index(row["system"]), row["seed"], row["data"]
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
@@ -261,7 +235,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses flags, runs what is missing, prints and draws; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.learns", description=__doc__)
     # Now, not when a row is done: the code that runs is what was there at the start.
-    started_in = environment()
+    try:
+        started_in = measured_in(args.dirty)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     started_in["versions"]["scikit-learn"] = metadata.version("scikit-learn")
     shown = []
     for count in sorted(set(args.rows)):
@@ -270,10 +248,10 @@ def main(arguments: list[str] | None = None) -> int:
         shown.append(fingerprint)
         for system in args.systems:
             for seed in (0,) if system in SEEDLESS else args.seeds:
-                if (system, count, seed, fingerprint) in map(key_of, stored(args.out)):
+                if (count, SYSTEMS.index(system), seed, fingerprint) in map(key_of, stored(args.out)):
                     continue
                 row = measure(system, config, seed, args.runs, started_in)
-                store(args.out, row)
+                store(args.out, row, key_of)
                 print(f"{system}, {count:,} rows, seed {seed}: test NE {row['test']['ne']:.4f}", file=sys.stderr)
     rows = [row for row in stored(args.out) if row["data"] in shown]
     print(table(rows))

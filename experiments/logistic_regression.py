@@ -23,6 +23,7 @@ from kunlun_jax.data.dataset import Dataset, Ragged, Rows
 from kunlun_jax.data.open import DataConfig, open_dataset
 from kunlun_jax.data.pack import map_ids
 from kunlun_jax.data.schema import Categorical
+from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.run_directory import environment, write_atomic
 
@@ -133,6 +134,18 @@ def run(args: Arguments) -> dict[str, Any]:
         "splits": {split: measure(best[1], split) for split in args.splits},
         "environment": environment(),
     }
+
+
+def as_row(config: TrainConfig, seed: int) -> dict[str, Any]:
+    """The regression on the data, histories and splits of a training config, as a row of `experiments.compare`.
+
+    It comes out the same for every seed.
+    """
+    del seed
+    args = Arguments(data=config.data, max_events=config.loader.max_events, splits=config.run.eval_splits)
+    result = run(args)
+    del result["environment"]
+    return result
 
 
 def main(arguments: list[str] | None = None) -> int:

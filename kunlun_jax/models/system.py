@@ -79,7 +79,7 @@ class SystemConfig(ModelConfig):
     def compute_dtype(self) -> jnp.dtype:
         """The dtype that `dtype` means on this machine."""
         if self.dtype == "auto":
-            return jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+            return jnp.dtype(jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32)
         if self.dtype == "float64" and not jax.config.jax_enable_x64:
             raise ValueError("model.dtype is 'float64', in which JAX computes only under jax.enable_x64(True)")
         return jnp.dtype(self.dtype)

@@ -31,9 +31,9 @@ def test_a_preset_is_of_its_model_and_says_what_it_costs(name):
     module = importlib.import_module(f"experiments.configs.{name.replace('/', '.')}")
     model, _ = name.split("/")
     assert type(module.CONFIG.model).__module__ in (f"kunlun_jax.models.{model}", "kunlun_jax.models.config")
-    summary, *rest = module.__doc__.splitlines()
+    summary, *_ = module.__doc__.splitlines()
     assert summary.endswith(".") and len(summary) > 20
-    assert f"    python -m experiments.train {name}" in rest
+    assert f"\n    python -m experiments.train {name}" in module.__doc__
     assert "Cost" in module.__doc__ and "NE" in module.__doc__
 
 

@@ -14,7 +14,18 @@ from kunlun_jax.training.metrics import entropy
 from tests.examples import CONTEXTS, SCHEMA, VIEWS, random_rows
 
 WORLD = SyntheticConfig(train_rows=1500, valid_rows=300, test_rows=300, users=60, items_per_brand=2, brands_per_topic=2)
-FLAGS = ["--world.valid-rows", "60", "--world.test-rows", "60", "--world.users", "20", "--rows", "300", "500"]
+FLAGS = [
+    "--world.valid-rows",
+    "60",
+    "--world.test-rows",
+    "60",
+    "--world.users",
+    "20",
+    "--dirty",
+    "--rows",
+    "300",
+    "500",
+]
 
 
 def test_match_counts_are_those_of_a_loop():

@@ -11,7 +11,13 @@ import pytest
 
 from experiments import train
 from experiments.configs import PRESETS
+from kunlun_jax.data.dataset import DatasetConfig
+from kunlun_jax.data.open import KINDS
+from kunlun_jax.data.parquet.source import ParquetConfig
+from kunlun_jax.models.base import ModelConfig
+from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.training.config import TrainConfig
+from tests.models.systems import all_configs
 from tests.training.tiny import tiny_config
 
 
@@ -69,7 +75,16 @@ def dataclasses_below(kind: type, found: dict[type, None] | None = None) -> list
     return list(found)
 
 
-@pytest.mark.parametrize("kind", dataclasses_below(TrainConfig), ids=lambda kind: kind.__name__)
+def all_kinds() -> list[type]:
+    """Of every model and data set, too, which a field names by its base alone."""
+    found: dict[type, None] = {}
+    for kind in (TrainConfig, SystemConfig, *all_configs(), *(kind.config for kind in KINDS)):
+        dataclasses_below(kind, found)
+    without_fields = {ModelConfig, DatasetConfig, ParquetConfig}
+    return sorted(set(found) - without_fields, key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=lambda kind: kind.__name__)
 def test_every_flag_has_a_help_text(kind):
     """The string below a field, which tyro shows beside its flag."""
     (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body)

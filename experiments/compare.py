@@ -1,0 +1,273 @@
+"""Runs of presets side by side: ``python -m experiments.compare NAME``, NAME a file of ``experiments/comparisons``.
+
+A comparison is a list of names with the flags of `experiments.train` each, run for some seeds. A row goes into
+``experiments/results/<device>/NAME.json`` as soon as it is done, with its command, commit, versions and the load of the
+machine, and one that is there is not run again: a comparison that was cut off goes on with the same command, and one
+that has nothing left to do prints its table and draws its picture. To measure a row anew, delete it there.
+
+    python -m experiments.compare remedies --seeds 0 1
+    python -m experiments.compare kuairand --data.root KuaiRand-Pure
+
+Rows of uncommitted code are refused, for nobody could make them again (``--dirty`` runs them, and they say so).
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from experiments import comparisons
+from experiments.train import parse
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.open import open_dataset, resolve
+from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.loop import train
+from kunlun_jax.training.run_directory import environment, write_atomic
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")
+"""Metrics that a row keeps of a split."""
+Runner = Callable[[TrainConfig, int], dict[str, Any]]
+"""Makes a row that is no training run, of a config (its data) and a seed: at least ``{"splits": {split: metrics}}``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a file of ``experiments/comparisons`` holds as ``COMPARISON``.
+
+    Attributes:
+      rows: name -> preset and flags of `experiments.train`; the first is what the others are measured against.
+      split, metric: what the picture shows and a difference is of; lower is better.
+      seeds: of parameters.
+      others: name -> on which row's data, and a model that `experiments.train` does not train; run for the first seed.
+      columns: of the table, each a split and a metric.
+    """
+
+    rows: Mapping[str, str]
+    split: str = "test"
+    metric: str = "ne"
+    seeds: tuple[int, ...] = (0, 1)
+    others: Mapping[str, tuple[str, Runner]] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] = ("test ne",)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFlags:
+    """Where a data set with files is."""
+
+    root: Path | None = None
+    """Folder of the data set, where the presets are for one with files."""
+    cache: Path | None = None
+    """Folder for prepared data; default KUNLUN_CACHE, else ~/.cache/kunlun_jax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of a comparison."""
+
+    name: tyro.conf.Positional[str]
+    """File of experiments/comparisons."""
+    data: DataFlags = DataFlags()
+    """Where the data is."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of parameters; default: those of the comparison."""
+    rows: tuple[str, ...] = ()
+    """Rows to run; default: all."""
+    out: Path | None = None
+    """JSON file of the rows; default experiments/results/DEVICE/NAME.json. The picture goes beside it."""
+    runs: Path = Path("runs/compare")
+    """Folder for run directories; each is deleted once its row is stored."""
+    dirty: bool = False
+    """Measure code with uncommitted changes."""
+
+
+def load(name: str) -> Comparison:
+    """A file of ``experiments/comparisons``; ValueError for one that is not there."""
+    known = sorted(file.stem for file in Path(comparisons.__file__).parent.glob("[!_]*.py"))
+    if name not in known:
+        raise ValueError(f"no comparison {name!r}; there are {known}")
+    return importlib.import_module(f"experiments.comparisons.{name}").COMPARISON
+
+
+def stored(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; none where there is no file."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def store(path: Path, row: dict[str, Any], key_of: Callable[[dict[str, Any]], tuple]) -> None:
+    """Puts a row into the file, in place of one with the same key and in the order of keys.
+
+    The file is read again, since another run may have written.
+    """
+    rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
+    rows.sort(key=key_of)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def measured_in(dirty: bool = False) -> dict[str, Any]:
+    """The environment of a measurement that begins, with the load of the machine.
+
+    Raises:
+      ValueError: the checkout has changes, unless `dirty`.
+    """
+    found = environment()
+    if not dirty and (found["commit"].endswith("+changes") or found["commit"] == "unknown"):
+        raise ValueError(
+            f"the commit is {found['commit']}, so nobody could measure this again: commit first, or try it with --dirty"
+        )
+    return {**found, "load_average": round(os.getloadavg()[0], 2)}
+
+
+def trained(config: TrainConfig, path: Path, dataset: Dataset | None = None) -> dict[str, Any]:
+    """What a training run in the folder `path` leaves of itself: metrics by split, size and speed.
+
+    Raises:
+      KeyboardInterrupt: it was stopped; the same command goes on there.
+    """
+    result = train(config, path, dataset=dataset)
+    if "stopped" in result:
+        raise KeyboardInterrupt(f"{result['signal']} at step {result['stopped']}; the same command goes on there")
+    shutil.rmtree(path)
+    return {
+        "splits": {s: {k: v for k, v in found.items() if k in KEPT} for s, found in result["splits"].items()},
+        **{k: result[k] for k in ("steps", "parameters", "flops_per_example", "examples_per_second")},
+    }
+
+
+def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
+    """What makes two rows the same measurement, in the order of the comparison."""
+    order = list(comparison.rows) + list(comparison.others)
+
+    def key(row: dict[str, Any]) -> tuple:
+        place = order.index(row["name"]) if row["name"] in order else len(order)
+        return place, row["name"], row["seed"], row["flags"], row["data"]
+
+    return key
+
+
+def run(args: Arguments, comparison: Comparison, path: Path) -> None:
+    """Runs what is not stored yet."""
+    # Now, not when a row is done: the code that runs is what was there at the start.
+    started_in = measured_in(args.dirty)
+    key, seeds = key_of(comparison), args.seeds or comparison.seeds
+    where = [
+        part
+        for name, value in (("--data.root", args.data.root), ("--data.cache", args.data.cache))
+        if value is not None
+        for part in (name, str(value))
+    ]
+    for name in args.rows or (*comparison.rows, *comparison.others):
+        other = comparison.others.get(name)
+        flags = comparison.rows[other[0] if other else name]
+        _, config = parse([*shlex.split(flags), *where])
+        config = dataclasses.replace(config, data=resolve(config.data))
+        data = open_dataset(config.data).fingerprint
+        for seed in seeds[:1] if other else seeds:
+            row = {"name": name, "seed": seed, "flags": flags, "data": data}
+            if key(row) in map(key, stored(path)):
+                continue
+            began, load = time.monotonic(), round(os.getloadavg()[0], 2)
+            if other:
+                row |= other[1](config, seed)
+            else:
+                seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+                folder = f"{args.name}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}".replace(" ", "-")
+                row |= trained(seeded, args.runs / folder.replace("/", "-").replace(",", ""))
+            row |= {"seconds": round(time.monotonic() - began, 1)}
+            store(path, {**row, "environment": {**started_in, "load_average": load}}, key)
+            found = row["splits"][comparison.split][comparison.metric]
+            print(f"{name}, seed {seed}: {comparison.split} {comparison.metric} {found:.4f}", file=sys.stderr)
+
+
+def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all seeds by name."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["name"], []).append(row)
+    return groups
+
+
+def differences(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, list[float]]:
+    """Name -> the metric less that of the first row with the same seed, seed by seed."""
+    split, metric = comparison.split, comparison.metric
+    first = {row["seed"]: row["splits"][split][metric] for row in rows if row["name"] == next(iter(comparison.rows))}
+    found = {
+        name: [row["splits"][split][metric] - first[row["seed"]] for row in group if row["seed"] in first]
+        for name, group in grouped(rows).items()
+    }
+    return {name: values for name, values in found.items() if values}
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the standard deviation of several."""
+    mean = statistics.fmean(values)
+    return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
+    """A table in Markdown: means over seeds with their standard deviation."""
+    against = differences(rows, comparison)
+    heads = (*comparison.columns, f"{comparison.split} {comparison.metric} less the first's, by seed")
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, group in grouped(rows).items():
+        cells = []
+        for split, metric in (column.split(" ") for column in comparison.columns):
+            values = [row["splits"][split][metric] for row in group if split in row["splits"]]
+            cells.append(spread(values) if values else "")
+        seeds = " ".join(f"{value:+.4f}" for value in against.get(name, []))
+        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> None:
+    """How much worse than the first row each is: a bar for the mean and a dot for each seed."""
+    first, *_ = comparison.rows
+    found = {name: values for name, values in differences(rows, comparison).items() if name != first}
+    figure = Figure(figsize=(7.5, 0.32 * len(found) + 1.3), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for place, values in enumerate(found.values()):
+        axes.barh(place, statistics.fmean(values), color="#c8553d", height=0.55)
+        axes.plot(values, [place] * len(values), "o", color="#333333", markersize=3.5)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.axvline(0, color="#666666", linewidth=0.8)
+    axes.set_xlabel(f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed")
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, runs what is missing, prints and draws; returns the exit code."""
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.compare", description=__doc__)
+    try:
+        comparison = load(args.name)
+        unknown = sorted(set(args.rows) - {*comparison.rows, *comparison.others})
+        if unknown:
+            raise ValueError(f"rows names {unknown}; there are {[*comparison.rows, *comparison.others]}")
+        path = args.out or RESULTS / environment()["backend"] / f"{args.name}.json"
+        run(args, comparison, path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = stored(path)
+    print(table(rows, comparison))
+    picture(rows, comparison, path.with_suffix(".png"))
+    print(f"rows in {path}, picture in {path.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Comparisons: a file ``NAME.py`` holds one `experiments.compare.Comparison` as ``COMPARISON``."""

@@ -1,0 +1,16 @@
+"""Kunlun and logistic regression on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1.
+
+    python -m experiments.compare movielens --data.root ml-1m
+
+How long it takes is still to be measured.
+"""
+
+from experiments.compare import Comparison
+from experiments.logistic_regression import as_row
+
+COMPARISON = Comparison(
+    rows={"Kunlun": "kunlun/movielens", "without histories": "kunlun/movielens --model.skip-events '*'"},
+    others={"logistic regression": ("Kunlun", as_row)},
+    metric="logloss",
+    columns=("valid auc", "valid logloss", "test auc", "test logloss", "test ne", "test calibration"),
+)

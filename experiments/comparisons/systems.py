@@ -1,0 +1,14 @@
+"""Every system at the FLOPs of kunlun/small, on its 150,000 rows of the synthetic world with its optimizer.
+
+    python -m experiments.compare systems
+
+One to six minutes a seed on two CPU cores. The rates are those chosen for Kunlun and tuned for none of the others.
+"""
+
+from experiments.compare import Comparison
+
+NAMES = ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din", "pooled_product")
+COMPARISON = Comparison(
+    rows={"kunlun": "kunlun/small"} | {name: f"{name}/small" for name in NAMES},
+    columns=("test ne", "valid ne"),
+)
