@@ -1,8 +1,9 @@
 """How an operator's `implementation=` becomes a function, and the checks that every operator makes of its operands."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,47 +18,59 @@ def _log_choice(operator: str, implementation: str, platform: str, reason: str |
     logger.info("%s: implementation %r chosen for platform %r%s", operator, implementation, platform, because)
 
 
-def choose(
-    operator: str,
-    implementation: str | None,
-    available: Mapping[str, Callable],
-    refusals: Mapping[str, Callable[[], str | None]] | None = None,
-) -> Callable:
-    """The function that `implementation` names among those `available`.
+def never(q: jax.Array) -> str | None:
+    """The refusal of an implementation that runs everywhere."""
+    del q
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One backend of an operator.
+
+    Attributes:
+      name: what `implementation=` calls it.
+      function: the operator for operands that were checked.
+      refusal: why it cannot run on such queries here, or None if it can.
+    """
+
+    name: str
+    function: Callable
+    refusal: Callable[[jax.Array], str | None] = never
+
+
+def choose(operator: str, implementation: str | None, available: Sequence[Implementation], q: jax.Array) -> Callable:
+    """The function of the implementation that is named, or of the first that does not refuse.
 
     Args:
       operator: the operator's name, for messages.
-      implementation: a key of `available`, or None to pick, which is logged once: the first of `refusals` that can run,
-        else ``"xla"``; on a GPU the log says why those before it cannot.
-      available: name -> function.
-      refusals: for each of them that is not for every platform, in the order of preference, why it cannot run on these
-        operands here, or None if it can.
+      implementation: name of one of `available`, or None to pick, which is logged once; on a GPU the log says why not
+        those before it.
+      available: in the order of preference; a new backend is one line there.
+      q: the queries.
 
     Raises:
       ValueError: the name is not among those available, or cannot run; the message lists the names or gives the reason.
     """
-    refusals = refusals or {}
-    if implementation is None:
-        reasons = []
-        for name, refusal in refusals.items():
-            reason = refusal()
-            if reason is None:
-                implementation = name
-                break
-            reasons.append(f"{name!r} cannot run: {reason}")
-        implementation = implementation or "xla"
-        platform = jax.default_backend()
-        _log_choice(operator, implementation, platform, "; ".join(reasons) if platform == "gpu" and reasons else None)
-        return available[implementation]
-    if implementation not in available:
-        raise ValueError(
-            f"{operator}: implementation={implementation!r} does not exist; there are "
-            f"{', '.join(repr(name) for name in available)}, or None to pick by platform"
-        )
-    reason = refusals[implementation]() if implementation in refusals else None
-    if reason is not None:
-        raise ValueError(f"{operator}: implementation={implementation!r} cannot run: {reason}")
-    return available[implementation]
+    if implementation is not None:
+        found = {one.name: one for one in available}.get(implementation)
+        if found is None:
+            raise ValueError(
+                f"{operator}: implementation={implementation!r} does not exist; there are "
+                f"{', '.join(repr(one.name) for one in available)}, or None to pick by platform"
+            )
+        reason = found.refusal(q)
+        if reason is not None:
+            raise ValueError(f"{operator}: implementation={implementation!r} cannot run: {reason}")
+        return found.function
+    reasons = []
+    for one in available:
+        reason = one.refusal(q)
+        if reason is None:
+            platform = jax.default_backend()
+            _log_choice(operator, one.name, platform, "; ".join(reasons) if platform == "gpu" and reasons else None)
+            return one.function
+        reasons.append(f"{one.name!r} cannot run: {reason}")
+    raise ValueError(f"{operator}: no implementation can run: {'; '.join(reasons)}")
 
 
 def check_offsets(

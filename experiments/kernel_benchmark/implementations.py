@@ -19,7 +19,7 @@ from pallas_kernels.seed_attention import api as seed_api
 from pallas_kernels.window_attention import api as window_api
 
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
-OURS = tuple(dict.fromkeys(name for api in APIS.values() for name in api.IMPLEMENTATIONS if name != "reference"))
+OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
 NAMES = (*OURS, "unfused", *libraries.NAMES, *processes.NAMES)
 """Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""

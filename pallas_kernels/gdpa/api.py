@@ -7,11 +7,20 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.activations import activation as activation_by_name
+from pallas_kernels.dispatch import Implementation
 from pallas_kernels.gdpa import mosaic, reference, triton, xla, xla_jagged
 from pallas_kernels.mosaic import launch
 
-IMPLEMENTATIONS = {"mosaic": mosaic.gdpa, "triton": triton.gdpa, "xla": xla.gdpa, "reference": reference.gdpa}
-IMPLEMENTATIONS_JAGGED = IMPLEMENTATIONS | {"xla": xla_jagged.gdpa, "reference": reference.gdpa_jagged}
+FUSED = (
+    Implementation("mosaic", mosaic.gdpa, launch.refusal),
+    Implementation("triton", triton.gdpa, triton.refusal),
+)
+IMPLEMENTATIONS = (*FUSED, Implementation("xla", xla.gdpa), Implementation("reference", reference.gdpa))
+IMPLEMENTATIONS_JAGGED = (
+    *FUSED,
+    Implementation("xla", xla_jagged.gdpa),
+    Implementation("reference", reference.gdpa_jagged),
+)
 
 
 def gdpa(
@@ -75,8 +84,7 @@ def gdpa(
     key_offsets = _key_offsets(q, k, row_splits, lengths, key_splits, key_lengths)
     activation_by_name(activation)
     available = IMPLEMENTATIONS_JAGGED if key_offsets else IMPLEMENTATIONS
-    refusals = {"mosaic": lambda: launch.refusal(q), "triton": lambda: triton.refusal(q)}
-    function = dispatch.choose("gdpa", implementation, available, refusals)
+    function = dispatch.choose("gdpa", implementation, available, q)
     return function(
         q,
         k,

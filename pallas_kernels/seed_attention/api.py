@@ -5,15 +5,16 @@ import math
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.dispatch import Implementation
 from pallas_kernels.mosaic import launch
 from pallas_kernels.seed_attention import mosaic, reference, triton, xla
 
-IMPLEMENTATIONS = {
-    "mosaic": mosaic.seed_attention,
-    "triton": triton.seed_attention,
-    "xla": xla.seed_attention,
-    "reference": reference.seed_attention,
-}
+IMPLEMENTATIONS = (
+    Implementation("mosaic", mosaic.seed_attention, launch.refusal),
+    Implementation("triton", triton.seed_attention, triton.refusal),
+    Implementation("xla", xla.seed_attention),
+    Implementation("reference", reference.seed_attention),
+)
 
 
 def seed_attention(
@@ -62,7 +63,6 @@ def seed_attention(
         raise ValueError(
             f"seed_attention: q holds {q.shape[0]} examples and lengths {lengths.shape[0]}; they must be equal"
         )
-    refusals = {"mosaic": lambda: launch.refusal(q), "triton": lambda: triton.refusal(q)}
-    function = dispatch.choose("seed_attention", implementation, IMPLEMENTATIONS, refusals)
+    function = dispatch.choose("seed_attention", implementation, IMPLEMENTATIONS, q)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     return function(q, k, v, row_splits, lengths, scale=factor)

@@ -5,15 +5,16 @@ import math
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.dispatch import Implementation
 from pallas_kernels.mosaic import launch
 from pallas_kernels.window_attention import mosaic, reference, triton, xla
 
-IMPLEMENTATIONS = {
-    "mosaic": mosaic.window_attention,
-    "triton": triton.window_attention,
-    "xla": xla.window_attention,
-    "reference": reference.window_attention,
-}
+IMPLEMENTATIONS = (
+    Implementation("mosaic", mosaic.window_attention, launch.refusal),
+    Implementation("triton", triton.window_attention, triton.refusal),
+    Implementation("xla", xla.window_attention),
+    Implementation("reference", reference.window_attention),
+)
 
 
 def window_attention(
@@ -66,7 +67,6 @@ def window_attention(
     left, right = window
     if left < 0 or right < 0:
         raise ValueError(f"window_attention: window={window}; both sides must be 0 or more")
-    refusals = {"mosaic": lambda: launch.refusal(q), "triton": lambda: triton.refusal(q)}
-    function = dispatch.choose("window_attention", implementation, IMPLEMENTATIONS, refusals)
+    function = dispatch.choose("window_attention", implementation, IMPLEMENTATIONS, q)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     return function(q, k, v, row_splits, lengths, window=(int(left), int(right)), scale=factor)

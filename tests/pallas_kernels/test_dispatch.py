@@ -68,16 +68,26 @@ def test_mosaic_says_which_operands_it_takes(call):
             call_gdpa(implementation="mosaic", **narrow)
 
 
+def toys(mosaic: str | None, triton: str | None) -> tuple[dispatch.Implementation, ...]:
+    """Implementations that return their names, the first two with these refusals."""
+    return (
+        dispatch.Implementation("mosaic", lambda: "mosaic", lambda q: mosaic),
+        dispatch.Implementation("triton", lambda: "triton", lambda q: triton),
+        dispatch.Implementation("xla", lambda: "xla"),
+    )
+
+
+def test_where_all_refuse_the_message_has_every_reason():
+    with pytest.raises(ValueError, match=r"no implementation can run: 'mosaic' cannot run: wide; 'triton' .* old"):
+        dispatch.choose("gdpa", None, toys("wide", "old")[:2], ROWS)
+
+
 def test_none_falls_to_xla_where_mosaic_cannot_run_and_a_gpu_says_why(caplog, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     dispatch._log_choice.cache_clear()
-    available = {name: lambda name=name: name for name in ("mosaic", "triton", "xla")}
     reasons = [("too wide", "too old"), ("too wide", None), (None, None), (None, "too old")]
     with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
-        chosen = [
-            dispatch.choose("gdpa", None, available, {"mosaic": lambda: mosaic, "triton": lambda: triton})()  # noqa: B023
-            for mosaic, triton in reasons
-        ]
+        chosen = [dispatch.choose("gdpa", None, toys(mosaic, triton), ROWS)() for mosaic, triton in reasons]
     assert chosen == ["xla", "triton", "mosaic", "mosaic"]
     assert [record.getMessage() for record in caplog.records] == [
         "gdpa: implementation 'xla' chosen for platform 'gpu', for 'mosaic' cannot run: too wide; "
