@@ -36,7 +36,7 @@ SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks 
   tests/pallas_kernels/mosaic/test_gdpa_contract.py
 NEWEST_CI ?= tests/nn tests/training tests/models/test_kunlun.py tests/pallas_kernels/test_contract.py
 
-.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci kernels kernels-ci lint format notebooks lock clean gpu carry
+.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci kernels kernels-ci lint format figures notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -180,6 +180,9 @@ carry: dev  ## put pure-Python packages that a GPU machine may lack into .carry,
 	  $(PY) -m pip freeze --disable-pip-version-check --all | grep -i -E "^$${name//-/[-_.]}==" || echo "$$name"; \
 	done > $(VENV)/carry.txt
 	$(PY) $(PIP_INSTALL) --upgrade --no-deps --only-binary :all: --target .carry -r $(VENV)/carry.txt
+
+figures: dev  ## draw every picture and table of stored results again
+	$(PY) -m experiments.figures
 
 notebooks: dev  ## run the notebooks and store them with their outputs
 	@for notebook in notebooks/*.ipynb; do \

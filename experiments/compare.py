@@ -27,7 +27,8 @@ from typing import Any
 import tyro
 from matplotlib.figure import Figure
 
-from experiments import comparisons
+from experiments.comparisons import NAMES
+from experiments.files import load
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset, resolve
@@ -77,7 +78,7 @@ class Arguments:
     """Flags of a comparison."""
 
     name: tyro.conf.Positional[str]
-    """File of experiments/comparisons."""
+    """File of experiments/comparisons, or the path of one of your own."""
     data: DataFlags = DataFlags()
     """Where the data is."""
     seeds: tuple[int, ...] = ()
@@ -92,11 +93,12 @@ class Arguments:
     """Measure code with uncommitted changes."""
 
 
-def load(name: str) -> Comparison:
-    """A file of ``experiments/comparisons``; ValueError for one that is not there."""
-    known = sorted(file.stem for file in Path(comparisons.__file__).parent.glob("[!_]*.py"))
-    if name not in known:
-        raise ValueError(f"no comparison {name!r}; there are {known}")
+def comparison_of(name: str) -> Comparison:
+    """A file of ``experiments/comparisons``, or of the path `name`; ValueError for one that is not there."""
+    if name.endswith(".py"):
+        return load(Path(name), "COMPARISON", Comparison)[2]
+    if name not in NAMES:
+        raise ValueError(f"no comparison {name!r}; there are {list(NAMES)}")
     return importlib.import_module(f"experiments.comparisons.{name}").COMPARISON
 
 
@@ -183,7 +185,9 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
                 row |= other[1](config, seed)
             else:
                 seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
-                folder = f"{args.name}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}".replace(" ", "-")
+                folder = f"{Path(args.name).stem}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}".replace(
+                    " ", "-"
+                )
                 row |= trained(seeded, args.runs / folder.replace("/", "-").replace(",", ""))
             row |= {"seconds": round(time.monotonic() - began, 1)}
             store(path, {**row, "environment": {**started_in, "load_average": load}}, key)
@@ -253,11 +257,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Parses flags, runs what is missing, prints and draws; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.compare", description=__doc__)
     try:
-        comparison = load(args.name)
+        comparison = comparison_of(args.name)
         unknown = sorted(set(args.rows) - {*comparison.rows, *comparison.others})
         if unknown:
             raise ValueError(f"rows names {unknown}; there are {[*comparison.rows, *comparison.others]}")
-        path = args.out or RESULTS / environment()["backend"] / f"{args.name}.json"
+        path = args.out or RESULTS / environment()["backend"] / f"{Path(args.name).stem}.json"
         run(args, comparison, path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -201,6 +201,24 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Test NE by system and training rows: the mean of the seeds, and how many there are where it is not one."""
+    groups, counts = grouped(rows), sorted({row["rows"] for row in rows})
+    floors = {row["rows"]: row["floor"]["test"] for row in rows}
+    lines = [f"| test NE | {' | '.join(f'{count:,} rows' for count in counts)} |", "|---" * (len(counts) + 1) + "|"]
+    for system in SYSTEMS:
+        if not any((count, system) in groups for count in counts):
+            continue
+        cells = []
+        for count in counts:
+            group = groups.get((count, system), [])
+            many = f" ({len(group)} seeds)" if len(group) > 1 else ""
+            cells.append(f"{mean_of(group, 'test'):.4f}{many}" if group else "")
+        lines.append(f"| {system} | {' | '.join(cells)} |")
+    lines.append(f"| floor | {' | '.join(f'{floors[count]:.4f}' for count in counts)} |")
+    return "\n".join(lines)
+
+
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
     """NE of the test split over training rows: a line for each system, a dot for each seed, the floor below."""
     figure = Figure(figsize=(8, 5), dpi=140, layout="constrained")

@@ -220,6 +220,17 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """Examples/s by setting."""
+    lines = ["| examples/s | JAX | eager | compiled | JAX / the better |", "|---|---|---|---|---|"]
+    for cell, numbers in result["speed"].items():
+        for task in ("train", "predict"):
+            rates = [numbers["examples_per_second"][f"{task}/{x}"] for x in ("jax", "torch eager", "torch compiled")]
+            cells = " | ".join(f"{x:,.0f}" if x >= 100 else f"{x:.1f}" for x in rates)
+            lines.append(f"| {cell}, {task} | {cells} | {ratio(numbers, task):.2f} |")
+    return "\n".join(lines)
+
+
 def picture(result: dict[str, Any], path: Path) -> None:
     """Differences by part, and examples/s by setting."""
     figure = Figure(figsize=(11, 4.2), dpi=140, layout="constrained")

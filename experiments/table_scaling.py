@@ -216,19 +216,28 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(results: list[dict[str, Any]]) -> str:
+    """Ratios to the smallest table."""
+    heads = " | ".join(f"{r['rows']:.0e}".replace("e+0", "e") for r in results)
+    lines = [f"| rows of the table | {heads} |", "|---" * (len(results) + 1) + "|"]
+    lines.append("| time of a step, relative | " + " | ".join(f"{r['time_ratio']:.2f}" for r in results) + " |")
+    memory = " | ".join(f"{r['temporary_ratio']:.2f}" for r in results)
+    return "\n".join([*lines, f"| compiled temporary memory, relative | {memory} |"])
+
+
 def picture(results: list[dict[str, Any]], path: Path) -> None:
     """Time and memory of a step over rows."""
     figure = Figure(figsize=(8, 3.2), dpi=140, layout="constrained")
     left, right = figure.subplots(1, 2)
     rows = [r["rows"] for r in results]
-    left.plot(rows, [r["step_seconds"] * 1e3 for r in results], "o-", color="#2f6fb0")
-    left.set_ylabel("ms per step (median)")
+    left.plot(rows, [r["time_ratio"] for r in results], "o-", color="#2f6fb0")
+    left.set_ylabel("time of a step, relative (paired medians)")
     right.plot(rows, [r["table_bytes"] / 1e6 for r in results], "s--", color="#888888", label="the table itself")
     right.plot(rows, [r["temporary_bytes"] / 1e6 for r in results], "o-", color="#c8553d", label="temporary of a step")
     right.set_yscale("log")
     right.set_ylabel("MB")
     right.legend(frameon=False, fontsize=8)
-    left.set_ylim(0, 1.2e3 * max(r["step_seconds"] for r in results))
+    left.set_ylim(0, 1.2 * max(r["time_ratio"] for r in results))
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xlabel("rows of the table")

@@ -20,7 +20,8 @@ from typing import Any
 
 import tyro
 
-from experiments.configs import PRESETS, described, from_file
+from experiments.configs import PRESETS
+from experiments.files import load
 from kunlun_jax.data.open import open_dataset, resolve
 from kunlun_jax.flops import summary
 from kunlun_jax.training.config import TrainConfig
@@ -75,8 +76,8 @@ def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
     """
     presets = PRESETS
     if arguments and arguments[0].endswith(".py"):
-        module = from_file(Path(arguments[0]))
-        presets, arguments = {**PRESETS, module.__name__: described(module)}, [module.__name__, *arguments[1:]]
+        name, summary, config = load(Path(arguments[0]), "CONFIG", TrainConfig)
+        presets, arguments = {**PRESETS, name: (summary, config)}, [name, *arguments[1:]]
     config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="experiments.train", description=__doc__)
     return next(argument for argument in arguments if argument in presets), config
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -80,11 +81,6 @@ class KnowsProbabilities(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetConfig:
-    """Base of the options of every data set."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A source, its splits, and what metrics need to know of it.
 
@@ -128,6 +124,31 @@ class Dataset:
             raise ValueError(f"split {split!r} has no rows, so it has no entropy floor")
         probability = self.source.probability(np.arange(rows.start, rows.stop))[:, task]
         return float(_entropy(probability).mean() / _entropy(np.asarray(self.p_train[task])))
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Base of the options of every data set. A run's config.json names the class, so a new one is registered nowhere.
+
+    Attributes:
+      signs: patterns of files of which a folder that holds the data set has at least one; none for one without files.
+      public: whether the environment variable KUNLUN_DATA may stand in for its folder.
+    """
+
+    signs: ClassVar[tuple[str, ...]] = ()
+    public: ClassVar[bool] = False
+
+    def open(self, root: Path | None, cache: Path | None) -> Dataset:
+        """The data set, prepared first where it is not yet.
+
+        Args:
+          root: its folder; None for one without `signs`, and for no other.
+          cache: folder for prepared data; None is `kunlun_jax.data.cache.default_cache`.
+
+        Raises:
+          ValueError: bad data; the message names file, field and value.
+        """
+        raise NotImplementedError
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

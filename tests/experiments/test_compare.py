@@ -28,7 +28,7 @@ def measured(tmp_path_factory):
     """Two rows for one seed, measured by the command."""
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "load", lambda name: COMPARISON)
+        patch.setattr(compare, "comparison_of", lambda name: COMPARISON)
         flags = ["toy", "--dirty", "--out", str(folder / "toy.json"), "--runs", str(folder / "runs")]
         assert compare.main([*flags, "--seeds", "0", "--rows", "whole", "constant"]) == 0
     return folder
@@ -47,7 +47,7 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     out = tmp_path / "toy.json"
     out.write_text((measured / "toy.json").read_text())
     calls = []
-    monkeypatch.setattr(compare, "load", lambda name: COMPARISON)
+    monkeypatch.setattr(compare, "comparison_of", lambda name: COMPARISON)
     monkeypatch.setattr(
         compare, "trained", lambda config, path: calls.append(config) or constant(config, 0) | {"steps": 1}
     )
@@ -91,7 +91,7 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
 
 @pytest.mark.parametrize("name", ["kuairand", "movielens", "remedies", "sizes", "systems"])
 def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name):
-    comparison = compare.load(name)
+    comparison = compare.comparison_of(name)
     configs = [compare.parse(flags.split())[1] for flags in comparison.rows.values()]
     assert len({repr(config) for config in configs}) == len(configs)
     for column in (*comparison.columns, f"{comparison.split} {comparison.metric}"):

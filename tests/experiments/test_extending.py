@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from experiments import evaluate, train
-from experiments.configs import from_file
+from experiments.files import load
+from kunlun_jax.training.config import TrainConfig
 
 MODEL = '''
 """Mean: context tokens and the mean of each history, through an MLP."""
@@ -106,16 +107,16 @@ def test_a_file_that_is_no_preset_is_refused(tmp_path, text, message):
     path = tmp_path / "toy_nothing.py"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        from_file(path)
+        load(path, "CONFIG", TrainConfig)
     sys.modules.pop("toy_nothing")
 
 
 def test_a_preset_that_is_not_there_exits_2(tmp_path, capsys):
     assert train.main([str(tmp_path / "mine.py")]) == 2
-    assert "no such file; a preset is one of ['dcnv2/small'" in capsys.readouterr().err
+    assert "no such file; name a Python file that holds a TrainConfig called CONFIG" in capsys.readouterr().err
 
 
 def test_a_preset_named_like_a_module_is_refused(tmp_path):
     (tmp_path / "json.py").write_text("")
     with pytest.raises(ValueError, match="a module called 'json' is there already"):
-        from_file(tmp_path / "json.py")
+        load(tmp_path / "json.py", "CONFIG", TrainConfig)

@@ -12,7 +12,7 @@ import pytest
 from experiments import train
 from experiments.configs import PRESETS
 from kunlun_jax.data.dataset import DatasetConfig
-from kunlun_jax.data.open import KINDS
+from kunlun_jax.data.open import SETS
 from kunlun_jax.data.parquet.source import ParquetConfig
 from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.models.system import SystemConfig
@@ -78,7 +78,7 @@ def dataclasses_below(kind: type, found: dict[type, None] | None = None) -> list
 def all_kinds() -> list[type]:
     """Of every model and data set, too, which a field names by its base alone."""
     found: dict[type, None] = {}
-    for kind in (TrainConfig, SystemConfig, *all_configs(), *(kind.config for kind in KINDS)):
+    for kind in (TrainConfig, SystemConfig, *all_configs(), *SETS):
         dataclasses_below(kind, found)
     without_fields = {ModelConfig, DatasetConfig, ParquetConfig}
     return sorted(set(found) - without_fields, key=lambda kind: kind.__name__)

@@ -25,6 +25,13 @@ from kunlun_jax.data.schema import Schema
 class ParquetConfig(DatasetConfig):
     """Prepared data: its ``schema.json`` says everything, so there is no option."""
 
+    signs = ("schema.json",)
+
+    def open(self, root: Path | None, cache: Path | None) -> Dataset:
+        """`open_dataset`."""
+        assert root is not None
+        return open_dataset(root, cache)
+
 
 def open_dataset(root: Path, cache: Path | None = None) -> Dataset:
     """Opens a prepared data set; the first time it is checked and converted, which a progress bar shows.

@@ -109,6 +109,9 @@ class KuaiRandConfig(DatasetConfig):
     random_log: Literal["ignore", "history"] = "ignore"
     """Whether the log of randomly shown videos, if there, feeds histories and rates. Its rows are never examples."""
 
+    signs = ("log_standard_*_pure.csv", "data/log_standard_*_pure.csv", "KuaiRand-Pure/data/log_standard_*")
+    public = True
+
     def __post_init__(self):
         before = "", datetime.date.min
         for field in ("train_days", "valid_days", "test_days"):
@@ -126,6 +129,11 @@ class KuaiRandConfig(DatasetConfig):
         first, last = (datetime.date.fromisoformat(day) for day in getattr(self, f"{split}_days"))
         epoch = datetime.date(1970, 1, 1)
         return (first - epoch).days, (last - epoch).days
+
+    def open(self, root: Path | None, cache: Path | None) -> Dataset:
+        """`open_dataset`."""
+        assert root is not None
+        return open_dataset(root, cache, self)
 
 
 def open_dataset(root: Path, cache: Path | None = None, config: KuaiRandConfig = KuaiRandConfig()) -> Dataset:

@@ -74,6 +74,9 @@ class MovieLensConfig(DatasetConfig):
     frozen: bool = True
     """With the split last, write valid_frozen and test_frozen: cut before the user's first row of the split."""
 
+    signs = ("ratings.dat", "ml-1m/ratings.dat")
+    public = True
+
     def __post_init__(self):
         if self.split not in ("random", "last"):
             raise ValueError(f"split is {self.split!r}; use 'random' or 'last'")
@@ -81,6 +84,11 @@ class MovieLensConfig(DatasetConfig):
             raise ValueError(f"seed is {self.seed}; it must not be negative")
         if not self.smoothing > 0:
             raise ValueError(f"smoothing is {self.smoothing}; it must be a positive number of ratings")
+
+    def open(self, root: Path | None, cache: Path | None) -> Dataset:
+        """`open_dataset`."""
+        assert root is not None
+        return open_dataset(root, cache, self)
 
 
 def open_dataset(root: Path, cache: Path | None = None, config: MovieLensConfig = MovieLensConfig()) -> Dataset:

@@ -35,6 +35,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -129,6 +130,11 @@ class SyntheticConfig(DatasetConfig):
     def split_rows(self) -> dict[str, int]:
         """Rows of each split, in order of time."""
         return {"train": self.train_rows, "valid": self.valid_rows, "test": self.test_rows}
+
+    def open(self, root: Path | None, cache: Path | None) -> Dataset:
+        """The synthetic data set; there is nothing to prepare."""
+        del root, cache
+        return open_dataset(self)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,35 @@
+"""Presets and comparisons of one's own: Python files that lie anywhere and are named by their path."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
+    """What a Python file holds as `name`.
+
+    The file is imported as a module called as the file, which finds what any module finds: what is installed, and what
+    lies in the folder that the command is run from.
+
+    Returns:
+      Name of the module, first line of its docstring, and the object.
+
+    Raises:
+      ValueError: no such file, another module has its name, or it holds no `kind` as `name`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; name a Python file that holds a {kind.__name__} called {name}")
+    if path.stem in sys.modules:
+        raise ValueError(f"{path}: a module called {path.stem!r} is there already; give the file another name")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: the config of a model in the same file is found again by the name of its module.
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not isinstance(found, kind):
+        raise ValueError(f"{path}: must hold a {kind.__module__}.{kind.__name__} called {name}")
+    summary, *_ = (module.__doc__ or path.name).splitlines()
+    return path.stem, summary, found
