@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -185,10 +186,9 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
                 row |= other[1](config, seed)
             else:
                 seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
-                folder = f"{Path(args.name).stem}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}".replace(
-                    " ", "-"
-                )
-                row |= trained(seeded, args.runs / folder.replace("/", "-").replace(",", ""))
+                # The commit in the name, so that no other code goes on with a run that was cut off.
+                folder = f"{Path(args.name).stem}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}"
+                row |= trained(seeded, args.runs / re.sub("[ /,]+", "-", folder))
             row |= {"seconds": round(time.monotonic() - began, 1)}
             store(path, {**row, "environment": {**started_in, "load_average": load}}, key)
             found = row["splits"][comparison.split][comparison.metric]
