@@ -62,6 +62,8 @@ def test_help_of_a_preset_names_units_and_defaults(capsys):
     ):
         assert flag in text
         assert f"{help_text} (default: {default})" in text
+    assert "P the paper's own words, M Meta's code, R two or more readers of the paper, r one reader" in text
+    assert "--data.train-rows" in text and "--data.smoothing" not in text and "--model.unit-hidden" not in text
 
 
 def dataclasses_below(kind: type, found: dict[type, None] | None = None) -> list[type]:
