@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
-import optax
 import pytest
 
 from kunlun_jax.training.metrics import log_losses
+from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer
 from pallas_kernels.jagged import row_mask
 
 
@@ -41,7 +41,7 @@ def test_shapes_and_dtypes_are_checked_at_run_time():
 
 def test_optax_is_let_off_strict_promotion_and_our_code_is_not():
     params = jnp.ones(3)
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 2, 10))
+    optimizer = dense_optimizer(OptimizerConfig(decay="cosine", weight_decay=0.1, clip_norm=1.0), 10)
     state = optimizer.init(params)
     for _ in range(3):
         updates, state = jax.jit(optimizer.update)(params, state, params)
