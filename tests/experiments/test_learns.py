@@ -140,6 +140,7 @@ def test_rows_of_another_world_are_kept_but_not_shown(tmp_path, capsys, quick):
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+@pytest.mark.slow  # what it shows of a training run, test_compare shows, too
 def test_a_neural_system_leaves_its_row_alone(tmp_path):
     out, runs = tmp_path / "learns.json", tmp_path / "runs"
     flags = [*FLAGS[:-1], "--seeds", "3", "--out", str(out), "--runs", str(runs), "--systems", "pooled-product"]

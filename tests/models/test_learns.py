@@ -24,7 +24,7 @@ FINDS_MATCHES: dict[str, ModelConfig] = {
     "pooled_product": preset("pooled_product/small", head_hidden=(64,)),
     "kunlun": preset("kunlun/small", layers=1),
 }
-STEPS_OF = {"kunlun": 250}
+STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350}
 """Fewer where a step takes long and fewer are enough."""
 KUNLUN_AS_IT_WAS = preset(
     "kunlun/small",

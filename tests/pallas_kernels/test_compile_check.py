@@ -149,13 +149,22 @@ def test_two_cases_of_one_name_are_refused(monkeypatch):
 # --- compiled in earnest ---
 
 
+def first_of_each_chip(cases):
+    """One of each chip in `make test`; the others are slow, and `make kernels-ci` compiles many more."""
+    first = {chip.name: case for chip, case in reversed(cases)}
+    return [
+        (chip, case) if first[chip.name] is case else pytest.param(chip, case, marks=pytest.mark.slow)
+        for chip, case in cases
+    ]
+
+
 @pytest.fixture(scope="module")
 def folder():
     """Raises where there is no compiler, with what to type: a skip would look like a check that passed."""
     return compile_check.compiler()
 
 
-@pytest.mark.parametrize(("chip", "case"), ONE_OF_EACH, ids=[case.name for _, case in ONE_OF_EACH])
+@pytest.mark.parametrize(("chip", "case"), first_of_each_chip(ONE_OF_EACH), ids=[case.name for _, case in ONE_OF_EACH])
 def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
     result = compile_check.check(case, chip, folder)
     assert result.faults == ()

@@ -99,6 +99,7 @@ def test_names_are_complete_both_ways(choice):
     assert all((new_tables[name] == tables[name]).all() for name in tables)
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_is_found():
     with parity.precision("float64"):
         config = config_of("interformer", dtype="float64", implementation="reference")

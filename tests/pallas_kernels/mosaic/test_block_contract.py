@@ -6,7 +6,7 @@ import pytest
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.mosaic.one_program import ShorterContract
+from tests.pallas_kernels.one_program import ShorterContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -19,6 +19,7 @@ class TestBlockContract(ShorterContract):
 
 
 @pytest.mark.several_blocks
+@slow
 def test_several_blocks_share_the_work():
     """More keys than one tile, the last of them masked; an item of two tiles whose second one is empty."""
     assert_error_of_16_bits(operators.gdpa_block(dim=32, keys=136), Layout((150, 3, 0, 64, 70)))

@@ -8,20 +8,23 @@ from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import launch
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.mosaic.one_program import MosaicContract
+from tests.pallas_kernels.one_program import MosaicContract
 from tests.pallas_kernels.operators import Layout
 
-# Kept keys with a fill of zeros (5 is no multiple of 8), jagged keys of other lengths, and the queries' own rows.
-OPERATORS = (
-    operators.gdpa(dim=64),
-    operators.gdpa(keys="jagged", dim=32),
-    operators.gdpa(keys="self", dim=64),
-)
+# Kept keys with a fill of zeros (5 is no multiple of 8), and jagged keys of other lengths. The queries' own rows as
+# keys run on the same kernel as those, and `test_several_blocks_share_the_work` has them.
+OPERATORS = (operators.gdpa(dim=64), operators.gdpa(keys="jagged", dim=32))
 pytestmark = pytest.mark.usefixtures("chip")
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 class TestMosaicContract(MosaicContract):
+    """Bases hold the tests."""
+
+
+@slow
+@pytest.mark.parametrize("operator", [operators.gdpa(keys="self", dim=64)], ids=lambda operator: operator.name)
+class TestMosaicContractOfOwnRows(MosaicContract):
     """Bases hold the tests."""
 
 

@@ -74,7 +74,8 @@ def test_maxima_that_rise_from_tile_to_tile():
     assert_close(actual, exact(q, k, v, (length,), window))
 
 
-@pytest.mark.parametrize("window", [(20, 30), pytest.param((200, 0), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [(20, 30), (200, 0)])
 def test_heads_of_keys_are_shared(window):
     lengths, random = (70, 0, 9), np.random.default_rng(1)
     rows = int(offsets(lengths)[0][-1])

@@ -9,7 +9,7 @@ from pallas_kernels.mosaic.config import Config
 from pallas_kernels.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.mosaic.one_program import ShorterContract
+from tests.pallas_kernels.one_program import ShorterContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -23,7 +23,8 @@ class TestSoftmaxContract(ShorterContract):
     """Bases hold the tests."""
 
 
-@pytest.mark.parametrize("window", [pytest.param(w, marks=[] if w == (63, 64) else slow) for w in WINDOWS])
+@slow
+@pytest.mark.parametrize("window", WINDOWS)
 def test_windows_are_inclusive(window):
     """Several tiles of queries and of keys: what lies just outside the window, in a tile or beside it, is not read."""
     assert_error_of_16_bits(operators.window_attention(*window, dim=32), Layout((150, 0, 9, 64)))
@@ -38,7 +39,8 @@ def test_widths_of_a_head(dim, operator):
 
 
 @pytest.mark.several_blocks
-@pytest.mark.parametrize("operator", ["window", pytest.param("seed", marks=slow)])
+@slow
+@pytest.mark.parametrize("operator", ["window", "seed"])
 def test_several_blocks_share_the_work(operator):
     made = operators.window_attention(8, 70, dim=32) if operator == "window" else operators.seed_attention(dim=32)
     assert_error_of_16_bits(made, Layout((150, 3, 0, 64, 70)))

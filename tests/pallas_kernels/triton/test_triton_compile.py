@@ -68,6 +68,11 @@ def test_the_catalogue_has_every_operator_and_pass(chip):
     assert len({c.name for c in cases}) == len(cases)
 
 
+def first_of_many(cases):
+    """The first in `make test`; the others are slow, and `make kernels-ci` compiles many more."""
+    return [cases[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in cases[1:])]
+
+
 @pytest.fixture(scope="module")
 def folder():
     """Raises where there is no compiler, with what to type: a skip would look like a check that passed."""
@@ -76,7 +81,7 @@ def folder():
     return compile_check.compiler()
 
 
-@pytest.mark.parametrize(("chip", "case"), SELECTION, ids=[case.name for _, case in SELECTION])
+@pytest.mark.parametrize(("chip", "case"), first_of_many(SELECTION), ids=[case.name for _, case in SELECTION])
 def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
     result = compile_check.check(case, chip, folder)
     assert result.faults == ()

@@ -1,4 +1,7 @@
-"""The contract with one program for all tests of an operator: an interpreted kernel takes ten seconds to compile."""
+"""One compiled program for all tests of an operator and an implementation: most of a test's time goes into compiling.
+
+Offsets are arguments and every batch has the same number of examples and rows, so nothing but the dtype compiles again.
+"""
 
 import functools
 
@@ -11,16 +14,13 @@ from tests.pallas_kernels.contract import Contract, Traced
 from tests.pallas_kernels.mosaic.accuracy import slow
 from tests.pallas_kernels.operators import Layout, Operator
 
-EXAMPLES, ROWS = 5, 99
-"""Of every batch. The rows end off the alignment, three behind the last of the examples in `MosaicContract.lengths`."""
-
 
 class Program:
     """(layout, operands, cotangent) -> output and gradients; offsets are arguments, so all layouts share it."""
 
-    def __init__(self, operator: Operator):
+    def __init__(self, operator: Operator, implementation: str):
         self.traced = []  # dtypes of the cotangents
-        self._operator = operator
+        self._operator, self._implementation = operator, implementation
         self._jitted = jax.jit(self._trace)
 
     def __call__(self, layout: Layout, operands, cotangent):
@@ -30,33 +30,33 @@ class Program:
 
     def _trace(self, operands, cotangent, splits, lengths):
         self.traced.append(cotangent.dtype)
-        function = functools.partial(self._operator.call, "mosaic", Traced(splits, lengths))
+        function = functools.partial(self._operator.call, self._implementation, Traced(splits, lengths))
         out, pullback = jax.vjp(lambda *operands: function(operands), *operands)
         return out, *pullback(cotangent)
 
 
 @functools.cache
-def program(operator: Operator, generation: str) -> Program:
-    """That of an operator on a generation of chips, for which the fixture `chip` sets up the interpreter."""
-    del generation
-    return Program(operator)
+def program(operator: Operator, implementation: str, where: str = "") -> Program:
+    """That of an operator; `where` is the chip for which a fixture sets up an interpreter."""
+    del where
+    return Program(operator, implementation)
 
 
-class MosaicContract(Contract):
-    """The contract for the Mosaic kernels; a subclass has the fixture `operator`."""
+class OneProgramContract(Contract):
+    """The contract with batches of one size; a subclass has the fixture `run`, a `Program`.
 
-    # Two tiles and their tails; as few rows as do, for an interpreted kernel takes seconds.
-    lengths, changed = (0, 1, 70, 9, 0), 3
+    Attributes:
+      examples, rows: of every batch. The rows end off the alignment, behind the last of the examples in `lengths`.
+    """
 
-    @pytest.fixture
-    def run(self, operator, generation):
-        return program(operator, generation)
+    examples: int
+    rows: int
 
     def layout(self, lengths: tuple[int, ...], spare: int = 0) -> Layout:
-        """Examples of these lengths, empty ones behind them, in a batch of `EXAMPLES` and `ROWS`."""
+        """Examples of these lengths, empty ones behind them."""
         del spare
-        lengths += (0,) * (EXAMPLES - len(lengths))
-        return Layout(lengths, spare=ROWS - int(Layout(lengths).splits[-1]))
+        lengths += (0,) * (self.examples - len(lengths))
+        return Layout(lengths, spare=self.rows - int(Layout(lengths).splits[-1]))
 
     def test_one_compilation_for_all_lengths(self, operator, run, rng):
         for lengths in ((20, 0, 31), (0, 0, 0), (8, 8, 8)):
@@ -64,6 +64,18 @@ class MosaicContract(Contract):
             operands = operator.operands(layout, rng, self.dtype)
             assert np.isfinite(run(layout, operands, operator.cotangent(layout, rng, self.dtype))[0]).all()
         assert run.traced.count(self.dtype) == 1
+
+
+class MosaicContract(OneProgramContract):
+    """The contract for the Mosaic kernels; a subclass has the fixture `operator`."""
+
+    # Two tiles and their tails; as few rows as do, for an interpreted kernel takes seconds.
+    lengths, changed = (0, 1, 70, 9, 0), 3
+    examples, rows = 5, 99
+
+    @pytest.fixture
+    def run(self, operator, generation):
+        return program(operator, "mosaic", generation)
 
 
 class ShorterContract(MosaicContract):
