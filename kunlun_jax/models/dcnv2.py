@@ -86,11 +86,11 @@ class DCNv2(System):
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
         x, events, _ = self.inputs(batch, embedded)
-        x = jnp.concatenate([x, *(self.pool(events[name]) for name in self.event_names)], axis=1)
-        x = rearrange(x, "batch tokens dim -> batch (tokens dim)")
-        crossed = self.cross(x)
-        deep = activation(self.activation)(self.deep(crossed if self.stacked else x))
-        return self.logits(deep if self.stacked else jnp.concatenate([crossed, deep], axis=1), dropout)
+        tokens = jnp.concatenate([x, *(self.pool(events[name]) for name in self.event_names)], axis=1)
+        tokens = rearrange(tokens, "batch tokens dim -> batch (tokens dim)")
+        crossed = self.cross(tokens)
+        deep = activation(self.activation)(self.deep(crossed if self.stacked else tokens))
+        return self.logits(deep if self.stacked else jnp.concatenate([crossed, deep], axis=1), x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the two networks."""

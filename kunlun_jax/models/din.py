@@ -81,7 +81,7 @@ class DIN(System):
         for name in self.event_names:
             candidate, fields = self.pairs(name, embedded)
             found.append(self.attention[name](events[name], fields, candidate))
-        return self.logits(jnp.concatenate(found, axis=1), dropout)
+        return self.logits(jnp.concatenate(found, axis=1), x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the activation units."""

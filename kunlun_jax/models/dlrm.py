@@ -78,10 +78,10 @@ class DLRM(System):
         x, events, _ = self.inputs(batch, embedded)
         histories = [self.pool(events[name]) for name in self.event_names]
         if self.bottom is None:
-            return self.logits(dot_products(jnp.concatenate([x, *histories], axis=1)), dropout)
+            return self.logits(dot_products(jnp.concatenate([x, *histories], axis=1)), x, dropout)
         z = self.bottom(x[:, 0])
-        x = jnp.concatenate([z[:, None, :], x[:, 1:], *histories], axis=1)
-        return self.logits(jnp.concatenate([z, dot_products(x)], axis=1), dropout)
+        tokens = jnp.concatenate([z[:, None, :], x[:, 1:], *histories], axis=1)
+        return self.logits(jnp.concatenate([z, dot_products(tokens)], axis=1), x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the bottom MLP and the dot products."""

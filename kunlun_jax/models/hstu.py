@@ -121,7 +121,7 @@ class HSTU(System):
         sequence = append(history, candidate)
         for layer in self.layers:
             sequence = sequence.replace(layer(sequence, age, dropout))
-        return self.logits(last_rows(sequence, 1)[:, 0], dropout)
+        return self.logits(last_rows(sequence, 1)[:, 0], x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the candidate's MLP and the blocks."""

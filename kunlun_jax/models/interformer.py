@@ -220,7 +220,8 @@ class InterFormer(System):
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
-        x, events, age = self.inputs(batch, embedded)
+        context, events, age = self.inputs(batch, embedded)
+        x = context
         # CLS tokens are as old as the request.
         now = jnp.zeros((batch.size, self.cls_tokens, 1), jnp.float32)
         age = {
@@ -236,7 +237,7 @@ class InterFormer(System):
                 events = layer.attend(events, x_sum, age)
             x = layer.interact(x, s_sum)
         last = jnp.concatenate([self.summary.of_context(x), *self.summary.of_sequences(events)], axis=1)
-        return self.logits(rearrange(last, "batch tokens dim -> batch (tokens dim)"), dropout)
+        return self.logits(rearrange(last, "batch tokens dim -> batch (tokens dim)"), context, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of each block of each layer, and of the last summary."""

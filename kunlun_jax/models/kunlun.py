@@ -198,9 +198,9 @@ class Kunlun(System):
 
         `embedded` holds the embeddings of `batch`; dropout acts only where `dropout` is given.
         """
-        _, *layers = (x for x, _, _ in self.states(batch, embedded))
+        context, *layers = (x for x, _, _ in self.states(batch, embedded))
         x = jnp.concatenate(layers if self.head_reads == "all" else layers[-1:], axis=1)
-        return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), dropout)
+        return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), context, dropout)
 
     def states(
         self, batch: Batch, embedded: Embedded

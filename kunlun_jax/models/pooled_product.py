@@ -101,7 +101,7 @@ class PooledProduct(System):
             found.append(rearrange(sums * candidate.astype(self.dtype)[:, None], "batch ... -> batch (...)"))
             tokens = packed.replace(events[name].values[:, None])
             found.append(rearrange(squash(gated_sums(tokens, gates)), "batch ... -> batch (...)"))
-        return self.logits(jnp.concatenate(found, axis=1), dropout)
+        return self.logits(jnp.concatenate(found, axis=1), x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the gates; sums and products are not counted."""

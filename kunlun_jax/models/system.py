@@ -1,7 +1,7 @@
 """What every system shares: one schema, one batch, one input, one head, so that they differ in their middles alone.
 
     X   = context tokens                                  S_e = event tokens of each event type e
-    logits = MLP(what the system makes of X and the S_e), whose last bias starts at the logit of the base rate
+    logits = MLP(what the system makes of X and the S_e) [+ W X]; the last bias starts at the logit of the base rate
 
 Source: Kunlun and InterFormer (P) for tokens; the same input and head for every system are ours (O), so that a
 difference between two of them comes from what stands between.
@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -25,7 +26,7 @@ from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.nn.context import ContextTokens
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.event_input import EventInput, unit_rank
-from kunlun_jax.nn.mlp import MLP
+from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.jagged import zero_padding
 
@@ -63,6 +64,8 @@ class SystemConfig(ModelConfig):
     """Hidden widths of the MLP that ends in the logits."""
     activation: str = "gelu"
     """Activation of every plain MLP (O)."""
+    wide: bool = False
+    """Whether the logits also take a linear map of the context tokens, which starts at zero (O, as in Wide & Deep)."""
     dropout: float = 0.0
     """Dropout rate on the head's input (O)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
@@ -178,7 +181,9 @@ class System(nnx.Module):
         return tuple(sorted(self.event_input))
 
     def make_head(self, inputs: int, config: SystemConfig, base_rate: tuple[float, ...], rngs: nnx.Rngs) -> None:
-        """Dropout and the MLP from `inputs` channels to the logits; a new one predicts about `base_rate`.
+        """What makes the logits: dropout and an MLP on `inputs` channels, with config.wide a linear map of the context.
+
+        A new one predicts about `base_rate`.
 
         Raises:
           ValueError: `base_rate` does not hold one rate inside (0, 1) for each task.
@@ -191,6 +196,18 @@ class System(nnx.Module):
         if rate.shape != (len(tasks),) or not np.all((rate > 0) & (rate < 1)):
             raise ValueError(f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {tasks}")
         self.head.layers[-1].bias = nnx.Param(jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
+        self.wide = (
+            nnx.Linear(
+                self.context.tokens * config.dim,
+                len(tasks),
+                use_bias=False,
+                kernel_init=nnx.initializers.zeros,
+                dtype=config.compute_dtype,
+                rngs=rngs,
+            )
+            if config.wide
+            else None
+        )
 
     def inputs(
         self, batch: Batch, embedded: Embedded
@@ -226,12 +243,22 @@ class System(nnx.Module):
         context, event = (np.array([pair[side] for pair in found], np.int32) for side in (0, 1))
         return embedded.categorical[:, context], embedded.events[name][:, event]
 
-    def logits(self, x: Float[Array, "batch channels"], dropout: nnx.Rngs | None) -> Float[Array, "batch tasks"]:
+    def logits(
+        self,
+        channels: Float[Array, "batch channels"],
+        context: Float[Array, "batch tokens dim"],
+        dropout: nnx.Rngs | None,
+    ) -> Float[Array, "batch tasks"]:
         """The head's output, float32 (float64 where that is the dtype of the computation).
 
-        Dropout acts only where `dropout` is given.
+        Args:
+          channels: what the system made of its inputs.
+          context: the context tokens as they came in.
+          dropout: it acts only where this is given.
         """
-        logits = self.head(self.dropout(x, deterministic=dropout is None, rngs=dropout))
+        logits = self.head(self.dropout(channels, deterministic=dropout is None, rngs=dropout))
+        if self.wide is not None:
+            logits += self.wide(rearrange(context, "batch tokens dim -> batch (tokens dim)"))
         return logits.astype(accumulator(logits.dtype))
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
@@ -250,4 +277,5 @@ class System(nnx.Module):
             width = None if self.context.project is None else self.context.project.shape[-1]
             per_event = to_token.flops(width)
             parts.append(part(f"event input {name}", to_token, per_event * lengths[name].sum() / batch))
-        return [*parts, *self.middle_parts(lengths, batch), part("head", self.head, self.head.flops())]
+        parts += [*self.middle_parts(lengths, batch), part("head", self.head, self.head.flops())]
+        return parts if self.wide is None else [*parts, part("wide", self.wide, linear_flops(self.wide))]

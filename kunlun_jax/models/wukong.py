@@ -115,11 +115,11 @@ class Wukong(System):
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
-        x, events, _ = self.inputs(batch, embedded)
-        x = jnp.concatenate([x, *(self.pool[name](events[name]) for name in self.event_names)], axis=1)
+        context, events, _ = self.inputs(batch, embedded)
+        x = jnp.concatenate([context, *(self.pool[name](events[name]) for name in self.event_names)], axis=1)
         for layer in self.layers:
             x = layer(x)
-        return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), dropout)
+        return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), context, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the pools and the layers."""

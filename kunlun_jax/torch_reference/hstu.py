@@ -88,4 +88,4 @@ class HSTU(System):
         age = age.take_along_dim(order, dim=1).masked_fill(is_candidate, 0)
         for layer in self.layers:
             sequence = layer(sequence, age, mask)
-        return self.logits(sequence[torch.arange(len(lengths)), lengths])
+        return self.logits(sequence[torch.arange(len(lengths)), lengths], x)

@@ -179,9 +179,10 @@ class InterFormer(System):
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
-        x, events = self.inputs(batch)
+        context, events = self.inputs(batch)
+        x = context
         sequences = {name: (s, batch.events[name].age, batch.events[name].mask) for name, s in events.items()}
         for index, layer in enumerate(self.layers):
             x, sequences = layer(x, sequences, first=index == 0)
         s_sum = [self.summary.of_sequence(name, s, mask) for name, (s, _, mask) in sequences.items()]
-        return self.logits(torch.cat([self.summary.of_context(x), *s_sum], dim=1))
+        return self.logits(torch.cat([self.summary.of_context(x), *s_sum], dim=1), context)

@@ -134,11 +134,11 @@ class Kunlun(System):
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
-        x, events = self.inputs(batch)
+        context, events = self.inputs(batch)
         age, mask = ({name: getattr(batch.events[name], of) for name in self.names} for of in ("age", "mask"))
         history: dict[str, Tensor] = {}
-        outputs = []
+        x, outputs = context, []
         for layer in self.layers:
             x, events, history = layer(x, events, history, age, mask)
             outputs.append(x)
-        return self.logits(torch.cat(outputs[-self.head_layers :], dim=1))
+        return self.logits(torch.cat(outputs[-self.head_layers :], dim=1), context)

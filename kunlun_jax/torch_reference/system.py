@@ -83,9 +83,11 @@ class System(nn.Module):
         return tuple(event.name for event in self.schema.events)
 
     def make_head(self, inputs: int, config: SystemConfig) -> None:
-        """Dropout, and the MLP from `inputs` channels to the logits."""
+        """Dropout, the MLP from `inputs` channels to the logits, and with config.wide a linear map of the context."""
         self.dropout = nn.Dropout(config.dropout)
-        self.head = MLP((inputs, *config.head_hidden, len(self.schema.tasks)), config.activation)
+        tasks = len(self.schema.tasks)
+        self.head = MLP((inputs, *config.head_hidden, tasks), config.activation)
+        self.wide = nn.Linear(self.context.tokens * config.dim, tasks, bias=False) if config.wide else None
 
     def inputs(self, batch: PaddedBatch) -> tuple[Float[Tensor, "batch tokens dim"], dict[str, Tensor]]:
         """Context tokens; event tokens ``[batch, time, dim]`` by type."""
@@ -102,9 +104,12 @@ class System(nn.Module):
             )
         return x, events
 
-    def logits(self, x: Float[Tensor, "batch *channels"]) -> Float[Tensor, "batch tasks"]:
-        """The head on flattened channels. Dropout acts under `train()`."""
-        return self.head(self.dropout(x.flatten(1)))
+    def logits(
+        self, x: Float[Tensor, "batch *channels"], context: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch tasks"]:
+        """The head on flattened channels, and the linear map of the context. Dropout acts under `train()`."""
+        logits = self.head(self.dropout(x.flatten(1)))
+        return logits if self.wide is None else logits + self.wide(context.flatten(1))
 
     def embed(self, table: str, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape embedding"]:
         """Rows of a table."""

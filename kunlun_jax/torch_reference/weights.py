@@ -73,6 +73,7 @@ BLOCKS: dict[str, str] = {
     "layers.*.attention.{event}.qkv": "linear",
     "layers.*.attention.{event}.out": "linear",
     "head": "mlp",
+    "wide": "map",
     # Wukong.
     "pool.{event}.seeds": "array",
     "pool.{event}.query": "linear",

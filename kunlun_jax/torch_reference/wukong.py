@@ -63,9 +63,9 @@ class Wukong(System):
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
-        x, events = self.inputs(batch)
+        context, events = self.inputs(batch)
         histories = [self.pool[EVENT + name](s, batch.events[name].mask) for name, s in events.items()]
-        x = torch.cat([x, *histories], dim=1)
+        x = torch.cat([context, *histories], dim=1)
         for layer in self.layers:
             x = layer(x)
-        return self.logits(x)
+        return self.logits(x, context)

@@ -27,7 +27,14 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
     "wukong": ("wukong", {"implementation": "xla"}, (VIEWS, CONTEXTS)),
     "wukong, other choices": (
         "wukong",
-        {"history_pooling": "mean", "unit_products": False, "fm_hidden": (), "event_input": "mlp", "layers": 3},
+        {
+            "history_pooling": "mean",
+            "unit_products": False,
+            "fm_hidden": (),
+            "event_input": "mlp",
+            "layers": 3,
+            "wide": True,
+        },
         LONG,
     ),
     "wukong, nobody has a history": ("wukong", {}, ALL_EMPTY),
@@ -36,6 +43,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
         "interformer",
         {
             "interaction": "dcn",
+            "wide": True,
             "gate": "sigmoid",
             "cross_rank": 0,
             "cross_layers": 2,
@@ -53,7 +61,11 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
     ),
     "interformer, nobody has a history": ("interformer", {}, ALL_EMPTY),
     "hstu": ("hstu", {}, (VIEWS, CONTEXTS)),
-    "hstu, long": ("hstu", {"positions": 40, "time_buckets": 12, "heads": 1, "candidate_hidden": ()}, LONG),
+    "hstu, long": (
+        "hstu",
+        {"positions": 40, "time_buckets": 12, "heads": 1, "candidate_hidden": (), "wide": True},
+        LONG,
+    ),
     "hstu, without biases": ("hstu", {"biased": False, "implementation": "xla"}, LONG),
     "hstu, nobody has a history": ("hstu", {}, ALL_EMPTY),
     "hstu, no events": ("hstu", {"skip_events": ("*",)}, (VIEWS, CONTEXTS)),
