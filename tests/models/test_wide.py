@@ -1,5 +1,7 @@
 """The linear map from the context tokens to the logits that every system may have."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -15,15 +17,17 @@ def test_it_adds_a_linear_map_of_the_context(name):
     model = tiny_system(name, wide=True)
     tables = tiny_tables(model.schema, dim=model.embedding_dim)
     kernel = np.asarray(model.wide.kernel[...])
+    graph, state = nnx.split(model)
 
-    def forward(kernel, batch):
-        model.wide.kernel = nnx.Param(kernel)
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def forward(state, batch):
+        model = nnx.merge(graph, state)
         embedded = lookup(model.schema, batch, tables)
         return model(batch, embedded), model.inputs(batch, embedded)[0]
 
-    compiled = jax.jit(forward, compiler_options=QUICK)
-    logits, context = compiled(kernel, random_batch())
-    without, _ = compiled(np.zeros_like(kernel), random_batch())
+    logits, context = forward(state, random_batch())
+    model.wide.kernel = nnx.Param(np.zeros_like(kernel))
+    without, _ = forward(nnx.state(model), random_batch())
     expected = np.asarray(context).reshape(len(context), -1) @ kernel
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(logits - without, expected, rtol=1e-4, atol=1e-5)
