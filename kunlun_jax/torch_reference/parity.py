@@ -212,7 +212,9 @@ def torch_outputs(model: System, batch: Batch) -> tuple[dict[str, np.ndarray], d
     hooks = [module.register_forward_hook(keep(name)) for name, module in parts]
     try:
         model.zero_grad()
-        weighted_loss(model(padded), padded).backward()
+        logits = model(padded)
+        outputs["head"] = logits.detach().numpy()  # with the linear map of the context, where there is one
+        weighted_loss(logits, padded).backward()
     finally:
         for hook in hooks:
             hook.remove()

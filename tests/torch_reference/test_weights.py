@@ -18,6 +18,7 @@ from tests.examples import CONFIG, SCHEMA, tiny_model, tiny_tables
 from tests.models.systems import TINY
 
 CHOICES = {
+    "wide": {"wide": True},
     "defaults": {},
     "gate, PMA, two-layer MLP": {"summary_gate": True, "pooling": "pma", "event_input": "mlp"},
     "everything in each layer": {"pattern": ("pool+ffn+attention",), "layers": 2, "experts": 3},
