@@ -31,7 +31,11 @@ CONFIG = TrainConfig(
         linear_tokens=8,
         fm_rank=8,
         fm_hidden=(128,),
+        # Most ids are rare: at unit length one that was never trained would weigh in products as much as any other.
+        unit_products=False,
         head_hidden=(64,),
+        wide=True,
+        dropout=0.2,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, decay="linear", table_learning_rate=0.05),
     # One pass is too few for what is not a table, and a second over the same tables overfits their ids.

@@ -26,7 +26,11 @@ CONFIG = TrainConfig(
         linear_tokens=8,
         fm_rank=8,
         fm_hidden=(128,),
+        # Most ids are rare: at unit length one that was never trained would weigh in products as much as any other.
+        unit_products=False,
         head_hidden=(64,),
+        wide=True,
+        dropout=0.2,
     ),
     optimizer=kuairand.CONFIG.optimizer,
     run=RunConfig(log_every=50, checkpoint_every=1000),
