@@ -231,7 +231,7 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     rows = [r["rows"] for r in results]
     left.plot(rows, [r["time_ratio"] for r in results], "o-", color="#2f6fb0")
-    left.set_ylabel("time of a step, relative (paired medians)")
+    left.set_ylabel("time of a step, relative")
     right.plot(rows, [r["table_bytes"] / 1e6 for r in results], "s--", color="#888888", label="the table itself")
     right.plot(rows, [r["temporary_bytes"] / 1e6 for r in results], "o-", color="#c8553d", label="temporary of a step")
     right.set_yscale("log")
