@@ -31,7 +31,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities, make_loader
-from kunlun_jax.data.schema import Categorical, Schema
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.training.run_directory import environment, write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
@@ -65,22 +65,6 @@ class Arguments:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def resized(schema: Schema, table: str, rows: int) -> Schema:
-    """`schema` with exactly `rows` rows in one of its tables."""
-
-    def swap(features: tuple[Categorical, ...]) -> tuple[Categorical, ...]:
-        return tuple(
-            dataclasses.replace(f, size=rows, overflow="hash") if f.table_name == table else f for f in features
-        )
-
-    return dataclasses.replace(
-        schema,
-        categorical=swap(schema.categorical),
-        multi_valued=swap(schema.multi_valued),
-        events=tuple(dataclasses.replace(event, categorical=swap(event.categorical)) for event in schema.events),
-    )
-
-
 def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: int) -> Batch:
     """`batch` (on the host) with ids uniform over ``0 .. rows - 1`` wherever a context or event field reads `table`."""
     rng = np.random.default_rng(seed)
@@ -102,7 +86,7 @@ def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: i
 def make_trainer(dataset: Dataset, rows: int, dim: int) -> Trainer:
     """The preset kunlun/small's trainer for the data set with `rows` rows in `TABLE`."""
     model = dataclasses.replace(small.CONFIG.model, embedding_dim=dim).build(
-        resized(dataset.schema, TABLE, rows),
+        dataset.schema.resized(TABLE, rows),
         base_rate=dataset.p_train,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )

@@ -116,6 +116,21 @@ class Schema:
                 return event
         raise KeyError(f"no event type {name!r} in schema {self.name!r}; it has {[e.name for e in self.events]}")
 
+    def resized(self, table: str, rows: int) -> "Schema":
+        """The schema with `rows` rows in one of its tables, to which ids beyond are hashed."""
+
+        def swap(features: tuple[Categorical, ...]) -> tuple[Categorical, ...]:
+            return tuple(
+                dataclasses.replace(f, size=rows, overflow="hash") if f.table_name == table else f for f in features
+            )
+
+        return dataclasses.replace(
+            self,
+            categorical=swap(self.categorical),
+            multi_valued=swap(self.multi_valued),
+            events=tuple(dataclasses.replace(event, categorical=swap(event.categorical)) for event in self.events),
+        )
+
     def matches(self, event: str) -> tuple[tuple[int, int], ...]:
         """Where candidate and events of a type speak of the same thing: (context column, event column) pairs.
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import compare
 from experiments.compare import Comparison
-from tests.training.tiny import FLAGS
+from tests.experiments.tiny import FLAGS
 
 TINY = " ".join(FLAGS)
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import evaluate, train
 from kunlun_jax.training.run_directory import read_metrics
 from tests.data.parquet.parquet_sets import random_tables
-from tests.training.tiny import FLAGS
+from tests.experiments.tiny import FLAGS
 
 
 @pytest.fixture(scope="module")

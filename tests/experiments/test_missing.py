@@ -6,7 +6,7 @@ import pytest
 from experiments import missing, train
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from tests.data.parquet.parquet_sets import random_tables
-from tests.training.tiny import FLAGS
+from tests.experiments.tiny import FLAGS
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pkgutil
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from kunlun_jax import models
@@ -20,7 +21,6 @@ from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.models.wukong import WukongConfig
 from kunlun_jax.nn.embedding import embed, gather_rows, touch
-from kunlun_jax.training.step import weighted_loss
 from tests.examples import SCHEMA, build, tiny_tables
 
 
@@ -71,7 +71,8 @@ def compiled_run(model):
         touched = touch(model.schema, batch)
         rows = gather_rows(tables, touched)
         logits = nnx.merge(graph, params)(batch, embed(model.schema, batch, touched, rows))
-        return weighted_loss(logits, batch), logits
+        losses = optax.sigmoid_binary_cross_entropy(logits, batch.labels) * batch.weights[:, None]
+        return losses.sum() / batch.weights.sum(), logits
 
     compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
 

@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments.table_scaling import resized
 from kunlun_jax.batch import Batch
 from kunlun_jax.models.kunlun import Kunlun
 from kunlun_jax.nn.embedding import lookup
@@ -233,7 +232,7 @@ def test_memory_of_a_step_does_not_grow_with_a_table_and_the_table_is_updated_wh
     """Compiled for shapes alone: nothing of 50 million rows is made."""
     memory = {}
     for rows in (10_000, 50_000_000):
-        model = tiny_kunlun(run, resized(run.dataset.schema, "item_id", rows))
+        model = tiny_kunlun(run, run.dataset.schema.resized("item_id", rows))
         trainer = Trainer(model, run.config.optimizer, steps=3, log_every=3, seed=0)
         abstract = trainer.abstract_state()
         assert abstract.tables["item_id"].shape == (rows, 4)

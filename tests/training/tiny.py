@@ -1,14 +1,17 @@
-"""A run so small that it compiles in seconds: as flags for a subprocess, and as the config that they make."""
+"""A run so small that it compiles in seconds: as flags, and as the config that they make."""
 
 from pathlib import Path
 
 import tyro
 
-from experiments.configs import PRESETS
+from kunlun_jax.models.config import KunlunConfig
 from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.optimizer import OptimizerConfig
 
+BASE = TrainConfig(
+    model=KunlunConfig(), optimizer=OptimizerConfig(learning_rate=4e-3, decay="linear", table_learning_rate=0.1)
+)
 FLAGS = (
-    "kunlun/small",
     *("--data.train-rows", "608", "--data.valid-rows", "70", "--data.test-rows", "70"),
     *(
         "--data.users",
@@ -26,10 +29,10 @@ FLAGS = (
     *("--model.fm-rank", "2", "--model.fm-hidden", "8", "--model.head-hidden", "8"),
     *("--run.log-every", "3", "--run.checkpoint-every", "4", "--run.no-progress"),
 )
-"""Flags of experiments.train: 19 steps, logged every 3 and saved every 4; dropout needs the random state."""
+"""Flags: 19 steps, logged every 3 and saved every 4; dropout needs the random state."""
 
 
 def tiny_config(*flags: str, directory: Path | None = None) -> TrainConfig:
     """The config of `FLAGS`, of more flags behind them, and of a run directory."""
     where = () if directory is None else ("--run.dir", str(directory))
-    return tyro.extras.overridable_config_cli(PRESETS, args=[*FLAGS, *flags, *where], prog="experiments.train")
+    return tyro.cli(TrainConfig, default=BASE, args=[*FLAGS, *flags, *where])

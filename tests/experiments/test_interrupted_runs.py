@@ -14,7 +14,8 @@ from kunlun_jax.training.run import prepare
 from kunlun_jax.training.run_directory import TIMING, read_metrics
 from kunlun_jax.training.stop import Stop
 from tests import processes
-from tests.training.tiny import FLAGS, tiny_config
+from tests.experiments.tiny import FLAGS
+from tests.training.tiny import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ORDER = ("--loader.shuffle", "global", "--run.epochs", "2", "--run.max-steps", "30", "--run.eval-every", "8")
@@ -28,7 +29,7 @@ def command():
     """Starts experiments.train in a process of its own; all of them share what XLA compiled, by tests/conftest.py."""
 
     def start(directory: Path, *more: str, point: str | None = None) -> processes.Process:
-        module = ["experiments.train"] if point is None else ["tests.training.interrupted", point]
+        module = ["experiments.train"] if point is None else ["tests.experiments.interrupted", point]
         return processes.Process(
             [sys.executable, "-m", *module, *FLAGS, *ORDER, "--run.dir", str(directory), *more],
             cwd=REPOSITORY,

@@ -1,4 +1,4 @@
-"""``python -m tests.training.interrupted POINT FLAGS``: experiments.train, sent a signal at an exact point.
+"""``python -m tests.experiments.interrupted POINT FLAGS``: experiments.train, sent a signal at an exact point.
 
 Points: ``step:K`` behind the K-th step of the run, ``line:K`` in the middle of writing its metrics line,
 ``commit:K`` when its checkpoint is written but not yet renamed to its final name, ``eval:SPLIT`` before the line of

@@ -1,4 +1,4 @@
-"""Systems learn that events match the candidate, in the little world of `tests.models.match_world`."""
+"""Systems learn that events match the candidate, in the little world of `tests.training.match_world`."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 
 from experiments.configs import PRESETS
 from kunlun_jax.models.base import ModelConfig
-from tests.models.match_world import STEPS, distance, floor_and_blind
+from tests.training.match_world import STEPS, distance, floor_and_blind
 
 NEAR = 0.05
 """NE above the floor within which a system has found the matches. Two seeds of each end at .02 or below; one who knows
