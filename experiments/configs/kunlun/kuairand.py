@@ -35,6 +35,7 @@ CONFIG = TrainConfig(
         unit_products=False,
         head_hidden=(64,),
         wide=True,
+        dropout=0.2,
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, decay="linear", table_learning_rate=0.05),
     # One pass is too few for what is not a table, and a second over the same tables overfits their ids.

@@ -30,6 +30,7 @@ CONFIG = TrainConfig(
         unit_products=False,
         head_hidden=(64,),
         wide=True,
+        dropout=0.2,
     ),
     optimizer=kuairand.CONFIG.optimizer,
     run=RunConfig(log_every=50, checkpoint_every=1000),
