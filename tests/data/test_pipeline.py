@@ -326,7 +326,7 @@ def alive(number: int) -> bool:
     """Whether a process runs; one that has ended but not been collected does not."""
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends between opening and reading
         return False
 
 

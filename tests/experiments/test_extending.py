@@ -52,7 +52,7 @@ class Mean(System):
         """Logits."""
         x, events, _ = self.inputs(batch, embedded)
         means = [self.scale * self.pool(events[name]) for name in self.event_names]
-        return self.logits(jnp.concatenate([x, *means], axis=1).reshape(len(x), -1), dropout)
+        return self.logits(jnp.concatenate([x, *means], axis=1).reshape(len(x), -1), x, dropout)
 
     def middle_parts(self, lengths, batch):
         """Means are next to nothing."""
