@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 from matplotlib.figure import Figure
 
@@ -176,7 +177,8 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
         flags = comparison.rows[other[0] if other else name]
         _, config = parse([*shlex.split(flags), *where])
         config = dataclasses.replace(config, data=resolve(config.data))
-        data = open_dataset(config.data).fingerprint
+        dataset = open_dataset(config.data)
+        data = dataset.fingerprint
         for seed in seeds[:1] if other else seeds:
             row = {"name": name, "seed": seed, "flags": flags, "data": data}
             if key(row) in map(key, stored(path)):
@@ -188,7 +190,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
                 seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
                 # The commit in the name, so that no other code goes on with a run that was cut off.
                 folder = f"{Path(args.name).stem}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}"
-                row |= trained(seeded, args.runs / re.sub("[ /,]+", "-", folder))
+                row |= trained(seeded, args.runs / re.sub("[ /,]+", "-", folder), dataset)
             row |= {"seconds": round(time.monotonic() - began, 1)}
             store(path, {**row, "environment": {**started_in, "load_average": load}}, key)
             found = row["splits"][comparison.split][comparison.metric]
@@ -261,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = sorted(set(args.rows) - {*comparison.rows, *comparison.others})
         if unknown:
             raise ValueError(f"rows names {unknown}; there are {[*comparison.rows, *comparison.others]}")
-        path = args.out or RESULTS / environment()["backend"] / f"{Path(args.name).stem}.json"
+        path = args.out or RESULTS / jax.default_backend() / f"{Path(args.name).stem}.json"
         run(args, comparison, path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

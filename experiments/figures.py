@@ -5,11 +5,14 @@ Pictures lie beside their JSON in ``experiments/results/<device>``. Tables stand
 table is not what its results give.
 """
 
+import dataclasses
+import functools
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiments import compare, learns, parity, table_scaling
 from experiments.comparisons import NAMES
@@ -21,26 +24,41 @@ PAGES = ("README.md", "docs/results.md")
 MARKS = re.compile(r"(<!-- table (?P<name>[\w/]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What is made of a file of results: a picture into a path, and a table in Markdown where one is."""
+
+    picture: Callable[[Any, Path], None]
+    table: Callable[[Any], str] | None = None
+
+
+def of_comparison(name: str) -> Made:
+    """What is made of a comparison's rows."""
+    comparison = compare.comparison_of(name)
+    return Made(
+        lambda content, path: compare.picture(content["rows"], comparison, path),
+        lambda content: compare.table(content["rows"], comparison),
+    )
+
+
+MADE = {name: of_comparison(name) for name in NAMES} | {
+    "learns": Made(lambda c, path: learns.picture(c["rows"], path), lambda c: learns.markdown(c["rows"])),
+    "parity": Made(parity.picture, parity.markdown),
+    "table_scaling": Made(
+        lambda c, path: table_scaling.picture(c["sizes"], path), lambda c: table_scaling.markdown(c["sizes"])
+    ),
+    "window_scaling": Made(scaling.picture),
+}
+"""Name of a file of results -> what is made of its contents."""
+
+
 def pictures() -> dict[Path, Callable[[Path], None]]:
     """Each picture of stored results, and what draws it into a path."""
-    found: dict[Path, Callable[[Path], None]] = {}
-    for file in sorted(RESULTS.glob("*/*.json")):
-        content, name = json.loads(file.read_text()), file.stem
-        if name in NAMES:
-            comparison = compare.comparison_of(name)
-            draw = lambda path, c=content, k=comparison: compare.picture(c["rows"], k, path)  # noqa: E731
-        elif name == "learns":
-            draw = lambda path, c=content: learns.picture(c["rows"], path)  # noqa: E731
-        elif name == "parity":
-            draw = lambda path, c=content: parity.picture(c, path)  # noqa: E731
-        elif name == "table_scaling":
-            draw = lambda path, c=content: table_scaling.picture(c["sizes"], path)  # noqa: E731
-        elif name == "window_scaling":
-            draw = lambda path, c=content: scaling.picture(c, path)  # noqa: E731
-        else:
-            continue
-        found[file.with_suffix(".png")] = draw
-    return found
+    return {
+        file.with_suffix(".png"): functools.partial(MADE[file.stem].picture, json.loads(file.read_text()))
+        for file in sorted(RESULTS.glob("*/*.json"))
+        if file.stem in MADE
+    }
 
 
 def table(name: str) -> str:
@@ -52,14 +70,10 @@ def table(name: str) -> str:
     file = RESULTS / f"{name}.json"
     if not file.exists():
         raise ValueError(f"table {name}: there is no {file.relative_to(REPOSITORY)}")
-    content, stem = json.loads(file.read_text()), file.stem
-    if stem in NAMES:
-        return compare.table(content["rows"], compare.comparison_of(stem))
-    makers = {"learns": lambda: learns.markdown(content["rows"]), "parity": lambda: parity.markdown(content)}
-    makers |= {"table_scaling": lambda: table_scaling.markdown(content["sizes"])}
-    if stem not in makers:
-        raise ValueError(f"table {name}: nothing makes a table of it; there are {[*NAMES, *makers]}")
-    return makers[stem]()
+    made = MADE.get(file.stem)
+    if made is None or made.table is None:
+        raise ValueError(f"table {name}: nothing makes a table of it")
+    return made.table(json.loads(file.read_text()))
 
 
 def with_tables(text: str) -> str:

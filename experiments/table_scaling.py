@@ -3,8 +3,7 @@
 Takes the preset kunlun/small on the synthetic world with embeddings of 32, and swaps its item table for one of 1e5,
 1e6, 1e7 and 5e7 rows (6.4 GB). Each batch reads tens of thousands of the table's ids, all drawn uniformly, which is
 the worst case for caches. All sizes are held at once and stepped in turn, so that a busy machine slows all of them
-alike. Needs
-about 11 GB of memory and takes about 5 minutes on two idle CPU cores. Writes
+alike. Needs about 11 GB of memory and takes about 5 minutes on two idle CPU cores. Writes
 ``experiments/results/cpu/table_scaling.json`` and a picture beside it; exits 1 if a size costs more than 1.3 times
 the smallest.
 """

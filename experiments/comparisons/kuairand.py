@@ -8,7 +8,6 @@ Three to six minutes a seed on two CPU cores, logistic regression two.
 from experiments.compare import Comparison
 from experiments.logistic_regression import as_row
 
-SPLITS = ("valid", "test", "valid_frozen", "test_frozen")
 COMPARISON = Comparison(
     rows={"Kunlun": "kunlun/kuairand", "without histories": "kunlun/kuairand --model.skip-events '*'"},
     others={"logistic regression": ("Kunlun", as_row)},

@@ -1,5 +1,6 @@
 """`Rows`, `Source` and `Dataset`: what every data set offers to the pipeline, on the host, still jagged."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,7 +128,7 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(abc.ABC):
     """Base of the options of every data set. A run's config.json names the class, so a new one is registered nowhere.
 
     Attributes:
@@ -138,6 +139,7 @@ class DatasetConfig:
     signs: ClassVar[tuple[str, ...]] = ()
     public: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def open(self, root: Path | None, cache: Path | None) -> Dataset:
         """The data set, prepared first where it is not yet.
 
@@ -148,7 +150,6 @@ class DatasetConfig:
         Raises:
           ValueError: bad data; the message names file, field and value.
         """
-        raise NotImplementedError
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

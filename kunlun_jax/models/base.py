@@ -1,5 +1,6 @@
 """What training needs of a model and of its config, whatever is inside: the one thing that training knows of models."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -42,14 +43,15 @@ class Model(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(abc.ABC):
     """Base of the config of every model. A run's config.json names the class, so a new one is registered nowhere."""
 
     @property
+    @abc.abstractmethod
     def compute_dtype(self) -> jnp.dtype:
         """Of the computation on this machine; its peak is what a run's MFU is a share of."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(
         self, schema: Schema, *, base_rate: tuple[float, ...], dense_moments: Moments | None = None, rngs: nnx.Rngs
     ) -> Model:
@@ -64,4 +66,3 @@ class ModelConfig:
         Raises:
           ValueError: the schema or `base_rate` does not fit the config.
         """
-        raise NotImplementedError

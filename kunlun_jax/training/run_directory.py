@@ -117,10 +117,10 @@ def commit() -> str:
 
 
 def command() -> str:
-    """How this process was started, without the folder it lies in."""
+    """How this process was started; of absolute paths the last name alone, since results are stored with it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["python", "-m", spec.name] if spec is not None else [Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
+    return shlex.join([*program, *(Path(part).name if part.startswith(os.sep) else part for part in sys.argv[1:])])
 
 
 def environment() -> dict[str, Any]:

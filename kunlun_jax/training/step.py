@@ -68,7 +68,7 @@ class Trainer:
     def init(self) -> TrainState:
         """A new state: the model's parameters (copied, since a step donates them) and new tables.
 
-        It is committed to its device, as one from a checkpoint is: states that mix both compile the step again.
+        It is committed to its device, as one from a checkpoint is, so that the step is compiled for the same of both.
         """
         tables_key, steps_key = jax.random.split(jax.random.key(self.seed))
         params = jax.tree.map(jnp.copy, self._params)

@@ -42,3 +42,8 @@ def test_a_table_of_nothing_is_an_error():
         figures.table("cpu/nothing")
     with pytest.raises(ValueError, match="table cpu/pipeline: nothing makes a table of it"):
         figures.table("cpu/pipeline")
+
+
+@pytest.mark.parametrize("path", sorted(figures.RESULTS.glob("*/*.json")), ids=lambda path: path.name)
+def test_no_result_names_a_folder_of_a_machine(path):
+    assert re.findall(r"[\" =]/\w+[/\w.-]*", path.read_text()) == []

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from kunlun_jax.training import run_directory
 from kunlun_jax.training.run_directory import (
     ConfigMismatch,
     RunDirectory,
+    command,
     diff,
     environment,
     read_metrics,
@@ -143,3 +145,8 @@ def test_environment_names_what_a_number_depends_on():
     assert values["devices"] == 4
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", values["commit"])
     json.dumps(values)
+
+
+def test_a_command_names_no_folder_of_a_machine(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data.root", "/data/KuaiRand-Pure", "--rows", "a b", "x/y"])
+    assert command().endswith(" --data.root KuaiRand-Pure --rows 'a b' x/y")

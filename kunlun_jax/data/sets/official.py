@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from jaxtyping import Int64
 from pyarrow import csv
 
 from kunlun_jax.data.cache import build_once, default_cache
-from kunlun_jax.data.dataset import Dataset, gather_ranges
+from kunlun_jax.data.dataset import Dataset, DatasetConfig, gather_ranges
 from kunlun_jax.data.parquet.checks import Report, find_layout
 from kunlun_jax.data.parquet.columns import FORMAT, META, write_columns
 from kunlun_jax.data.parquet.source import open_columns
@@ -183,7 +182,6 @@ def write_prepared(
             folder.mkdir(parents=True)
             pq.write_table(table, folder / "part-00000.parquet", row_group_size=_ROW_GROUP, compression="zstd")
     (out / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    # Last, so that a folder with a schema is a whole one.
     (out / "schema.json").write_text(schema.to_json())
 
 
@@ -192,7 +190,7 @@ def open_official(
     name: str,
     version: int,
     inputs: Sequence[Path],
-    config: Any,
+    config: DatasetConfig,
     convert: Callable[[Path], Conversion],
 ) -> Dataset:
     """The data set of official files, kept as columns in ``<cache>/<name>-<fingerprint>``, made if not there yet.
