@@ -33,7 +33,7 @@ KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory.
 KERNELS_CI ?= --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
 SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks \
-  tests/pallas_kernels/mosaic/test_gdpa_contract.py
+  tests/pallas_kernels/mosaic/test_gdpa_contract.py tests/pallas_kernels/test_contract.py
 NEWEST_CI ?= tests/nn tests/training tests/models/test_kunlun.py tests/pallas_kernels/test_contract.py
 
 .PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci kernels kernels-ci lint format figures notebooks lock clean gpu carry

@@ -50,6 +50,12 @@ def _promoting(function: Callable) -> Callable:
 optax.tree.bias_correction = _promoting(optax.tree.bias_correction)
 
 
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end, so the collector need not go through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _memory_goes_back():
     """What a module compiled is of little use to the next, and after a thousand tests fills ten gigabytes."""

@@ -12,7 +12,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     # Sizes for seconds, and a loader whose batches the little set fills.
-    code = code.replace("KunlunConfig(dim=32, embedding_dim=32)", "KunlunConfig(dim=8, embedding_dim=4, layers=1)")
+    code = code.replace(
+        "KunlunConfig(dim=32, embedding_dim=32)", "KunlunConfig(dim=8, embedding_dim=4, layers=1, experts=1)"
+    )
     code = code.replace("model=", "loader=LoaderConfig(batch_size=16, max_events=8), model=").replace(
         "import DataConfig", "import DataConfig, LoaderConfig"
     )

@@ -34,6 +34,7 @@ from kunlun_jax.nn.attention import WHOLE_HISTORY, WindowAttention
 from kunlun_jax.nn.cross import TokenInteraction
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.gate import Gate
+from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.personalized_linear import PersonalizedLinear
 from kunlun_jax.nn.pooling import SeedAttention
@@ -98,7 +99,7 @@ class CrossArch(nnx.Module):
 
     def __init__(self, names: tuple[str, ...], tokens: int, config: InterFormerConfig, *, dtype, rngs: nnx.Rngs):
         rest = {"dtype": dtype, "rngs": rngs}
-        self.compress = nnx.Linear(tokens, config.cls_tokens, use_bias=False, **rest)
+        self.compress = Linear(tokens, config.cls_tokens, use_bias=False, **rest)
         self.gate = Gate(config.dim, kind=config.gate, **rest)
         self.pool, self.history_gate = nnx.Dict(), nnx.Dict()
         for name in names:

@@ -29,7 +29,7 @@ from kunlun_jax.nn.attention import WindowAttention
 from kunlun_jax.nn.context import WeightGeneration
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.ffn import PersonalizedFFN
-from kunlun_jax.nn.init import near_identity
+from kunlun_jax.nn.init import Linear, near_identity
 from kunlun_jax.nn.interaction import GlobalInteraction
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.pooling import make_pooling
@@ -80,7 +80,7 @@ class KunlunLayer(nnx.Module):
                     **operator,
                 )
                 start = {"kernel_init": near_identity(0.1)} if config.aligned else {}
-                self.to_context[name] = nnx.Linear(event.dim, config.dim, **start, **rest)
+                self.to_context[name] = Linear(event.dim, config.dim, **start, **rest)
             if "ffn" in parts:
                 scale = 1.0 / config.ffn_tau
                 self.ffn[name] = PersonalizedFFN(

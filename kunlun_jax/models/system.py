@@ -26,6 +26,7 @@ from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.nn.context import ContextTokens
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.event_input import EventInput, unit_rank
+from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.jagged import zero_padding
@@ -197,7 +198,7 @@ class System(nnx.Module):
             raise ValueError(f"base_rate is {base_rate}; it must hold one rate inside (0, 1) for each of {tasks}")
         self.head.layers[-1].bias = nnx.Param(jnp.asarray(np.log(rate / (1 - rate)), jnp.float32))
         self.wide = (
-            nnx.Linear(
+            Linear(
                 self.context.tokens * config.dim,
                 len(tasks),
                 use_bias=False,

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.rotary import RoteConfig, event_times, rotate
 from pallas_kernels.dispatch import accumulator
@@ -50,8 +51,8 @@ class WindowAttention(nnx.Module):
             )
         # Norms compute in float32 where the rest computes in bfloat16.
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.heads, self.dim, self.window, self.rote = heads, dim, window, rote
         self.implementation = implementation
 

@@ -18,6 +18,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded
+from kunlun_jax.nn.init import LECUN, Linear
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.jagged import zero_padding
 
@@ -60,8 +61,8 @@ class ContextTokens(nnx.Module):
         if not self.tokens:
             raise ValueError(f"schema {schema.name!r} has no context feature; it needs at least one")
         self.multi_valued = tuple(f.name for f in schema.multi_valued)
-        self.dense = nnx.Linear(inputs, dense_tokens * dim, dtype=dtype, rngs=rngs) if inputs else None
-        init = nnx.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+        self.dense = Linear(inputs, dense_tokens * dim, dtype=dtype, rngs=rngs) if inputs else None
+        init = LECUN
         maps = (self.embedded, embedding_dim, dim)
         project = embedding_dim != dim and self.embedded
         self.project = nnx.Param(init(rngs.params(), maps, jnp.float32)) if project else None
@@ -122,7 +123,7 @@ class WeightGeneration(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.residual = residual
-        self.compress = nnx.Linear(tokens_in, tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
+        self.compress = Linear(tokens_in, tokens_out, use_bias=False, dtype=dtype, rngs=rngs)
         self.mlp = MLP((dim, dim, dim), activation=activation, dtype=dtype, rngs=rngs)
         self.gate = MLP((dim, dim), dtype=dtype, rngs=rngs) if gate else None
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import numpy as jnp
 from jaxtyping import Array, Float
 
+from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import MLP, linear_flops
 
 
@@ -41,8 +42,8 @@ class CrossNetwork(nnx.Module):
 
     def __init__(self, dim: int, *, layers: int, rank: int, dtype, rngs: nnx.Rngs):
         rest = {"dtype": dtype, "rngs": rngs}
-        self.down = nnx.List(nnx.Linear(dim, rank, use_bias=False, **rest) for _ in range(layers if rank else 0))
-        self.maps = nnx.List(nnx.Linear(rank or dim, dim, **rest) for _ in range(layers))
+        self.down = nnx.List(Linear(dim, rank, use_bias=False, **rest) for _ in range(layers if rank else 0))
+        self.maps = nnx.List(Linear(rank or dim, dim, **rest) for _ in range(layers))
 
     def __call__(self, x0: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
         """The output of the last layer."""

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.data.schema import Schema
+from kunlun_jax.nn.init import normal
 
 INIT_BLOCK = 1 << 20  # rows of a new table that are made at a time
 
@@ -127,10 +128,10 @@ def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "
     Made at once, random numbers need three times their own memory beside it, and a table may fill half the machine.
     """
     if rows <= INIT_BLOCK:
-        return scale * jax.random.normal(key, (rows, dim), jnp.float32)
+        return scale * normal(key, (rows, dim), jnp.float32)
 
     def write(block: jax.Array, table: jax.Array) -> jax.Array:
-        new = scale * jax.random.normal(jax.random.fold_in(key, block), (INIT_BLOCK, dim), jnp.float32)
+        new = scale * normal(jax.random.fold_in(key, block), (INIT_BLOCK, dim), jnp.float32)
         # The last block ends with the table, over a part of the one before.
         start = jnp.minimum(block * INIT_BLOCK, rows - INIT_BLOCK)
         return jax.lax.dynamic_update_slice_in_dim(table, new, start, axis=0)

@@ -7,7 +7,6 @@ Norms run over all heads * head_dim channels, without affine parameters, eps 1e-
 its norms from Meta's published kernels (M).
 """
 
-import jax
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -15,12 +14,10 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
-from kunlun_jax.nn.init import near_identity, scaled
+from kunlun_jax.nn.init import LECUN, Linear, near_identity, normal, scaled
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.gdpa import shapes
 from pallas_kernels.gdpa.block import gdpa_block
-
-LECUN = nnx.initializers.lecun_normal()
 
 
 class TokenToWeights(nnx.Module):
@@ -38,9 +35,9 @@ class TokenToWeights(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.token_map = nnx.Linear(tokens, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.channel_map = nnx.Linear(dim_in, dim_out, kernel_init=channel_init, dtype=dtype, rngs=rngs)
-        self.free = nnx.Param(free * jax.random.normal(rngs.params(), (width, dim_out))) if free else None
+        self.token_map = Linear(tokens, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.channel_map = Linear(dim_in, dim_out, kernel_init=channel_init, dtype=dtype, rngs=rngs)
+        self.free = nnx.Param(free * normal(rngs.params(), (width, dim_out))) if free else None
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch width out"]:

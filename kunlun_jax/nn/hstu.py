@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.causal_pointwise import causal_pointwise
+from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.gdpa import shapes as gdpa_shapes
@@ -51,8 +52,8 @@ class HSTUBlock(nnx.Module):
     ):
         norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
         self.norm, self.out_norm = nnx.LayerNorm(dim, **norm), nnx.LayerNorm(dim, **norm)
-        self.uvqk = nnx.Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.uvqk = Linear(dim, 4 * dim, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.position_bias = nnx.Param(jnp.zeros(positions, jnp.float32)) if biased else None
         self.time_bias = nnx.Param(jnp.zeros(buckets, jnp.float32)) if biased else None
         self.dropout = nnx.Dropout(dropout)

@@ -16,7 +16,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kunlun_jax.nn.init import near_identity
+from kunlun_jax.nn.init import Linear, near_identity, normal_of
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from pallas_kernels.dispatch import accumulator
 
@@ -45,19 +45,19 @@ class WukongExpert(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        init = nnx.initializers.normal(tokens_in**-0.5)
+        init = normal_of(tokens_in**-0.5)
         self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
         # Norms compute in float32 where the rest computes in bfloat16.
         norm_dtype = accumulator(jnp.dtype(dtype))
         self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
-        self.linear = nnx.Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
+        self.linear = Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
         self.tokens_out = fm_tokens + linear_tokens
         start = near_identity(0.1)
         self.residual = (
             None
             if tokens_in == self.tokens_out
-            else nnx.Linear(tokens_in, self.tokens_out, use_bias=False, kernel_init=start, dtype=dtype, rngs=rngs)
+            else Linear(tokens_in, self.tokens_out, use_bias=False, kernel_init=start, dtype=dtype, rngs=rngs)
         )
         self.unit_products = unit_products
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kunlun_jax.nn.init import scaled
+from kunlun_jax.nn.init import Linear, scaled
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
         starts: list[dict[str, Any]] = [{} for _ in pairs]
         starts[-1] = {"kernel_init": scaled(last_scale), "bias_init": nnx.initializers.constant(last_bias)}
         self.layers = nnx.List(
-            nnx.Linear(fan_in, fan_out, dtype=dtype, rngs=rngs, **start)
+            Linear(fan_in, fan_out, dtype=dtype, rngs=rngs, **start)
             for (fan_in, fan_out), start in zip(pairs, starts, strict=True)
         )
         self.activation = activation

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
+from kunlun_jax.nn.init import Linear, normal_of
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.gdpa.api import gdpa
 
@@ -28,8 +29,8 @@ class PersonalizedLinear(nnx.Module):
 
     def __init__(self, tokens: int, dim: int, *, implementation: str | None, dtype, rngs: nnx.Rngs):
         # A column of f(X_sum) has a norm of about that of a token of X_sum over sqrt(dim): S keeps its size.
-        init = nnx.initializers.normal((tokens * dim) ** -0.5)
-        self.token_map = nnx.Linear(tokens, dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
+        init = normal_of((tokens * dim) ** -0.5)
+        self.token_map = Linear(tokens, dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dim, self.implementation = dim, implementation
 
     def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens dim"]) -> Float[Array, "rows dim"]:

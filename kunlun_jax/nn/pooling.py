@@ -11,7 +11,6 @@
 A user with no events yields zeros from the attention and from the mean, hence a defined H.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.context import mean_by_example
 from kunlun_jax.nn.event_input import unit_rank
-from kunlun_jax.nn.init import near_identity
+from kunlun_jax.nn.init import LECUN, Linear, near_identity, normal, normal_of
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.seed_attention import shapes
@@ -56,20 +55,20 @@ class SeedAttention(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        self.seeds = nnx.Param(jax.random.normal(rngs.params(), (seeds, dim), jnp.float32))
+        self.seeds = nnx.Param(normal(rngs.params(), (seeds, dim), jnp.float32))
         norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
         self.norm = nnx.LayerNorm(dim, **norm) if norm_seeds else None
-        self.query = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
-        out_init = near_identity(0.1) if aligned else nnx.initializers.lecun_normal()
-        self.key_value = nnx.Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
+        self.query = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        out_init = near_identity(0.1) if aligned else LECUN
+        self.key_value = Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
         if aligned:
             kernel = self.key_value.kernel[...]
             self.key_value.kernel[...] = kernel.at[:, dim:].set(
                 0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
             )
-        self.out = nnx.Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
         # At 2 one seed in six gives over half of its weight to the newest 8 of 200 events from the start (LOG.md).
-        self.rank_keys = nnx.Param(2.0 * jax.random.normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
+        self.rank_keys = nnx.Param(2.0 * normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
         self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
         self.tokens_out = seeds
@@ -117,8 +116,8 @@ class SumKronLinear(nnx.Module):
     """
 
     def __init__(self, seeds: int, tokens: int, dim: int, *, rank: int, aligned: bool = False, dtype, rngs: nnx.Rngs):
-        token_init = nnx.initializers.normal((1.0 / (seeds * rank)) ** 0.5)
-        channel_init = near_identity(0.3) if aligned else nnx.initializers.normal((1.0 / dim) ** 0.5)
+        token_init = normal_of((1.0 / (seeds * rank)) ** 0.5)
+        channel_init = near_identity(0.3) if aligned else normal_of((1.0 / dim) ** 0.5)
         self.token_maps = nnx.Param(token_init(rngs.params(), (rank, seeds, tokens), jnp.float32))
         self.channel_maps = nnx.Param(channel_init(rngs.params(), (rank, dim, dim), jnp.float32))
         self.dtype = dtype

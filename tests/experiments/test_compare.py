@@ -6,9 +6,9 @@ import pytest
 
 from experiments import compare
 from experiments.compare import Comparison
-from tests.experiments.tiny import FLAGS
+from tests.experiments.tiny import ANY_MODEL
 
-TINY = " ".join(FLAGS)
+TINY = " ".join(ANY_MODEL)
 
 
 def constant(config, seed):

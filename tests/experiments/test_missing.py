@@ -6,7 +6,7 @@ import pytest
 from experiments import missing, train
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from tests.data.parquet.parquet_sets import random_tables
-from tests.experiments.tiny import FLAGS
+from tests.experiments.tiny import ANY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_half_of_a_part_is_half_of_its_share(world):
 
 
 def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
-    assert train.main([*FLAGS, "--run.max-steps", "3", "--run.dir", str(tmp_path / "run")]) == 0
+    assert train.main([*ANY_MODEL, "--run.max-steps", "3", "--run.dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert missing.main(["--run.dir", str(tmp_path / "run"), "--no-progress"]) == 0
     printed = capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_other_data_is_refused(tmp_path, capsys):
     random_tables().write(tmp_path / "data")
     more = ["--model.skip-events", "like", "--loader.batch-size", "16", "--run.max-steps", "1"]
     where = ["--data.root", str(tmp_path / "data"), "--data.cache", str(tmp_path / "cache")]
-    assert train.main([*FLAGS, *more, *where, "--run.dir", str(tmp_path / "run")]) == 0
+    assert train.main([*ANY_MODEL, *more, *where, "--run.dir", str(tmp_path / "run")]) == 0
     assert missing.main(["--run.dir", str(tmp_path / "run"), "--no-progress"]) == 2
     assert "the law of clicks is known of the synthetic world alone" in capsys.readouterr().err
     assert missing.main(["--run.dir", str(tmp_path), "--no-progress"]) == 2

@@ -139,6 +139,14 @@ def problem(operator: Operator, layout: Layout, dtype, seed: int = 20):
     return operands, cotangent, tuple(np.asarray(x) for x in _definition(operator, layout)(*exact))
 
 
+@functools.cache
+def plain(operator: Operator, layout: Layout, dtype, seed: int = 20):
+    """What the reference gives for the same where it computes in `dtype`: the error that 16 bits may have."""
+    operands, cotangent, _ = problem(operator, layout, dtype, seed)
+    results = with_gradients(lambda *a: operator.reference(*a, upcast=False), layout, operands, cotangent)
+    return tuple(np.asarray(x) for x in results)
+
+
 def _segments(layout, values):
     return [values[start : start + n] for start, n in zip(layout.splits, layout.lengths, strict=False)]
 

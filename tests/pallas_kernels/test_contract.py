@@ -24,6 +24,8 @@ OPERATORS = (
     operators.seed_attention(),
     operators.seed_attention(own=True),
 )
+DIFFERENT = (OPERATORS[0], OPERATORS[3], OPERATORS[5])
+"""One of each kind, where variants show the same."""
 WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (10**6, 10**6), (0, 10**6))
 
 
@@ -87,6 +89,7 @@ class TestContract(OneProgramContract):
     def test_one_example_without_a_spare_row(self, operator, implementation, float64):
         assert_agrees(operator, implementation, Layout((3,), spare=0), float64, 1e-12)
 
+    @pytest.mark.parametrize("operator", DIFFERENT, indirect=True, ids=lambda x: x.name)
     @pytest.mark.parametrize("implementation", ["xla"], indirect=True)
     def test_under_shard_map_shared_operands_get_summed_gradients(self, operator, implementation, rng, float64):
         layouts = [Layout((5, 0, 33), spare=40), Layout((20, 41, 0), spare=16)]

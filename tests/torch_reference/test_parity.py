@@ -103,7 +103,8 @@ EXAMPLES: dict[str, tuple[dict, dict, tuple]] = {
         {"tasks": ("click",)},
         (VIEWS, CONTEXTS),
     ),
-    "no histories in the batch": ({"rote": RoteConfig(reading="gap")}, {}, ALL_EMPTY),
+    # The program of the defaults, so that XLA compiles it once.
+    "no histories in the batch": ({"implementation": "xla"}, {}, ALL_EMPTY),
     "no event types, dense features alone": (
         {"skip_events": ("*",), "dense_tokens": 2},
         {"categorical": (), "multi_valued": ()},
@@ -197,33 +198,18 @@ lengths = st.tuples(*[st.just(0), st.just(12)] + [st.sampled_from([0, 1, 7, 8, 9
 """One history empty and one as long as any gets; others around a row block."""
 
 
-random_configs = given(
-    config_fields(), st.sampled_from([("click",), ("click", "buy")]), lengths, lengths, st.integers(0, 99)
-)
-
-
-def compare_in_float64(fields, tasks, views, contexts, seed):
+@pytest.mark.slow
+@settings(max_examples=16, deadline=None, derandomize=True)
+@given(config_fields(), st.sampled_from([("click",), ("click", "buy")]), lengths, lengths, st.integers(0, 99))
+def test_float64_of_random_configs(fields, tasks, views, contexts, seed):
     schema = dataclasses.replace(SCHEMA, tasks=tasks)
     with parity.precision("float64"):
         pair, batch = pair_of(KunlunConfig(**fields), schema, seed=seed), batch_of(schema, views, contexts, seed=seed)
         assert_same(parity.compare(pair, batch, QUICK), OUTPUT, GRADIENT)
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
-@random_configs
-def test_float64_of_random_configs(fields, tasks, views, contexts, seed):
-    compare_in_float64(fields, tasks, views, contexts, seed)
-
-
-@pytest.mark.slow
-@settings(max_examples=16, deadline=None, derandomize=True)
-@random_configs
-def test_float64_of_many_random_configs(fields, tasks, views, contexts, seed):
-    compare_in_float64(fields, tasks, views, contexts, seed)
-
-
 def test_float32():
-    pair = pair_of(dataclasses.replace(CONFIG, dtype="float32", implementation="reference"))
+    pair = pair_of(dataclasses.replace(CONFIG, dtype="float32", implementation="reference", layers=2))
     comparison = parity.compare(pair, batch_of(), QUICK)
     assert_same(comparison, OUTPUT_32, GRADIENT_32)
     assert max(comparison.outputs.values()) > 1e-9  # it was not float64 that ran
@@ -237,7 +223,7 @@ def test_losses_of_fifty_steps():
     steps = 50
     optimizer = OptimizerConfig(learning_rate=2e-3, decay="linear", weight_decay=0.1, clip_norm=1.0)
     with parity.precision("float64"):
-        pair = pair_of(dataclasses.replace(CONFIG, dtype="float64", implementation="reference", layers=2))
+        pair = pair_of(dataclasses.replace(CONFIG, dtype="float64", implementation="reference", layers=1))
         trainer = Trainer(pair.model(pair.params), optimizer, steps=steps, log_every=1, seed=0)
         tables = {name: jnp.array(table) for name, table in pair.tables.items()}
         accumulators = {name: trainer.rows.init(table) for name, table in tables.items()}

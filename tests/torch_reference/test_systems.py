@@ -71,6 +71,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
     "hstu, no events": ("hstu", {"skip_events": ("*",)}, (VIEWS, CONTEXTS)),
 }
 """System, changes of its tiny config, lengths of the histories."""
+SLOW = [choice for choice in CHOICES if "nobody" in choice] + ["hstu, without biases", "hstu, no events"]
 
 
 def config_of(choice: str, **changes):
@@ -84,7 +85,7 @@ def jax_model(config, *, seed: int = 0):
     )
 
 
-@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow if "nobody" in c else []) for c in CHOICES])
+@pytest.mark.parametrize("choice", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else []) for c in CHOICES])
 def test_float64(choice):
     with parity.precision("float64"):
         config = config_of(choice, dtype="float64")

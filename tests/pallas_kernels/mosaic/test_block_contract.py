@@ -6,13 +6,13 @@ import pytest
 from pallas_kernels.activations import ACTIVATIONS
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.one_program import ShorterContract
+from tests.pallas_kernels.one_program import MosaicContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
 
 
-class TestBlockContract(ShorterContract):
+class TestBlockContract(MosaicContract):
     @pytest.fixture
     def operator(self):
         return operators.gdpa_block(dim=64)

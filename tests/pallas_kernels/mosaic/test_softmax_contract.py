@@ -9,7 +9,7 @@ from pallas_kernels.mosaic.config import Config
 from pallas_kernels.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.one_program import ShorterContract
+from tests.pallas_kernels.one_program import MosaicContract
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -19,7 +19,7 @@ WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (63, 64), (64, 65), (10**6, 10**6),
 
 
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
-class TestSoftmaxContract(ShorterContract):
+class TestSoftmaxContract(MosaicContract):
     """Bases hold the tests."""
 
 

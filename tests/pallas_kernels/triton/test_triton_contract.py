@@ -30,7 +30,8 @@ OPERATORS = (
     operators.seed_attention(dim=16),
 )
 # Narrower than a tile (interpreted: 32 queries, 16 keys), wider with one edge a row off a tile's, and wider than all.
-WINDOWS = ((0, 0), (1, 0), (0, 2), (15, 16), (14, 40), (40, 14), (10**6, 10**6), (0, 10**6))
+WINDOWS = ((0, 0), (15, 16), (14, 40), (10**6, 10**6))
+MORE_WINDOWS = ((1, 0), (0, 2), (40, 14), (0, 10**6))
 
 
 def check(operator, layout, **options):
@@ -46,7 +47,7 @@ class TestTritonContract(Contract):
         check(operator, Layout((5, 17), spare=3))
 
 
-@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("window", [*WINDOWS, *(pytest.param(x, marks=slow) for x in MORE_WINDOWS)], ids=str)
 def test_windows_are_inclusive(window):
     """What lies just outside the window, in a tile or beside it, is not read."""
     if window == (0, 0):  # the output is v itself, and the plain program is exact
