@@ -34,9 +34,10 @@ from experiments.files import load
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset, resolve
+from kunlun_jax.provenance import environment
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
-from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.training.run_directory import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")

@@ -23,9 +23,10 @@ from kunlun_jax.data.dataset import Dataset, Ragged, Rows
 from kunlun_jax.data.open import DataConfig, open_dataset
 from kunlun_jax.data.pack import map_ids
 from kunlun_jax.data.schema import Categorical
+from kunlun_jax.provenance import environment
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.metrics import evaluate_predictions
-from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.training.run_directory import write_atomic
 
 CHUNK = 4096
 

@@ -39,11 +39,12 @@ from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Categorical, Schema
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.nn.embedding import init_tables
+from kunlun_jax.provenance import environment
 from kunlun_jax.torch_reference import parity
 from kunlun_jax.torch_reference.batch import from_packed
 from kunlun_jax.torch_reference.optimizer import Trainer as TorchTrainer
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.training.run_directory import write_atomic
 from kunlun_jax.training.step import Trainer
 from pallas_kernels.jagged import aligned
 

@@ -9,14 +9,9 @@ well: they hold on a machine that does other things meanwhile, whose load averag
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +25,7 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.pipeline import LoaderConfig, capacities, make_loader
 from kunlun_jax.data.schema import Categorical, EventType, Schema
+from kunlun_jax.provenance import environment
 
 TYPES = ("impression", "click", "purchase")
 FIELDS = ("item", "author", "category")
@@ -171,29 +167,10 @@ def main(config: BenchmarkConfig) -> None:
                         "convert_seconds": opening,
                     }
                 )
+    content = {"environment": environment(), "load_average": os.getloadavg(), "results": results}
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+    config.output.write_text(json.dumps(content, indent=2) + "\n")
     print(f"written to {config.output}")
-
-
-def environment() -> dict[str, str]:
-    """What the figures depend on."""
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "grain", "jax", "pyarrow")}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "command": shlex.join(["python", "-m", "experiments.pipeline_benchmark", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or "no git repository",
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "load_average_1_5_15_minutes": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-        **versions,
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(names)} logical cores"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities, make_loader
 from kunlun_jax.data.schema import Schema
-from kunlun_jax.training.run_directory import environment, write_atomic
+from kunlun_jax.provenance import environment
+from kunlun_jax.training.run_directory import write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
 TABLE = "item_id"

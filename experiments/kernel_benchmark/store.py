@@ -19,7 +19,8 @@ from typing import Any
 import jax
 
 import pallas_kernels
-from kunlun_jax.training.run_directory import command, commit, write_atomic
+from kunlun_jax.provenance import command, commit
+from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.mosaic.tuning import slug
 
 PACKAGES = (

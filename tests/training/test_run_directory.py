@@ -1,7 +1,5 @@
 import json
 import os
-import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,7 @@ from kunlun_jax.training import run_directory
 from kunlun_jax.training.run_directory import (
     ConfigMismatch,
     RunDirectory,
-    command,
     diff,
-    environment,
     read_metrics,
     write_atomic,
 )
@@ -137,16 +133,3 @@ def test_diff_names_the_leaves():
         ("a.d", "(absent)", 4),
     ]
     assert diff({"a": [1, 2]}, {"a": [1, 2]}) == []
-
-
-def test_environment_names_what_a_number_depends_on():
-    values = environment()
-    assert set(run_directory.VERSIONS_OF) == set(values["versions"])
-    assert values["devices"] == 4
-    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", values["commit"])
-    json.dumps(values)
-
-
-def test_a_command_names_no_folder_of_a_machine(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data.root", "/data/KuaiRand-Pure", "--rows", "a b", "x/y"])
-    assert command().endswith(" --data.root KuaiRand-Pure --rows 'a b' x/y")
