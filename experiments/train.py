@@ -22,7 +22,7 @@ import tyro
 
 from experiments.configs import PRESETS
 from experiments.files import load
-from kunlun_jax.data.open import open_dataset, resolve
+from kunlun_jax.data.open import DataConfig, open_dataset, resolve
 from kunlun_jax.flops import summary
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train_run
@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
     """Name of the preset and the config that flags make of it; the first argument may be the path of a preset.
 
     Raises:
-      ValueError: the file is no preset.
+      ValueError: the file is no preset, or flags of a data set stand beside a folder that holds another.
       SystemExit: --help, or flags that mean nothing.
     """
     presets = PRESETS
@@ -79,7 +79,22 @@ def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
         name, summary, config = load(Path(arguments[0]), "CONFIG", TrainConfig)
         presets, arguments = {**PRESETS, name: (summary, config)}, [name, *arguments[1:]]
     config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="experiments.train", description=__doc__)
-    return next(argument for argument in arguments if argument in presets), config
+    name = next(argument for argument in arguments if argument in presets)
+    refuse_unread(config.data, presets[name][1].data)
+    return name, config
+
+
+def refuse_unread(data: DataConfig, preset: DataConfig) -> None:
+    """ValueError if options of a data set without files were given, and a folder that is read in its place."""
+    if data.root is None or data.options.signs:
+        return
+    given, usual = dataclasses.asdict(data.options), dataclasses.asdict(preset.options)
+    changed = ", ".join(f"data.{name} is {value!r}" for name, value in given.items() if value != usual[name])
+    if changed:
+        raise ValueError(
+            f"{changed}, an option of {type(data.options).__name__}, which is not read: data.root is "
+            f"{str(data.root)!r}. Leave out one of the two, or take a preset that is made for the data in that folder"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,9 +6,9 @@ import pytest
 
 from experiments import compare
 from experiments.compare import Comparison
-from tests.experiments.tiny import ANY_MODEL
+from tests.experiments.tiny import ANY
 
-TINY = " ".join(ANY_MODEL)
+TINY = " ".join(ANY)
 
 
 def constant(config, seed):

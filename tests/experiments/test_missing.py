@@ -6,7 +6,7 @@ import pytest
 from experiments import missing, train
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from tests.data.parquet.parquet_sets import random_tables
-from tests.experiments.tiny import ANY_MODEL
+from tests.experiments.tiny import ANY, ANY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_half_of_a_part_is_half_of_its_share(world):
 
 
 def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
-    assert train.main([*ANY_MODEL, "--run.max-steps", "3", "--run.dir", str(tmp_path / "run")]) == 0
+    assert train.main([*ANY, "--run.max-steps", "3", "--run.dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert missing.main(["--run.dir", str(tmp_path / "run"), "--no-progress"]) == 0
     printed = capsys.readouterr().out

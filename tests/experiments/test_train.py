@@ -124,6 +124,14 @@ def test_a_folder_that_is_not_there_exits_2_and_makes_no_run(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_options_of_another_data_set_beside_a_folder_are_refused(tmp_path, capsys):
+    flags = ["--data.root", str(tmp_path), "--data.train-rows", "7"]
+    assert train.main(["kunlun/small", *flags, "--run.dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "data.train_rows is 7, an option of SyntheticConfig, which is not read" in error and str(tmp_path) in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_split_that_is_not_there_exits_2(tmp_path, capsys):
     arguments = ["kunlun/small", "--data.train-rows", "64", "--run.eval-splits", "nights"]
     assert train.main([*arguments, "--run.dir", str(tmp_path / "run")]) == 2

@@ -13,27 +13,24 @@ BASE = TrainConfig(
 )
 DATA = (
     *("--data.train-rows", "608", "--data.valid-rows", "70", "--data.test-rows", "70"),
-    *(
-        "--data.users",
-        "60",
-        "--data.items-per-brand",
-        "2",
-        "--data.brands-per-topic",
-        "2",
-    ),
-    *("--data.impressions-per-day", "0.03", "--loader.batch-size", "32", "--loader.max-events", "16"),
+    *("--data.users", "60", "--data.items-per-brand", "2", "--data.brands-per-topic", "2"),
+    *("--data.impressions-per-day", "0.03"),
+)
+"""A world of 608 rows to train on, as flags."""
+RUN = (
+    *("--loader.batch-size", "32", "--loader.max-events", "16"),
     *("--run.log-every", "3", "--run.checkpoint-every", "4", "--run.no-progress"),
 )
-"""Flags: 19 steps, logged every 3 and saved every 4."""
+"""Of that world 19 steps, logged every 3 and saved every 4."""
 FLAGS = (
-    *DATA,
+    *(*DATA, *RUN),
     *("--model.dim", "8", "--model.layers", "1", "--model.embedding-dim", "4", "--model.summary-tokens", "2"),
     *("--model.skip-events", "impression", "purchase", "--model.event-input", "mlp", "--model.dropout", "0.2"),
     *("--model.event.dim", "8", "--model.event.heads", "1", "--model.event.tokens", "2", "--model.event.seeds", "4"),
     *("--model.event.kron-rank", "1", "--model.experts", "1", "--model.fm-tokens", "2", "--model.linear-tokens", "2"),
     *("--model.fm-rank", "2", "--model.fm-hidden", "8", "--model.head-hidden", "8"),
 )
-"""The same of a Kunlun; dropout needs the random state."""
+"""Those and a Kunlun; dropout needs the random state."""
 
 
 def tiny_config(*flags: str, directory: Path | None = None) -> TrainConfig:
