@@ -3,7 +3,10 @@
 import dataclasses
 import importlib
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -17,83 +20,39 @@ from kunlun_jax.training.config import TrainConfig
 from pallas_kernels.dispatch import Implementation
 from pallas_kernels.seed_attention import api
 
-MODEL = '''
-"""Mean: context tokens and the mean of each history, through an MLP."""
-
-import dataclasses
-
-import jax.numpy as jnp
-
-from kunlun_jax.models.system import System, SystemConfig
-from kunlun_jax.nn.pooling import MeanPooling
-
-
-@dataclasses.dataclass(frozen=True)
-class MeanConfig(SystemConfig):
-    """Sizes."""
-
-    scale: float = 1.0
-    """What the means are multiplied by."""
-
-    def build(self, schema, **rest):
-        """A new Mean."""
-        return Mean(schema, self, **rest)
-
-
-class Mean(System):
-    """The model."""
-
-    def __init__(self, schema, config, *, base_rate, dense_moments=None, rngs):
-        super().__init__(schema, config, dense_moments=dense_moments, rngs=rngs)
-        self.pool, self.scale = MeanPooling(), config.scale
-        self.make_head((self.context.tokens + len(self.event_names)) * config.dim, config, base_rate, rngs)
-
-    def __call__(self, batch, embedded, *, dropout=None):
-        """Logits."""
-        x, events, _ = self.inputs(batch, embedded)
-        means = [self.scale * self.pool(events[name]) for name in self.event_names]
-        return self.logits(jnp.concatenate([x, *means], axis=1).reshape(len(x), -1), x, dropout)
-
-    def middle_parts(self, lengths, batch):
-        """Means are next to nothing."""
-        return []
-'''
-PRESET = '''
-"""A toy: nothing to expect of it."""
-
-from toy_mean import MeanConfig
-
-from kunlun_jax.data.open import DataConfig
-from kunlun_jax.data.pipeline import LoaderConfig
-from kunlun_jax.data.sets.synthetic import SyntheticConfig
-from kunlun_jax.training.config import RunConfig, TrainConfig
-
-CONFIG = TrainConfig(
-    data=DataConfig(options=SyntheticConfig(train_rows=96, valid_rows=32, test_rows=32, users=20)),
-    loader=LoaderConfig(batch_size=32, max_events=8),
-    model=MeanConfig(dim=8, embedding_dim=4, head_hidden=()),
-    run=RunConfig(progress=False),
+DOCS = (Path(__file__).resolve().parents[2] / "docs/extending.md").read_text()
+FILES = {
+    name: f"# {name}\n{code}" for name, code in re.findall(r"```python\n# (my_\w+\.py)\n(.*?)```", DOCS, re.DOTALL)
+}
+"""The files that the page shows, by name."""
+LITTLE = (
+    *("--data.train-rows", "96", "--data.valid-rows", "32", "--data.test-rows", "32", "--data.users", "20"),
+    *("--loader.batch-size", "32", "--loader.max-events", "8", "--run.no-progress"),
+    *("--model.dim", "8", "--model.embedding-dim", "4", "--model.head-hidden", "8"),
 )
-'''
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    (tmp_path / "toy_mean.py").write_text(MODEL.lstrip())
-    (tmp_path / "toy_preset.py").write_text(PRESET.lstrip())
+    for name, code in FILES.items():
+        (tmp_path / name).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("toy_mean", "toy_preset"):
-        sys.modules.pop(name, None)
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_page_shows_files_to_try():
+    assert list(FILES) == ["my_model.py", "my_preset.py", "my_comparison.py"]
 
 
 def test_a_model_of_ones_own_is_trained_and_evaluated(folder, capsys):
     run = folder / "run"
-    assert train.main([str(folder / "toy_preset.py"), "--run.dir", str(run), "--model.scale", "0.5"]) == 0
+    assert train.main([str(folder / "my_preset.py"), *LITTLE, "--run.dir", str(run), "--model.scale", "0.5"]) == 0
     assert "NE" in capsys.readouterr().out
     config = json.loads((run / "config.json").read_text())["config"]
-    assert config["model"]["kind"] == "toy_mean.MeanConfig" and config["model"]["scale"] == 0.5
-    for name in ("toy_mean", "toy_preset"):
+    assert config["model"]["kind"] == "my_model.MeanConfig" and config["model"]["scale"] == 0.5
+    for name in ("my_model", "my_preset"):
         sys.modules.pop(name)
     assert evaluate.main(["--run.dir", str(run), "--split", "valid", "--no-progress"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 32
@@ -101,7 +60,7 @@ def test_a_model_of_ones_own_is_trained_and_evaluated(folder, capsys):
 
 def test_help_shows_the_flags_of_that_model_and_data_set_alone(folder, capsys):
     with pytest.raises(SystemExit):
-        train.main([str(folder / "toy_preset.py"), "--help"])
+        train.main([str(folder / "my_preset.py"), "--help"])
     text = capsys.readouterr().out
     assert "--model.scale" in text and "--data.train-rows" in text
     assert "--model.layers" not in text and "--data.smoothing" not in text
@@ -180,12 +139,10 @@ def test_a_backend_of_ones_own_is_a_line(monkeypatch):
         api.seed_attention(one, one, one, splits, lengths, implementation="toy")
 
 
-def test_a_comparison_of_ones_own_is_run_by_its_path(folder, capsys):
-    (folder / "toy_comparison.py").write_text(
-        '"""One row."""\nfrom experiments.compare import Comparison\n'
-        f'COMPARISON = Comparison(rows={{"mean": "{folder / "toy_preset.py"}"}}, seeds=(0,))\n'
-    )
-    flags = ["--dirty", "--out", str(folder / "toy.json"), "--runs", str(folder / "runs")]
-    assert compare.main([str(folder / "toy_comparison.py"), *flags]) == 0
-    assert "| mean |" in capsys.readouterr().out
-    sys.modules.pop("toy_comparison")
+def test_a_comparison_of_ones_own_is_run_by_its_path(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    path = folder / "my_comparison.py"
+    path.write_text(path.read_text().replace("my_preset.py", shlex.join(["my_preset.py", *LITTLE])))
+    flags = ["--dirty", "--rows", "half of it", "--seeds", "0", "--out", "toy.json", "--runs", "runs"]
+    assert compare.main(["my_comparison.py", *flags]) == 0
+    assert "| half of it |" in capsys.readouterr().out
