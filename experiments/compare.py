@@ -30,6 +30,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments.comparisons import NAMES
+from experiments.compilation import keep_compiled
 from experiments.files import load
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
@@ -164,6 +165,7 @@ def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
 
 def run(args: Arguments, comparison: Comparison, path: Path) -> None:
     """Runs what is not stored yet."""
+    keep_compiled(args.data.cache)
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = measured_in(args.dirty)
     key, seeds = key_of(comparison), args.seeds or comparison.seeds

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from experiments.compilation import keep_compiled
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
@@ -116,6 +117,7 @@ def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags, evaluates, prints and writes; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
+    keep_compiled(None)
     try:
         run, step, predictions = newest_predictions(args.run.dir, args.data.root, args.split, args.progress)
     except (ValueError, KeyError) as error:

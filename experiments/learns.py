@@ -33,6 +33,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
 from experiments.compare import measured_in, store, stored, trained
+from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
 from kunlun_jax.data.dataset import Dataset
@@ -259,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     started_in["versions"]["scikit-learn"] = metadata.version("scikit-learn")
+    keep_compiled(None)
     shown = []
     for count in sorted(set(args.rows)):
         config = dataclasses.replace(args.world, train_rows=count)

@@ -10,6 +10,7 @@ default. Without --data.root presets train on the synthetic world, if they are n
 
 The run directory (runs/MODEL-PRESET-DATASET-seedSEED unless --run.dir names one) holds config.json, env.json,
 metrics.jsonl, checkpoints/, result.json and learning_curve.png. A run that was cut off goes on with the same command.
+What XLA compiled for it is kept beside the prepared data (`experiments.compilation`).
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from typing import Any
 
 import tyro
 
+from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.files import load
 from kunlun_jax.data.open import DataConfig, open_dataset, resolve
@@ -104,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         name, config = parse(arguments)
+        keep_compiled(config.data.cache)
         config = dataclasses.replace(config, data=resolve(config.data))
         dataset = open_dataset(config.data)
         path = run_path(name, config, dataset.schema.name)
