@@ -3,7 +3,7 @@
 First the differences by part, forward and gradient, in float64 and float32, of presets with new weights carried over to
 the twin. Then examples/s of the training step and of inference: JAX, PyTorch eager and PyTorch compiled take turns in
 one process on the same batch, so that a busy machine slows all of them alike. A turn is a few calls in a row, as a run
-makes them, behind one that brings back memory and caches and is written down apart; the median over turns counts.
+makes them, after one that brings back memory and caches and is written down apart; the median over turns counts.
 Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having
 none, or all "full". PyTorch pads to the longest history of the batch.
 

@@ -215,7 +215,7 @@ class _Layout:
         """The occupied rows, ``[occupied, ...]``."""
         if not len(items):  # every row is empty, and `take` refuses to take nothing from nothing
             return np.zeros((0, *items.shape[1:]), items.dtype)
-        taken = np.take(items, self.source, axis=0, mode="clip")  # gaps behind the last item point past the end
+        taken = np.take(items, self.source, axis=0, mode="clip")  # gaps after the last item point past the end
         if zero_gaps:
             taken[self.gaps] = 0
         return taken

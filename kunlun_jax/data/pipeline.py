@@ -247,10 +247,10 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         return self._identity | {"next_batch": self.position}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on behind the batch after which `state` was taken.
+        """Goes on after the batch after which `state` was taken.
 
         Raises:
-          ValueError: the state belongs to other data or another order, or lies behind the last batch.
+          ValueError: the state belongs to other data or another order, or lies past the last batch.
         """
         known = self._identity.keys() | {"next_batch"}
         if state.keys() != known:

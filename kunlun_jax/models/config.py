@@ -77,7 +77,7 @@ class KunlunConfig(SystemConfig):
     ffn_activation: str = "gelu"
     """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
     ffn_scale: Literal["post", "pre"] = "pre"
-    """Where 1 / tau stands: inside the activation (P, Figure 1) or behind it (M)."""
+    """Where 1 / tau stands: inside the activation (P, Figure 1) or after it (M)."""
     ffn_tau: float = 4.0
     """tau; the figure's is the maximum sequence length (P), beside which nothing is learned in short training (O)."""
     ffn_free_values: float = 0.25
@@ -93,7 +93,7 @@ class KunlunConfig(SystemConfig):
     fm_rank: int = 8
     """k of each expert: columns of Y in X X^T Y."""
     fm_hidden: tuple[int, ...] = (256,)
-    """Hidden widths of the deep net behind FM."""
+    """Hidden widths of the deep net after FM."""
     unit_products: bool = True
     """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
     head_reads: Literal["all", "last"] = "all"

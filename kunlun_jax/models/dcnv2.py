@@ -37,9 +37,9 @@ class DCNv2Config(SystemConfig):
     cross_rank: int = 0
     """Rank of their maps; 0 is full matrices (P: either)."""
     deep_hidden: tuple[int, ...] = (512, 256)
-    """Widths of the deep network, each with an activation behind it."""
+    """Widths of the deep network, each with an activation after it."""
     structure: Literal["parallel", "stacked"] = "parallel"
-    """Whether the deep network stands beside the cross network or behind it (P: either)."""
+    """Whether the deep network stands beside the cross network or after it (P: either)."""
     head_hidden: tuple[int, ...] = ()
     """Hidden widths of the MLP that ends in the logits (P: none)."""
     event_input: Literal["masknet", "mlp"] = "mlp"

@@ -65,7 +65,7 @@ class InterFormerConfig(SystemConfig):
     cross_rank: int = 64
     """Rank of its maps; 0 is full matrices (O)."""
     interaction_hidden: tuple[int, ...] = (256,)
-    """Hidden widths of the MLP behind Interaction."""
+    """Hidden widths of the MLP after Interaction."""
     rote: RoteConfig = RoteConfig(time=False)
     """Rotary embedding of MHA: positions (P)."""
     activation: str = "silu"

@@ -41,7 +41,7 @@ class WukongConfig(SystemConfig):
     fm_rank: int = 24
     """k, columns of Y in X X^T Y (P: 24)."""
     fm_hidden: tuple[int, ...] = (256,)
-    """Hidden widths of the deep net behind FM."""
+    """Hidden widths of the deep net after FM."""
     unit_products: bool = True
     """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
     history_pooling: Literal["pma", "mean"] = "pma"

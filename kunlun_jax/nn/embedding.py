@@ -143,7 +143,7 @@ def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "
 def gather_rows(
     tables: dict[str, Float[Array, "_ dim"]], touched: dict[str, Touched]
 ) -> dict[str, Float[Array, "_ dim"]]:
-    """The touched rows of each table, ``[touched, dim]``; fill behind the end repeats the last row."""
+    """The touched rows of each table, ``[touched, dim]``; fill past the end repeats the last row."""
     return {
         name: tables[name].at[part.rows].get(mode="clip", indices_are_sorted=True) for name, part in touched.items()
     }

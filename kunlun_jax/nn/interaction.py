@@ -26,7 +26,7 @@ class WukongExpert(nnx.Module):
 
     Args:
       rank: k, columns of Y.
-      hidden: widths of the hidden layers of the deep net behind FM.
+      hidden: widths of the hidden layers of the deep net after FM.
       unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
         and the products of long tokens with themselves would leave nothing of a match between two short ones.
     """

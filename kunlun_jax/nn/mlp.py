@@ -30,7 +30,7 @@ def linear_flops(layer: nnx.Linear) -> int:
 
 
 class MLP(nnx.Module):
-    """Linear layers with an activation between them and none behind the last.
+    """Linear layers with an activation between them and none after the last.
 
     Args:
       sizes: widths from input to output, at least two.

@@ -184,7 +184,7 @@ class MeanPooling(nnx.Module):
 
 
 def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:
-    """HSP, or as its ablation PMA: `tokens` learned queries that attend to the events, and nothing behind them.
+    """HSP, or as its ablation PMA: `tokens` learned queries that attend to the events, and nothing after them.
 
     Raises:
       ValueError: `kind` is neither "hsp" nor "pma".

@@ -1,10 +1,10 @@
-"""Packed sequences cut and joined: tokens in front or behind, several histories merged by time, first and last rows.
+"""Packed sequences cut and joined: tokens before or after, histories merged by time, first and last rows.
 
 Every result is packed as `kunlun_jax.batch.Jagged` asks: each example starts on a multiple of 8 rows and nothing is
 padded to the longest. A sequence that gets `n` tokens more needs at most n rounded up to 8 rows more, so the capacity
 of the result is the old one and that for each example; it is static.
 
-Source: ours (O); InterFormer's CLS tokens stand in front (P), HSTU's candidate behind (P).
+Source: ours (O); InterFormer's CLS tokens stand in front (P), HSTU's candidate at the end (P).
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ def append(events: Jagged, tokens: Float[Array, "batch tokens dim"]) -> Jagged:
     count = tokens.shape[1]
     rows, splits, lengths = _room(events, count)
     example, position, mask = _places(rows, splits, lengths)
-    behind = position - jnp.asarray(events.lengths)[example]
+    after = position - jnp.asarray(events.lengths)[example]
     event = jnp.asarray(events.row_splits)[:-1][example] + position
     values = _rows_of(
         (tokens, events.values),
-        jnp.where(behind >= 0, example * count + behind, tokens.shape[0] * count + event),
+        jnp.where(after >= 0, example * count + after, tokens.shape[0] * count + event),
         mask,
     )
     return Jagged(values, splits, lengths)
@@ -65,7 +65,7 @@ def merge(events: Mapping[str, Jagged], age: Mapping[str, Float[Array, " _"]]) -
     mask = jnp.concatenate([events[name].mask() for name in names])
     example = jnp.where(mask, jnp.concatenate([events[name].example_ids() for name in names]), batch)
     ages = jnp.concatenate([age[name] for name in names])
-    # Rows without an event come last, as those of an example behind the batch.
+    # Rows without an event come last, as those of an example beyond the batch.
     order = jnp.lexsort((-ages, example)).astype(jnp.int32)
     first = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
     example, position, mask = _places(rows, splits, lengths)
@@ -111,7 +111,7 @@ def _room(events: Jagged, count: int) -> tuple[int, Int[Array, " splits"], Int[A
 def _places(
     rows: int, splits: Int[Array, " splits"], lengths: Int[Array, " batch"]
 ) -> tuple[Int[Array, " rows"], Int[Array, " rows"], Bool[Array, " rows"]]:
-    """Example of each row (the last one for rows behind it), place in it, and whether the row is in use."""
+    """Example of each row (the last one for rows past its end), place in it, and whether the row is in use."""
     example = jnp.minimum(jagged.example_ids(splits, rows), lengths.shape[0] - 1)
     position = jnp.arange(rows, dtype=jnp.int32) - splits[example]
     return example, position, position < lengths[example]
@@ -120,7 +120,7 @@ def _places(
 def _rows_of(
     parts: Sequence[Float[Array, "..."]], source: Int[Array, " rows"], mask: Bool[Array, " rows"]
 ) -> Float[Array, "rows dim"]:
-    """Rows `source` of tokens ``[batch, tokens, dim]`` and events ``[rows, dim]`` one behind the other."""
+    """Rows `source` of tokens ``[batch, tokens, dim]`` and events ``[rows, dim]`` one after the other."""
     tokens, values = parts
     flat = jnp.concatenate([rearrange(tokens, "batch tokens dim -> (batch tokens) dim"), values])
     return zero_padding(flat.at[source].get(mode="clip"), mask)

@@ -20,7 +20,7 @@ class Ids:
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """Histories of one event type, oldest first, padded with zeros behind the newest."""
+    """Histories of one event type, oldest first, padded with zeros after the newest."""
 
     ids: Int[Tensor, "batch time fields"]
     dense: Float[Tensor, "batch time dense"]

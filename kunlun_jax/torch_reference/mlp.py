@@ -10,7 +10,7 @@ from kunlun_jax.torch_reference.operators import ACTIVATIONS
 
 
 class MLP(nn.Module):
-    """Linear layers of these widths, with an activation between them and none behind the last."""
+    """Linear layers of these widths, with an activation between them and none after the last."""
 
     def __init__(self, sizes: Sequence[int], activation: str):
         super().__init__()

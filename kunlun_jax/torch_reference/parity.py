@@ -139,7 +139,7 @@ class Comparison:
 
 
 def kind_of(name: str) -> str:
-    """The kind of part that a PyTorch name belongs to: the first word, in a layer the one behind its number."""
+    """The kind of part that a PyTorch name belongs to: the first word, in a layer the one after its number."""
     words = name.split(".")
     return words[2] if words[0] == "layers" else words[0]
 

@@ -16,7 +16,7 @@ from kunlun_jax.nn.rotary import RoteConfig
 def rote_angles(age: Float[Tensor, "batch time"], pairs: int, config: RoteConfig) -> Float[Tensor, "batch time pairs"]:
     """Angles of `pairs` channel pairs at each event; ages in seconds, and the first event has gap 0."""
     dt = age if config.reading == "age" else -torch.diff(age, prepend=age[:, :1])
-    # Padding behind a history looks like a negative gap; the clock of a log may step back, too.
+    # Padding after a history looks like a negative gap; the clock of a log may step back, too.
     tau = torch.log1p(dt.clamp(min=0) / config.t_scale)
     i = torch.arange(pairs, dtype=age.dtype, device=age.device)
     t = torch.arange(age.shape[1], dtype=age.dtype, device=age.device)

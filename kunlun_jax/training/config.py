@@ -57,7 +57,7 @@ class TrainConfig:
     loader: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
     """From rows to batches."""
     model: ModelConfig
-    """The model: the class of its config says which. Marks behind its flags: P the paper's own words, M Meta's code,
+    """The model: the class of its config says which. Marks after its flags: P the paper's own words, M Meta's code,
     R two or more readers of the paper, r one reader, O our own choice."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates."""

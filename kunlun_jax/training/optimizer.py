@@ -119,7 +119,7 @@ def update_rows(
       old: ``table[touched.rows]``, which the forward pass read already.
       gradient: with respect to `old`.
     """
-    # Fill rows lie behind the table: "clip" reads something harmless for them, "drop" writes nothing.
+    # Fill rows lie past the table: "clip" reads something harmless for them, "drop" writes nothing.
     part = jax.tree.map(lambda leaf: leaf.at[touched.rows].get(mode="clip", indices_are_sorted=True), state)
     updates, part = optimizer.update(gradient, part)
 

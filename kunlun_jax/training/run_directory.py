@@ -48,7 +48,7 @@ class RunDirectory:
             write_atomic(stored, json.dumps(config, indent=2) + "\n")
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops lines behind `step`, and a line that a kill cut short: a restart writes them again."""
+        """Drops lines after `step`, and a line that a kill cut short: a restart writes them again."""
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -64,7 +64,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; an unfinished last line is left out, an absent file has none.
 
     Raises:
-      ValueError: a line before the last is no JSON.
+      ValueError: a line before the last is not valid JSON.
     """
     if not path.exists():
         return []
@@ -74,7 +74,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
     return lines
 
 
