@@ -30,18 +30,31 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-# Before the device is opened: other processes (Meta's kernels, say) need memory, too, and the largest shapes most.
+# For the workers, which open the device: the largest shapes need most of its memory, and libraries beside JAX some.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
-import jax
-
-from experiments.kernel_benchmark import cases, clock, implementations, processes, report, scaling, store, tune
+from experiments.kernel_benchmark import (
+    cases,
+    clock,
+    implementations,
+    report,
+    run,
+    scaling,
+    store,
+    torch_attention,
+    tune,
+)
+from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.run import Run
+from experiments.kernel_benchmark.store import Row, Store
+from experiments.kernel_benchmark.worker import Worker
+
+FILES = {"measure": "kernels", "tune": "tuning", "scaling": "window_scaling"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,57 +108,45 @@ class Arguments:
             raise ValueError(f"groups names {sorted(lacking)}; see --help for those there are")
 
 
-def measure(args: Arguments, began: float) -> int:
+def measure(args: Arguments, deadline: float, device: dict[str, Any], worker: Worker) -> int:
     """Measures what is missing, prints the table and draws the picture; returns the exit code."""
-    small = args.small if args.small is not None else jax.default_backend() != "gpu"
-    chosen = tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
-    names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
-    path = args.out or store.RESULTS / store.slug(store.device_kind()) / "kernels.json"
-    if args.where != "everywhere":
-        names = tuple(name for name in names if (name in processes.NAMES) == (args.where == "outside"))
-    results = store.Store(path, args.fresh)
-    print(f"{store.device_kind()}, {'toy' if small else 'published'} shapes, {len(chosen)} cases -> {path}")
+    small = args.small if args.small is not None else device["platform"] != "gpu"
+    library = args.peers.ads_kernel_library
+    path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
+    extra = {torch_attention.META: f"at {library.name}"} if library else {}
+    results = Store(path, device["kind"], args.fresh, extra)
+    chosen, left = cases_of(args, small), 0
+    print(f"{device['kind']}, {'toy' if small else 'published'} shapes, {len(chosen)} cases -> {path}")
     before = clock.clocks()
-    results.content["peaks"] = implementations.peaks(small)
-    inside = tuple(name for name in names if name not in processes.NAMES)
-    run = Run(results, chosen, inside, args.rounds, began + args.budget_s, args.call_limit_s, args.retry)
-    # Processes of their own come first: what this one has taken of the device's memory it does not give back.
-    share = 1.0 if args.where == "outside" else args.peers.share
-    left = processes.run(run, names, args.peers.ads_kernel_library, args.budget_s * share)
-    left += run()
+    (results.content["peaks"],) = worker.ask(implementations.peaks, small)
+    if args.mode == "scaling":
+        # A CPU that others use, too, needs more rounds until one of them is undisturbed.
+        options = (max(args.rounds, 15) if small else args.rounds, False)
+        begun = Run(results, worker, run.measure, options, deadline, whole=True)
+        left += begun(scaling.groups(results, small, args.implementations))
+        results.content["fits"] = scaling.fits(results.content)
+    else:
+        inside, outside = missing(args, results, chosen, small)
+        share = 0 if not outside else 1 if not inside else args.peers.share
+        ours = Run(
+            results, worker, run.measure, (args.rounds, True), deadline - share * args.budget_s, kernel_clock=True
+        )
+        left += ours(inside)
+        worker.close()  # the device's memory is for the others
+        with Worker(args.call_limit_s) as others:
+            left += Run(results, others, torch_attention.measure, (library,), deadline)(outside)
     results.content["clocks"] = [before, clock.clocks()]
     results.write()
-    order = [case.name for case in chosen]
-    print(report.table(results.content, order))
-    report.picture(results.content, order, path.with_suffix(".png"))
-    return _end(results, path, order, left)
-
-
-def show_scaling(args: Arguments, began: float) -> int:
-    """Measures what is missing of the scaling of window attention, and fits and draws it; returns the exit code."""
-    small = args.small if args.small is not None else jax.default_backend() != "gpu"
-    chosen, names = scaling.cases_for(small), args.implementations or scaling.implementations_for(small)
-    # A CPU that others use, too, needs more rounds until one of them is undisturbed.
-    rounds, deadline = max(args.rounds, 15) if small else args.rounds, began + args.budget_s
-    path = args.out or store.RESULTS / store.slug(store.device_kind()) / "window_scaling.json"
-    results = store.Store(path, args.fresh)
-    print(f"{store.device_kind()}, {len(chosen)} lengths and windows -> {path}")
-    before = clock.clocks()
-    results.content["peaks"] = implementations.peaks(small)
-    left = scaling.measure(results, small, names, rounds, deadline, args.call_limit_s)
-    results.content["clocks"] = [before, clock.clocks()]
-    results.content["fits"] = scaling.fits(results.content)
-    results.write()
-    print(scaling.table(results.content))
-    scaling.picture(results.content, path.with_suffix(".png"))
-    return _end(results, path, [case.name for case in chosen], left)
-
-
-def _end(results: store.Store, path: Path, order: list[str], left: int) -> int:
-    """Says where the results are; exit code 1 if one of ours is wrong."""
+    order, image = [case.name for case in chosen], path.with_suffix(".png")
+    if args.mode == "scaling":
+        print(scaling.table(results.content))
+        scaling.picture(results.content, image)
+    else:
+        print(report.table(results.content, order))
+        report.picture(results.content, order, image)
     for state in filter(None, results.content["clocks"]):
         print(state)
-    print(f"written to {path} and {path.with_suffix('.png')}; {left} rows are left for another run")
+    print(f"written to {path} and {image}; {left} rows are left for another run")
     shown = [row for row in results.rows.values() if row["case"] in order]
     # Peers may be as inexact as they like: what decides is ours.
     wrong = [row for row in shown if row.get("wrong") and row["implementation"] in (*implementations.OURS, "reference")]
@@ -154,14 +155,43 @@ def _end(results: store.Store, path: Path, order: list[str], left: int) -> int:
     return 1 if wrong else 0
 
 
+def cases_of(args: Arguments, small: bool) -> tuple[Case, ...]:
+    """What the flags choose to measure, most important first."""
+    if args.mode == "scaling":
+        return scaling.cases_for(small)
+    return tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
+
+
+def missing(args: Arguments, results: Store, chosen: tuple[Case, ...], small: bool) -> tuple[list[list[Row]], ...]:
+    """Rows to measure by case, inside and outside of JAX; those that are refused at once are stored."""
+    names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
+    groups = ([], [])
+    for outside in (False, True):
+        own = [name for name in names if (name in torch_attention.NAMES) == outside]
+        for case in chosen if args.where in ("everywhere", ("inside", "outside")[outside]) else ():
+            rows = [Row(case, pass_, name) for pass_ in run.PASSES for name in own]
+            rows = [row for row in rows if results.lacks(row, args.retry)]
+            for row in [*rows] if outside else ():
+                why = torch_attention.refusal(row, args.peers.ads_kernel_library)
+                if why:
+                    results.put(row, {"cannot_run": why})
+                    rows.remove(row)
+            if rows:
+                groups[outside].append(rows)
+    return groups
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags and runs; returns the exit code."""
-    began = time.monotonic()
+    deadline = time.monotonic()
     args = tyro.cli(Arguments, args=arguments, prog="experiments.kernels", description=__doc__)
-    if args.mode == "tune":
-        path = args.out or store.RESULTS / store.slug(store.device_kind()) / "tuning.json"
-        return tune.run(path, began + args.budget_s, rounds=args.rounds, limit_s=args.call_limit_s, fresh=args.fresh)
-    return show_scaling(args, began) if args.mode == "scaling" else measure(args, began)
+    deadline += args.budget_s
+    with Worker(args.call_limit_s) as worker:
+        (device,) = worker.ask(implementations.device)
+        if args.mode == "tune":
+            path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
+            return tune.run(device, worker, path, deadline, rounds=args.rounds, fresh=args.fresh)
+        return measure(args, deadline, device, worker)
 
 
 if __name__ == "__main__":

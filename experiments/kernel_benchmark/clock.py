@@ -12,7 +12,7 @@ import math
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,25 +37,29 @@ def calls_in_a_row(seconds: float) -> int:
     return 2 if seconds > 0.01 else min(200, max(10, math.ceil(0.02 / max(seconds, 1e-6))))
 
 
-def first_call(call: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds of the first call, seconds of a call when warm, and the result."""
+def first_call(call: Callable[[], Any]) -> tuple[Times, Any]:
+    """Compiles and warms up a call; returns its times without a round yet, and its result."""
     began = time.perf_counter()
     result = jax.block_until_ready(call())
     first = time.perf_counter() - began
     began = time.perf_counter()
     result = jax.block_until_ready(call())
-    return first, time.perf_counter() - began, result
+    return Times([], calls_in_a_row(time.perf_counter() - began), first), result
+
+
+def turns[Name](subjects: Mapping[Name, Callable[[], Any]], times: Mapping[Name, Times], rounds: int) -> Iterator[Name]:
+    """Adds rounds to the times of subjects that are warm, and yields whose turn is next."""
+    for _ in range(rounds):
+        for name, call in subjects.items():
+            yield name
+            times[name].rounds.append(_round(call, times[name].calls))
 
 
 def take_turns(subjects: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
     """Times of each subject over `rounds` rounds; all are compiled and warmed up before."""
-    times = {}
-    for name, call in subjects.items():
-        first, warm, _ = first_call(call)
-        times[name] = Times([], calls_in_a_row(warm), first)
-    for _ in range(rounds):
-        for name, call in subjects.items():
-            times[name].rounds.append(_round(call, times[name].calls))
+    times = {name: first_call(call)[0] for name, call in subjects.items()}
+    for _ in turns(subjects, times, rounds):
+        pass
     return times
 
 

@@ -1,17 +1,17 @@
-"""Whose operator is timed: ours by implementation, the unfused program, libraries, and processes of their own.
+"""Whose operator is timed: ours by implementation, the unfused program, libraries, and kernels called from PyTorch.
 
 Each comes as a `Subject` that is ready to be called, or raises `CannotRun` with the reason, which becomes a row of the
-results like any other. What runs in a process of its own is measured by `processes`.
+results like any other. Kernels of PyTorch and of Meta are measured by `torch_attention`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.kernel_benchmark import libraries, processes, unfused
+from experiments.kernel_benchmark import clock, libraries, torch_attention, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
 from experiments.kernel_benchmark.subjects import CannotRun, Subject, compiled, on_padded, reason
 from pallas_kernels.gdpa import api as gdpa_api
@@ -21,7 +21,7 @@ from pallas_kernels.window_attention import api as window_api
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
-NAMES = (*OURS, "unfused", *libraries.NAMES, *processes.NAMES)
+NAMES = (*OURS, "unfused", *libraries.NAMES, *torch_attention.NAMES)
 """Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""
 
 
@@ -64,7 +64,7 @@ def plain(problem: Problem) -> Subject:
 
 
 def build(name: str, problem: Problem) -> Subject:
-    """The subject of a name in `NAMES` that needs no process of its own, or "reference".
+    """The subject of a name in `NAMES` that is called from JAX, or "reference".
 
     Raises:
       CannotRun: it does not run this case here.
@@ -76,18 +76,21 @@ def build(name: str, problem: Problem) -> Subject:
     return ours(problem, name)
 
 
-def peaks(small: bool) -> dict[str, Any]:
-    """A matrix product and a copy measured on this device: FLOP/s and bytes/s, with the seconds they come from."""
-    from experiments.kernel_benchmark.clock import take_turns
+def device() -> Iterator[dict[str, Any]]:
+    """Job: the name that JAX gives the device at hand, and its platform."""
+    yield {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend()}
 
+
+def peaks(small: bool) -> Iterator[dict[str, Any]]:
+    """Job: a matrix product and a copy measured here, FLOP/s and bytes/s, with the seconds they come from."""
     size = 256 if small else 8192
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     values = jax.random.normal(jax.random.key(2), (2**20 if small else 2**30,), jnp.bfloat16)
     product = jax.jit(lambda a, b: jnp.matmul(a, b))
     negate = jax.jit(lambda x: -x)
-    times = take_turns({"matmul": lambda: product(a, b), "copy": lambda: negate(values)}, rounds=5)
+    times = clock.take_turns({"matmul": lambda: product(a, b), "copy": lambda: negate(values)}, rounds=5)
     matmul, copy = (times[name].median for name in ("matmul", "copy"))
-    return {
+    yield {
         "matmul": f"bf16 {size} x {size} x {size}",
         "matmul_seconds": matmul,
         "matmul_flops_per_second": 2 * size**3 / matmul,

@@ -59,7 +59,9 @@ def compiled(function: Callable, operands: tuple, offsets: tuple, cotangent: jax
 
 
 def reason(error: BaseException) -> str:
-    """Type and first lines of an error, short enough for a table."""
+    """Type and first lines of an error, short enough for a table; what `CannotRun` says as it is."""
+    if isinstance(error, CannotRun):
+        return str(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 

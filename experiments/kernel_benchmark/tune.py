@@ -9,22 +9,21 @@ tuning file of its operator, ``pallas_kernels/<operator>/tuning/<device>.json``.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from experiments.kernel_benchmark import cases, clock, store, subjects, unfused
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.run import AGAIN, ERROR_LIMIT, check_device
+from experiments.kernel_benchmark.run import ERROR_LIMIT, PASSES, check_device
+from experiments.kernel_benchmark.worker import Report, Worker, collect
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
@@ -107,6 +106,71 @@ def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Ca
     return subjects.compiled(call, problem.operands, offsets, problem.cotangent)
 
 
+@functools.cache
+def _problem(case: Case) -> tuple[cases.Problem, Any]:
+    problem = cases.problem(case)
+    return problem, unfused.truth(problem)
+
+
+_best_calls: dict[str, tuple[Config, Callable[[], Any]]] = {}
+"""Of this process: the best of each kind that it knows, compiled."""
+
+
+def time_candidate(
+    candidate: tuple[Case, Key, Config], best: dict[str, Any] | None, generation: str, rounds: int, build: Build
+) -> Iterator[Report]:
+    """Job: times a candidate in turn with the best so far.
+
+    Args:
+      candidate: a shape, which of its kernels, and block sizes.
+      best: the entry of the best so far, None without any.
+      generation: "sm90" or "sm100".
+      rounds: rounds of the clock.
+      build: makes the calls of a problem for block sizes.
+    """
+    case, key, config = candidate
+    try:
+        yield Report((candidate,), _times(case, key, config, best, generation, rounds, build))
+    except Exception as error:  # the reason of this candidate, and no reason to lose the others
+        yield Report((candidate,), {"cannot_run": subjects.reason(error)})
+        check_device()
+
+
+def _times(case: Case, key: Key, config: Config, best, generation: str, rounds: int, build: Build) -> dict[str, Any]:
+    problem, truth = _problem(case)
+    if truth is None:
+        return {"cannot_run": "the scores of a few examples do not fit in float32, so nothing tells a wrong result"}
+    pass_ = "forward" if key.pass_ == "forward" else "backward"
+
+    def call_of(chosen: Config) -> Callable[[], Any]:
+        defaults = {name: tuning.default(key_of(case, name), generation, case.operator) for name in tuning.PASSES}
+        return build(problem, defaults | {key.pass_: chosen})[PASSES.index(pass_)]
+
+    calls = {"candidate": call_of(config)}
+    first, result = clock.first_call(calls["candidate"])
+    if pass_ == "forward":
+        found = unfused.pick(problem, [result], problem.packed[3:])
+    else:
+        found = unfused.pick(problem, result, problem.packed[:3])
+    del result
+    ratios = unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
+    if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
+        return {"cannot_run": f"wrong: its errors are {ratios} times those of plain bf16"}
+    name = kind(case.operator, key)
+    if best is not None:
+        known, call = _best_calls.get(name, (None, None))
+        calls["best"] = call if call and known == Config(**best["config"]) else call_of(Config(**best["config"]))
+    times = clock.take_turns(calls, rounds)
+    seconds, relative = times["candidate"].median, 1.0
+    if best is not None:
+        relative = seconds / times["best"].median * best["relative"]
+    if best is None or relative < best["relative"]:
+        _best_calls[name] = config, calls["candidate"]
+    else:
+        _best_calls[name] = Config(**best["config"]), calls["best"]
+    return {"seconds": seconds, "relative": relative, "error_ratios": ratios, "first_call_s": first.first}
+
+
 @dataclasses.dataclass
 class Tuner:
     """What was measured, on disk after each candidate.
@@ -114,33 +178,29 @@ class Tuner:
     Attributes:
       path: the file of all measurements.
       root: folder of the operators; their tuning files are in ``<operator>/tuning``.
+      device: the name that JAX gives it.
       generation: "sm90" or "sm100".
-      build: makes the calls of a problem for block sizes.
+      build: a function of a module that makes the calls of a problem for block sizes.
       shapes: what to tune.
       rounds: rounds of the clock.
-      limit_s: seconds that a candidate may take.
     """
 
     path: Path
     root: Path
+    device: str
     generation: str
     build: Build = build_mosaic
     shapes: tuple[Case, ...] = SHAPES
     rounds: int = 5
-    limit_s: float = 90.0
 
     def __post_init__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # The device's own tuning files are no source here, but the kernels are: a changed kernel is tuned anew.
-        self.state: dict[str, Any] = {"device": store.device_kind(), "sources": store.sources(), "measured": {}}
+        self.state: dict[str, Any] = {"device": self.device, "sources": store.sources(), "measured": {}}
         if self.path.exists():
             old = json.loads(self.path.read_text())
-            if {name: old.get(name) for name in ("device", "sources")} == {
-                name: self.state[name] for name in ("device", "sources")
-            }:
+            if all(old.get(name) == self.state[name] for name in ("device", "sources")):
                 self.state = old
-        self._problems: dict[str, tuple[cases.Problem, Any]] = {}
-        self._live: dict[str, Callable[[], Any]] = {}  # the best of each kind, compiled
 
     def plan(self) -> list[tuple[Case, Key, Config]]:
         """Candidates not yet measured, kinds taking turns."""
@@ -168,69 +228,16 @@ class Tuner:
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
             yield case.operator, key_of(case, pass_)
 
-    def measure(self, case: Case, key: Key, config: Config) -> None:
+    def measure(self, case: Case, key: Key, config: Config, worker: Worker) -> None:
         """Times a candidate in turn with the best so far, and writes what came out."""
-        entry: dict[str, Any] = {"config": dataclasses.asdict(config)}
-        timer = threading.Timer(self.limit_s, self._hung, (case.operator, key, entry))
-        timer.daemon = True
-        timer.start()
-        try:
-            entry |= self._times(case, key, config)
-        except Exception as error:  # the reason of this candidate, and no reason to lose the others
-            entry["cannot_run"] = subjects.reason(error)
-            check_device(f"{kind(case.operator, key)}, {config}")
-        finally:
-            timer.cancel()
-        self.measured(case.operator, key).append(entry)
-        self.write()
+        entry, best = {"config": dataclasses.asdict(config)}, self.best(case.operator, key)
 
-    def _hung(self, operator: str, key: Key, entry: dict[str, Any]) -> None:
-        entry["cannot_run"] = f"no result within {self.limit_s:g} s; the process was ended"
-        self.measured(operator, key).append(entry)
-        self.write()
-        print(f"\n{kind(operator, key)}: {entry}", file=sys.stderr, flush=True)
-        os._exit(AGAIN)
+        def put(_, found):
+            self.measured(case.operator, key).append(entry | found)
+            self.write()
 
-    def _times(self, case: Case, key: Key, config: Config) -> dict[str, Any]:
-        problem, truth = self._problem(case)
-        pass_ = "forward" if key.pass_ == "forward" else "backward"
-        call = self._call(problem, key, config)
-        first, _, result = clock.first_call(call)
-        results = [result] if pass_ == "forward" else result
-        packed = problem.packed[3:] if pass_ == "forward" else problem.packed[:3]
-        if truth is None:
-            return {"cannot_run": "the scores of a few examples do not fit in float32, so nothing tells a wrong result"}
-        found = unfused.pick(problem, results, packed)
-        del result, results
-        ratios = unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
-        if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
-            return {"cannot_run": f"wrong: its errors are {ratios} times those of plain bf16"}
-        name = kind(case.operator, key)
-        calls, best = {"candidate": call}, self.best(case.operator, key)
-        if best is not None:
-            calls["best"] = self._live.get(name) or self._call(problem, key, Config(**best["config"]))
-            self._live[name] = calls["best"]
-        times = clock.take_turns(calls, self.rounds)
-        seconds, relative = times["candidate"].median, 1.0
-        if best is not None:
-            relative = seconds / times["best"].median * best["relative"]
-        if best is None or relative < best["relative"]:
-            self._live[name] = call
-        return {"seconds": seconds, "relative": relative, "error_ratios": ratios, "first_call_s": first}
-
-    def _call(self, problem: cases.Problem, key: Key, config: Config) -> Callable[[], Any]:
-        case = problem.case
-        configs = {
-            pass_: tuning.default(key_of(case, pass_), self.generation, case.operator) for pass_ in tuning.PASSES
-        } | {key.pass_: config}
-        forward, backward = self.build(problem, configs)
-        return forward if key.pass_ == "forward" else backward
-
-    def _problem(self, case: Case) -> tuple[cases.Problem, Any]:
-        if case.name not in self._problems:
-            problem = cases.problem(case)
-            self._problems[case.name] = (problem, unfused.truth(problem))
-        return self._problems[case.name]
+        options = (best, self.generation, self.rounds, self.build)
+        collect([(case, key, config)], lambda left: worker.ask(time_candidate, *left, *options), put)
 
     def write(self) -> None:
         """Writes the measurements, and the best of each kind where the kernels read them."""
@@ -256,12 +263,12 @@ class Tuner:
         for operator, own in entries.items():
             content = {
                 "format": tuning.FORMAT,
-                "device": store.device_kind(),
+                "device": self.device,
                 "generation": self.generation,
-                "made_by": store.environment(),
+                "made_by": store.environment(self.device),
                 "entries": own,
             }
-            path = self.root / operator / "tuning" / f"{tuning.slug(store.device_kind())}.json"
+            path = self.root / operator / "tuning" / f"{tuning.slug(self.device)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content, indent=1) + "\n")
         if entries:
@@ -286,16 +293,25 @@ class Tuner:
         return "\n".join(lines)
 
 
-def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool, root: Path = store.KERNELS) -> int:
-    """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here."""
-    if jax.default_backend() != "gpu":
-        print(f"cannot tune: Mosaic kernels need a GPU and this is {store.device_kind()!r}", file=sys.stderr)
+def run(device: dict[str, Any], worker: Worker, path: Path, deadline: float, *, rounds: int, fresh: bool) -> int:
+    """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here.
+
+    Args:
+      device: by `implementations.device`.
+      worker: the process that measures.
+      path: the file of all measurements.
+      deadline: when nothing new is begun, by `time.monotonic`.
+      rounds: rounds of the clock.
+      fresh: whether to forget what was measured.
+    """
+    if device["platform"] != "gpu":
+        print(f"cannot tune: Mosaic kernels need a GPU and this is {device['kind']!r}", file=sys.stderr)
         return 1
+    if fresh:
+        path.unlink(missing_ok=True)
     try:
-        generation = tuning.generation(store.device_kind())
-        if fresh:
-            path.unlink(missing_ok=True)
-        tuner = Tuner(path, root, generation, rounds=rounds, limit_s=limit_s)
+        generation = tuning.generation(device["kind"])
+        tuner = Tuner(path, store.KERNELS, device["kind"], generation, rounds=rounds)
         todo = tuner.plan()
     except ValueError as error:
         print(f"cannot tune: {subjects.reason(error)}", file=sys.stderr)
@@ -306,9 +322,9 @@ def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool
                 bar.set_description("out of time")
                 break
             bar.set_description(kind(case.operator, key))
-            tuner.measure(case, key, config)
+            tuner.measure(case, key, config, worker)
             bar.update()
     print(tuner.table())
-    print(f"measured: {path}; block sizes: {root}/<operator>/tuning")
+    print(f"measured: {path}; block sizes: pallas_kernels/<operator>/tuning")
     print(f"{len(tuner.plan())} candidates are left for another run")
     return 0 if any(tuner.best(operator, key) for operator, key in tuner.kinds()) else 1
