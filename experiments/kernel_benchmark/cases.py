@@ -110,11 +110,6 @@ class Problem:
     host_splits: np.ndarray
     subset: tuple[int, ...]
 
-    @property
-    def cost(self) -> Cost:
-        """Counted work."""
-        return self.case.cost(self.host_lengths)
-
 
 def problem(case: Case) -> Problem:
     """Draws operands on the device, the same ones each time."""

@@ -55,7 +55,7 @@ def turns[Name](subjects: Mapping[Name, Callable[[], Any]], times: Mapping[Name,
             times[name].rounds.append(_round(call, times[name].calls))
 
 
-def take_turns(subjects: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+def take_turns[Name](subjects: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, Times]:
     """Times of each subject over `rounds` rounds; all are compiled and warmed up before."""
     times = {name: first_call(call)[0] for name, call in subjects.items()}
     for _ in turns(subjects, times, rounds):

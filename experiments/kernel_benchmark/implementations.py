@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from experiments.kernel_benchmark import clock, libraries, torch_attention, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, compiled, on_padded, reason
+from experiments.kernel_benchmark.subjects import Subject, on_packed, on_padded
 from pallas_kernels.gdpa import api as gdpa_api
 from pallas_kernels.seed_attention import api as seed_api
 from pallas_kernels.window_attention import api as window_api
@@ -40,20 +40,9 @@ def operator(case: Case, implementation: str) -> Callable:
 
 def ours(problem: Problem, implementation: str) -> Subject:
     """One of our implementations behind `pallas_kernels.<operator>.api`."""
-    offsets = (problem.row_splits, problem.lengths)
     function = operator(problem.case, implementation)
-    try:
-        jax.eval_shape(function, *problem.operands, *offsets)
-    except Exception as error:  # whatever it is, it is the reason of this row and no reason to lose the others
-        raise CannotRun(reason(error)) from error
-    calls = compiled(function, problem.operands, offsets, problem.cotangent)
-
-    def pick(pass_, result):
-        if pass_ == "forward":
-            return unfused.pick(problem, [result], problem.packed[3:])
-        return unfused.pick(problem, result, problem.packed[:3])
-
-    return Subject(*calls, pick, problem.cost, problem.case.batch)
+    jax.eval_shape(function, *problem.operands, problem.row_splits, problem.lengths)  # raises if it cannot run
+    return on_packed(problem, function)
 
 
 def plain(problem: Problem) -> Subject:

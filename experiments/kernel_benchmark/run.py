@@ -66,8 +66,7 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
             try:
                 times[row], result = clock.first_call(call)
                 if truth is not None and subject.same:
-                    found = subject.pick(pass_, result)
-                    errors[row] = unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
+                    errors[row] = subject.error_ratios(pass_, result, truth)
                 del result
                 calls[row] = call
             except Exception as error:  # the reason of this row
@@ -94,8 +93,8 @@ def _fields(subject: Subject, times: clock.Times, errors: list[float] | None) ->
         "calls_in_a_row": times.calls,
         "first_call_s": times.first,
         "error_ratios": errors,
-        "cost": subject.cost,
-        "examples": subject.examples,
+        "cost": subject.problem.case.cost(subject.lengths),
+        "examples": len(subject.lengths),
         "note": subject.note,
         "same_function": subject.same,
     }

@@ -9,7 +9,6 @@ import numpy as np
 
 from experiments.kernel_benchmark import unfused
 from experiments.kernel_benchmark.cases import Problem
-from pallas_kernels.costs import Cost
 
 
 class CannotRun(Exception):
@@ -23,20 +22,28 @@ class Subject:
     Attributes:
       forward: () -> output, as a compiled call.
       backward: () -> gradients of q, k, v, likewise: the pullback alone, given what the forward pass saved.
-      pick: (pass, result) -> results of the compared examples, see `unfused.pick`.
-      cost: counted work, of fewer examples where `examples` are fewer.
-      examples: examples computed.
+      problem: the case.
+      padded: the examples that it computes, as padded arrays; None where it computes all, packed.
       note: what must be known beside the number; "" if nothing.
       same: whether it computes the operator of the case, so that an error can be told.
     """
 
     forward: Callable[[], Any]
     backward: Callable[[], Any]
-    pick: Callable[[str, Any], list[np.ndarray]]
-    cost: Cost
-    examples: int
+    problem: Problem
+    padded: np.ndarray | None = None
     note: str = ""
     same: bool = True
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each example that is computed, int32."""
+        return self.problem.host_lengths if self.padded is None else self.problem.host_lengths[self.padded]
+
+    def error_ratios(self, pass_: str, result: Any, truth: dict[str, Any]) -> list[float]:
+        """Errors of a result in units of plain bf16's; `truth` is that of `unfused.truth`."""
+        found = unfused.pick(self.problem, pass_, result, self.padded)
+        return unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
 
 
 def compiled(function: Callable, operands: tuple, offsets: tuple, cotangent: jax.Array) -> tuple[Callable, Callable]:
@@ -72,6 +79,13 @@ def device_bytes() -> int:
     return int(statistics.get("bytes_limit", 2 * 10**9))
 
 
+def on_packed(problem: Problem, function: Callable) -> Subject:
+    """A subject that takes packed rows, ``(q, k, v, row_splits, lengths) -> out``."""
+    return Subject(
+        *compiled(function, problem.operands, (problem.row_splits, problem.lengths), problem.cotangent), problem
+    )
+
+
 def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multiple: int = 8) -> Subject:
     """A subject that takes padded arrays, made beforehand, of as many examples as fit.
 
@@ -94,11 +108,7 @@ def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multi
     operands, cotangent, lengths = unfused.padded(problem, examples, rows)
     calls = compiled(function, operands, (lengths,), cotangent)
 
-    def pick(pass_, result):
-        results, packed = ([result], problem.packed[3:]) if pass_ == "forward" else (result, problem.packed[:3])
-        return unfused.pick_padded(problem, examples, results, packed)
-
     note = "padded to the longest" if (problem.host_lengths != rows).any() else ""
     if batch < case.batch:
         note = "; ".join(filter(None, [note, f"{batch} of {case.batch} examples, the scores of more do not fit"]))
-    return Subject(*calls, pick, case.cost(problem.host_lengths[examples]), batch, note)
+    return Subject(*calls, problem, examples, note)

@@ -20,9 +20,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.kernel_benchmark import cases, clock, store, subjects, unfused
+from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.run import ERROR_LIMIT, PASSES, check_device
+from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
+from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_packed, reason
 from experiments.kernel_benchmark.worker import Report, Worker, collect
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.gdpa import mosaic as gdpa_mosaic
@@ -70,7 +71,7 @@ FIRST = 4
 MOST = 24
 """Candidates of a kind."""
 
-Build = Callable[[cases.Problem, dict[str, Config]], tuple[Callable[[], Any], Callable[[], Any]]]
+Build = Callable[[cases.Problem, dict[str, Config]], Subject]
 
 
 def key_of(case: Case, pass_: str) -> Key:
@@ -88,8 +89,8 @@ def kind(operator: str, key: Key) -> str:
     return f"{operator} {key}"
 
 
-def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Forward and backward of the Mosaic kernels of the problem's operator with the given block sizes."""
+def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> Subject:
+    """The Mosaic kernels of the problem's operator with the given block sizes."""
     case = problem.case
 
     def call(q, k, v, *offsets):
@@ -102,8 +103,7 @@ def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Ca
         options = {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
         return gdpa_mosaic.gdpa(q, k, v, *offsets, *own, configs=configs, **options)
 
-    offsets = (problem.row_splits, problem.lengths)
-    return subjects.compiled(call, problem.operands, offsets, problem.cotangent)
+    return on_packed(problem, call)
 
 
 @functools.cache
@@ -129,46 +129,34 @@ def time_candidate(
       build: makes the calls of a problem for block sizes.
     """
     case, key, config = candidate
+    name, pass_ = kind(case.operator, key), "forward" if key.pass_ == "forward" else "backward"
+    defaults = {each: tuning.default(key_of(case, each), generation, case.operator) for each in tuning.PASSES}
     try:
-        yield Report((candidate,), _times(case, key, config, best, generation, rounds, build))
+        problem, truth = _problem(case)
+        if truth is None:
+            raise CannotRun("the scores of a few examples do not fit in float32, so nothing tells a wrong result")
+        subject = build(problem, defaults | {key.pass_: config})
+        calls = {config: getattr(subject, pass_)}
+        first, result = clock.first_call(calls[config])
+        ratios = subject.error_ratios(pass_, result, truth)
+        del result
+        if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
+            raise CannotRun(f"wrong: its errors are {ratios} times those of plain bf16")
+        winner, relative = config, 1.0
+        if best is not None:
+            winner = Config(**best["config"])
+            known, call = _best_calls.get(name, (None, None))
+            calls[winner] = call if known == winner else getattr(build(problem, defaults | {key.pass_: winner}), pass_)
+        times = clock.take_turns(calls, rounds)
+        if best is not None:
+            relative = times[config].median / times[winner].median * best["relative"]
+            winner = config if relative < best["relative"] else winner
+        _best_calls[name] = winner, calls[winner]
+        found = {"seconds": times[config].median, "relative": relative, "error_ratios": ratios}
+        yield Report((candidate,), found | {"first_call_s": first.first})
     except Exception as error:  # the reason of this candidate, and no reason to lose the others
-        yield Report((candidate,), {"cannot_run": subjects.reason(error)})
+        yield Report((candidate,), {"cannot_run": reason(error)})
         check_device()
-
-
-def _times(case: Case, key: Key, config: Config, best, generation: str, rounds: int, build: Build) -> dict[str, Any]:
-    problem, truth = _problem(case)
-    if truth is None:
-        return {"cannot_run": "the scores of a few examples do not fit in float32, so nothing tells a wrong result"}
-    pass_ = "forward" if key.pass_ == "forward" else "backward"
-
-    def call_of(chosen: Config) -> Callable[[], Any]:
-        defaults = {name: tuning.default(key_of(case, name), generation, case.operator) for name in tuning.PASSES}
-        return build(problem, defaults | {key.pass_: chosen})[PASSES.index(pass_)]
-
-    calls = {"candidate": call_of(config)}
-    first, result = clock.first_call(calls["candidate"])
-    if pass_ == "forward":
-        found = unfused.pick(problem, [result], problem.packed[3:])
-    else:
-        found = unfused.pick(problem, result, problem.packed[:3])
-    del result
-    ratios = unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
-    if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
-        return {"cannot_run": f"wrong: its errors are {ratios} times those of plain bf16"}
-    name = kind(case.operator, key)
-    if best is not None:
-        known, call = _best_calls.get(name, (None, None))
-        calls["best"] = call if call and known == Config(**best["config"]) else call_of(Config(**best["config"]))
-    times = clock.take_turns(calls, rounds)
-    seconds, relative = times["candidate"].median, 1.0
-    if best is not None:
-        relative = seconds / times["best"].median * best["relative"]
-    if best is None or relative < best["relative"]:
-        _best_calls[name] = config, calls["candidate"]
-    else:
-        _best_calls[name] = Config(**best["config"]), calls["best"]
-    return {"seconds": seconds, "relative": relative, "error_ratios": ratios, "first_call_s": first.first}
 
 
 @dataclasses.dataclass
@@ -248,12 +236,8 @@ class Tuner:
             if best is None:
                 continue
             entries.setdefault(operator, []).append(
-                {
-                    "pass": key.pass_,
-                    "dim": key.dim,
-                    "keys": key.keys,
-                    "activation": key.activation,
-                    "dtype": key.dtype,
+                dict(zip(("pass", "dim", "keys", "activation", "dtype"), dataclasses.astuple(key), strict=True))
+                | {
                     "config": best["config"],
                     "seconds": best["seconds"],
                     "default_seconds": best["seconds"] / best["relative"],
@@ -314,7 +298,7 @@ def run(device: dict[str, Any], worker: Worker, path: Path, deadline: float, *, 
         tuner = Tuner(path, store.KERNELS, device["kind"], generation, rounds=rounds)
         todo = tuner.plan()
     except ValueError as error:
-        print(f"cannot tune: {subjects.reason(error)}", file=sys.stderr)
+        print(f"cannot tune: {reason(error)}", file=sys.stderr)
         return 1
     with tqdm(total=len(todo), unit="config", file=sys.stderr, dynamic_ncols=True) as bar:
         for case, key, config in todo:

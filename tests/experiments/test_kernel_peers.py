@@ -50,9 +50,9 @@ def ratios(problem, subject):
     truth = unfused.truth(problem)
     assert truth is not None
     for pass_, limit in run.ERROR_LIMIT.items():
-        found = subject.pick(pass_, getattr(subject, pass_)())
+        found = subject.error_ratios(pass_, getattr(subject, pass_)(), truth)
         assert len(found) == len(truth["float32"][pass_])
-        yield max(unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])) / limit
+        yield max(found) / limit
 
 
 @pytest.mark.usefixtures("lenient")

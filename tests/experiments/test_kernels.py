@@ -243,9 +243,7 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     def build(problem, configs):
         factor = 3.0 if Config(block=32) in configs.values() else 1.0
         operator = implementations.operator(problem.case, "reference")
-        offsets = (problem.row_splits, problem.lengths)
-        scaled = lambda *x: operator(*x) * jnp.bfloat16(factor)  # noqa: E731
-        return subjects.compiled(scaled, problem.operands, offsets, problem.cotangent)
+        return subjects.on_packed(problem, lambda *x: operator(*x) * jnp.bfloat16(factor))
 
     monkeypatch.setattr(clock, "take_turns", take_turns)
     arguments = {"device": "cpu", "generation": "sm90", "build": build, "shapes": (shape,)}
