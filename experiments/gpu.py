@@ -46,20 +46,8 @@ class Piece:
     once: bool = False
 
 
-_CONTRACTS = ("mosaic/test_gdpa_contract.py", "mosaic/test_softmax_contract.py")
-TESTS = {
-    "gdpa": (_CONTRACTS[:1], 75),
-    "softmax": (_CONTRACTS[1:], 75),
-    "triton": (("triton", "--ignore", "triton/test_triton_compile.py"), 30),
-    "operators": (("test_contract.py",), 20),
-    "others": (("mosaic", "--ignore", _CONTRACTS[0], "--ignore", _CONTRACTS[1]), 20),
-}
-"""Contract tests by name: what of tests/pallas_kernels, and seconds."""
-
-
-def _tests(name: str) -> Piece:
-    """The piece of some contract tests."""
-    parts, limit_s = TESTS[name]
+def _tests(name: str, limit_s: float, *parts: str) -> Piece:
+    """The piece of some contract tests in tests/pallas_kernels."""
     chosen = [x if x.startswith("-") else f"tests/pallas_kernels/{x}" for x in parts]
     # The test under shard_map needs two devices.
     command = ("pytest", "-v", "-p", "experiments.passed_tests", "-k", "not shard_map", *chosen)
@@ -69,17 +57,18 @@ def _tests(name: str) -> Piece:
 def pieces(library: Path | None) -> tuple[Piece, ...]:
     """All of them; budgets end well before limits, so that what has begun ends by itself and is written."""
     kernels, limit = "experiments.kernels", ("--call-limit-s", "45")
+    gdpa, softmax = "mosaic/test_gdpa_contract.py", "mosaic/test_softmax_contract.py"
     checkout = ("--peers.ads-kernel-library", str(library)) if library else ()
     return (
-        _tests("gdpa"),
-        _tests("softmax"),
+        _tests("gdpa", 75, gdpa),
+        _tests("softmax", 75, softmax),
         Piece("tune", (kernels, "tune", "--budget-s", "65", *limit), 95),
         Piece("kernels", (kernels, "--where", "inside", "--budget-s", "60", *limit), 95),
         Piece("peers", (kernels, "--where", "outside", "--budget-s", "25", *limit, *checkout), 85),
         Piece("scaling", (kernels, "scaling", "--budget-s", "15", "--call-limit-s", "25"), 45),
-        _tests("triton"),
-        _tests("operators"),
-        _tests("others"),
+        _tests("triton", 30, "triton", "--ignore", "triton/test_triton_compile.py"),
+        _tests("operators", 20, "test_contract.py"),
+        _tests("others", 20, "mosaic", "--ignore", gdpa, "--ignore", softmax),
     )
 
 

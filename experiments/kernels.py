@@ -13,9 +13,10 @@ answers, the time of the kernels alone stands in the column "kernels". Backward 
 forward pass saved: 10 H d N FLOPs whatever the kernel recomputes. What cannot run here has a row that says why.
 
 Rows are written to ``experiments/results/<device>/kernels.json`` as they are measured, with a picture beside it at the
-end; a second run measures what is missing, so --budget-s may cut a run anywhere. Without a GPU the shapes are toys and
-the times say nothing about the kernels (half a minute). Exit code 1: a result is wrong; 75: the device was lost, start
-again. All of it takes about half an hour on one GPU by estimate; that was not measured yet.
+end; a second run measures what is missing, so --budget-s may cut a run anywhere. The device is opened by a process of
+its own (`kernel_benchmark.worker`): what crashes it, or is not back within --call-limit-s, has a row that says so, and
+a new one goes on with the rest. Without a GPU the shapes are toys and the times say nothing about the kernels (half a
+minute). Exit code 1: a result is wrong. All of it takes about half an hour on one GPU by estimate, not yet measured.
 
 ``tune`` measures block sizes of the Mosaic kernels for each kind of shape, in turn with the best so far, and writes the
 best to ``pallas_kernels/<operator>/tuning/<device>.json``, which the kernels read from then on.
@@ -26,9 +27,11 @@ GPU the XLA program up to 8k, two heads of 32 (three minutes).
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,7 +62,7 @@ FILES = {"measure": "kernels", "tune": "tuning", "scaling": "window_scaling"}
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """Kernels of others that run in processes of their own."""
+    """Kernels of others that are called from PyTorch, in a process of their own."""
 
     ads_kernel_library: Path | None = None
     """Checkout of facebookresearch/ads_model_kernel_library; None leaves Meta's Triton GDPA out."""
@@ -81,15 +84,15 @@ class Arguments:
     """Which to measure, of ours (mosaic, xla and what else an operator has), unfused, cudnn, tokamax, meta-triton,
     flex, sdpa, and reference (toy shapes alone); none for all."""
     where: Literal["everywhere", "inside", "outside"] = "everywhere"
-    """Which of these by where they run: inside this process, or outside it in ones of their own."""
+    """Which of these by who calls them: inside of JAX, or outside of it from PyTorch (meta-triton, flex, sdpa)."""
     groups: tuple[str, ...] = ()
     """Groups of cases: "pffn 256", "self", "window", "seeds", "narrow", "pffn 128"; none for all."""
     rounds: int = 5
     """Rounds in which the implementations take turns; the median is reported."""
     call_limit_s: float = 90.0
-    """Seconds that one call may take with its compilation; after that it has hung, and the process ends with 75."""
+    """Seconds that one call may take with its compilation; after that it has hung, and its process is replaced."""
     retry: bool = False
-    """Whether to try again what could not run."""
+    """Whether to try again what could not run; block sizes are not."""
     fresh: bool = False
     """Whether to forget the results there are."""
     out: Path | None = None
@@ -108,30 +111,32 @@ class Arguments:
             raise ValueError(f"groups names {sorted(lacking)}; see --help for those there are")
 
 
-def measure(args: Arguments, deadline: float, device: dict[str, Any], worker: Worker) -> int:
-    """Measures what is missing, prints the table and draws the picture; returns the exit code."""
+def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any], worker: Worker) -> int:
+    """Measures what is missing, prints the table and draws the picture; returns the exit code, 1 if ours are wrong."""
     small = args.small if args.small is not None else device["platform"] != "gpu"
     library = args.peers.ads_kernel_library
-    path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
-    extra = {torch_attention.META: f"at {library.name}"} if library else {}
-    results = Store(path, device["kind"], args.fresh, extra)
-    chosen, left = cases_of(args, small), 0
+    results = Store(path, device["kind"], args.fresh, {torch_attention.META: f"at {library.name}"} if library else {})
+    if args.retry:
+        results.content.pop("no_kernel_clock", None)
+    if args.mode == "scaling":
+        chosen = scaling.cases_for(small)
+    else:
+        chosen = tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
     print(f"{device['kind']}, {'toy' if small else 'published'} shapes, {len(chosen)} cases -> {path}")
     before = clock.clocks()
     (results.content["peaks"],) = worker.ask(implementations.peaks, small)
     if args.mode == "scaling":
         # A CPU that others use, too, needs more rounds until one of them is undisturbed.
         options = (max(args.rounds, 15) if small else args.rounds, False)
-        begun = Run(results, worker, run.measure, options, deadline, whole=True)
-        left += begun(scaling.groups(results, small, args.implementations))
+        groups = scaling.groups(results, small, args.implementations, args.retry)
+        left = Run(results, worker, run.measure, options, deadline, whole=True)(groups)
         results.content["fits"] = scaling.fits(results.content)
     else:
-        inside, outside = missing(args, results, chosen, small)
+        names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
+        inside, outside = missing(args, results, chosen, names)
         share = 0 if not outside else 1 if not inside else args.peers.share
-        ours = Run(
-            results, worker, run.measure, (args.rounds, True), deadline - share * args.budget_s, kernel_clock=True
-        )
-        left += ours(inside)
+        first = deadline - share * args.budget_s
+        left = Run(results, worker, run.measure, (args.rounds, True), first, kernel_clock=True)(inside)
         worker.close()  # the device's memory is for the others
         with Worker(args.call_limit_s) as others:
             left += Run(results, others, torch_attention.measure, (library,), deadline)(outside)
@@ -147,51 +152,44 @@ def measure(args: Arguments, deadline: float, device: dict[str, Any], worker: Wo
     for state in filter(None, results.content["clocks"]):
         print(state)
     print(f"written to {path} and {image}; {left} rows are left for another run")
-    shown = [row for row in results.rows.values() if row["case"] in order]
     # Peers may be as inexact as they like: what decides is ours.
-    wrong = [row for row in shown if row.get("wrong") and row["implementation"] in (*implementations.OURS, "reference")]
+    wrong = [row for row in results.rows.values() if row["case"] in order and row.get("wrong")]
+    wrong = [row for row in wrong if row["implementation"] in (*implementations.OURS, "reference")]
     if wrong:
         print(f"error: {len(wrong)} results of ours are further from float32 than allowed", file=sys.stderr)
     return 1 if wrong else 0
 
 
-def cases_of(args: Arguments, small: bool) -> tuple[Case, ...]:
-    """What the flags choose to measure, most important first."""
-    if args.mode == "scaling":
-        return scaling.cases_for(small)
-    return tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
-
-
-def missing(args: Arguments, results: Store, chosen: tuple[Case, ...], small: bool) -> tuple[list[list[Row]], ...]:
-    """Rows to measure by case, inside and outside of JAX; those that are refused at once are stored."""
-    names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
-    groups = ([], [])
-    for outside in (False, True):
-        own = [name for name in names if (name in torch_attention.NAMES) == outside]
-        for case in chosen if args.where in ("everywhere", ("inside", "outside")[outside]) else ():
-            rows = [Row(case, pass_, name) for pass_ in run.PASSES for name in own]
-            rows = [row for row in rows if results.lacks(row, args.retry)]
-            for row in [*rows] if outside else ():
+def missing(
+    args: Arguments, results: Store, chosen: Iterable[Case], names: Iterable[str]
+) -> tuple[list[list[Row]], ...]:
+    """By case the rows to measure inside and outside of JAX; those that are refused at once are stored."""
+    groups: tuple[list[list[Row]], ...] = ([], [])
+    for case, where in itertools.product(chosen, ("inside", "outside")):
+        rows = []
+        for pass_, name in itertools.product(run.PASSES, names if args.where in ("everywhere", where) else ()):
+            row = Row(case, pass_, name)
+            if (name in torch_attention.NAMES) == (where == "outside") and results.lacks(row, args.retry):
                 why = torch_attention.refusal(row, args.peers.ads_kernel_library)
-                if why:
+                if why is None:
+                    rows.append(row)
+                else:
                     results.put(row, {"cannot_run": why})
-                    rows.remove(row)
-            if rows:
-                groups[outside].append(rows)
+        groups[where == "outside"].extend([rows] if rows else [])
     return groups
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags and runs; returns the exit code."""
-    deadline = time.monotonic()
+    began = time.monotonic()
     args = tyro.cli(Arguments, args=arguments, prog="experiments.kernels", description=__doc__)
-    deadline += args.budget_s
+    deadline = began + args.budget_s
     with Worker(args.call_limit_s) as worker:
         (device,) = worker.ask(implementations.device)
+        path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
         if args.mode == "tune":
-            path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
             return tune.run(device, worker, path, deadline, rounds=args.rounds, fresh=args.fresh)
-        return measure(args, deadline, device, worker)
+        return measure(args, path, deadline, device, worker)
 
 
 if __name__ == "__main__":

@@ -80,13 +80,12 @@ def kernel_seconds(call: Callable[[], Any], iterations: int = 5) -> tuple[float 
     try:
         from jax.experimental.mosaic.gpu import profiler
 
-        readings = []
-        for _ in range(iterations):  # one by one: loops on the device need not launch the same kernels each time
-            _, milliseconds = profiler.measure(_Callable(call))()
-            readings.append(milliseconds)
-        if any(reading is None for reading in readings):
+        # One by one, for loops on the device need not launch the same kernels each time.
+        readings = [profiler.measure(_Callable(call))()[1] for _ in range(iterations)]
+        milliseconds = [reading for reading in readings if reading is not None]
+        if len(milliseconds) < iterations:
             return None, "CUPTI saw no kernels"
-        return statistics.median(readings) / 1e3, ""
+        return statistics.median(milliseconds) / 1e3, ""
     except Exception as error:  # a second opinion only: why it is missing stands in the results
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 

@@ -21,48 +21,37 @@ from pallas_kernels.window_attention import api as window_api
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
-NAMES = (*OURS, "unfused", *libraries.NAMES, *torch_attention.NAMES)
+NAMES = (*OURS, "unfused", *libraries.BUILD, *torch_attention.NAMES)
 """Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""
+
+
+def options(case: Case) -> dict[str, Any]:
+    """Arguments of a case's operator, beside arrays."""
+    if case.operator == "gdpa":
+        return {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
+    return {"scale": case.scale} | ({} if case.window is None else {"window": case.window})
 
 
 def operator(case: Case, implementation: str) -> Callable:
     """(q, k, v, row_splits, lengths) -> output, by one of our implementations."""
-    if case.operator == "seed_attention":
-        return functools.partial(seed_api.seed_attention, scale=case.scale, implementation=implementation)
-    if case.window is not None:
-        return functools.partial(
-            window_api.window_attention, window=case.window, scale=case.scale, implementation=implementation
-        )
-    return functools.partial(
-        gdpa_api.gdpa, activation=case.activation, pre_scale=case.scale, implementation=implementation
-    )
-
-
-def ours(problem: Problem, implementation: str) -> Subject:
-    """One of our implementations behind `pallas_kernels.<operator>.api`."""
-    function = operator(problem.case, implementation)
-    jax.eval_shape(function, *problem.operands, problem.row_splits, problem.lengths)  # raises if it cannot run
-    return on_packed(problem, function)
-
-
-def plain(problem: Problem) -> Subject:
-    """Two batched matrix products with the activation between them."""
-    case = problem.case
-    # Forward: scores and weights; backward: saved ones, gradients of both.
-    return on_padded(problem, lambda q, k, v, lengths: unfused.attend(case, q, k, v, lengths), 4)
+    function = getattr(APIS[case.operator], case.operator)
+    return functools.partial(function, **options(case), implementation=implementation)
 
 
 def build(name: str, problem: Problem) -> Subject:
     """The subject of a name in `NAMES` that is called from JAX, or "reference".
 
     Raises:
-      CannotRun: it does not run this case here.
+      Exception: it does not run this case here, of whatever type; see `reason`.
     """
     if name == "unfused":
-        return plain(problem)
-    if name in libraries.NAMES:
-        return libraries.build(name, problem)
-    return ours(problem, name)
+        # Forward: scores and weights; backward: saved ones, gradients of both.
+        return on_padded(problem, functools.partial(unfused.attend, problem.case), 4)
+    if name in libraries.BUILD:
+        return libraries.BUILD[name](problem)
+    function = operator(problem.case, name)
+    jax.eval_shape(function, *problem.operands, problem.row_splits, problem.lengths)
+    return on_packed(problem, function)
 
 
 def device() -> Iterator[dict[str, Any]]:

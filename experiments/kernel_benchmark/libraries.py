@@ -17,14 +17,8 @@ import jax.numpy as jnp
 from experiments.kernel_benchmark.cases import Case, Problem
 from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_padded
 
-NAMES = ("cudnn", "tokamax")
 TOKAMAX_ROWS = 128
 """tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""
-
-
-def build(name: str, problem: Problem) -> Subject:
-    """The subject of a name in `NAMES`; CannotRun with the reason where it does not run this case here."""
-    return {"cudnn": cudnn, "tokamax": tokamax}[name](problem)
 
 
 def _full(problem: Problem) -> bool:
@@ -106,3 +100,7 @@ def tokamax(problem: Problem) -> Subject:
     if case.operator == "gdpa":
         notes.insert(0, "softmax, another function")
     return dataclasses.replace(subject, note="; ".join(filter(None, notes)), same=case.operator != "gdpa")
+
+
+BUILD = {"cudnn": cudnn, "tokamax": tokamax}
+"""The subject of a problem by name; `CannotRun` where it does not run this case here."""

@@ -177,13 +177,10 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], names: list[str], scale: float
     used = {}
     shown = list(dict.fromkeys(row["implementation"] for row in rows if row["case"] in names))
     height = 0.8 / max(1, len(shown))
-    for k, implementation in enumerate(shown):
-        for y, name in enumerate(names):
-            for row in rows:
-                if row["case"] == name and row["implementation"] == implementation:
-                    rate = row["flops_per_second"] / scale
-                    color = COLORS.get(implementation, "black")
-                    used[implementation] = axes.barh(y + k * height, rate, height, color=color)
+    for row in (row for row in rows if row["case"] in names):
+        y = names.index(row["case"]) + shown.index(row["implementation"]) * height
+        color = COLORS.get(row["implementation"], "black")
+        used[row["implementation"]] = axes.barh(y, row["flops_per_second"] / scale, height, color=color)
     ticks = [y + 0.4 - height / 2 for y in range(len(names))]
     axes.set_yticks(ticks, names if labels else [""] * len(names), fontsize=7)
     axes.invert_yaxis()

@@ -1,7 +1,6 @@
 """The run over rows: what is missing is measured in a worker, and each row is on disk before the next begins."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -133,7 +132,7 @@ class Run:
             self._put(row, fields)
             bar.update(isinstance(row, Row) and "kernel_seconds" not in fields)
 
-        with tqdm(total=sum(map(len, groups)), unit="row", file=sys.stderr, dynamic_ncols=True) as bar:
+        with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True) as bar:
             try:
                 for rows in groups:
                     if time.monotonic() > self.deadline:

@@ -22,7 +22,7 @@ from kunlun_jax.training.run_directory import command, commit, write_atomic
 from pallas_kernels.mosaic.tuning import slug
 from pallas_kernels.roofline import Pass
 
-PACKAGES = (
+PACKAGES = [
     "jax",
     "jaxlib",
     "jax-cuda13-plugin",
@@ -32,7 +32,7 @@ PACKAGES = (
     "triton",
     "jax-triton",
     "tokamax",
-)
+]
 KERNELS = Path(pallas_kernels.__file__).parent
 RESULTS = Path("experiments/results")
 

@@ -31,7 +31,9 @@ MOST_SCORES = 2**30
 
 
 def refusal(row: Row, library: Path | None) -> str | None:
-    """Why a row of `NAMES` is not measured at all, if so; `library` is Meta's checkout."""
+    """Why a row is not measured at all, if so; `library` is Meta's checkout."""
+    if row.implementation not in NAMES:
+        return None
     if row.implementation == META and library is None:
         return "not asked for: give --peers.ads-kernel-library PATH"
     if row.implementation == META and library is not None and not (library / meta_triton.FILE).is_file():
@@ -120,7 +122,7 @@ class Flex:
         """The output, ``[1, heads, queries, dim]``."""
         q, k, v = self.leaves
         if self.case.seeds:
-            q = self._filled(q.repeat(len(self.case.lengths()), 1, 1), self.mask.shape[-2])
+            q = self._filled(q.repeat(self.case.batch, 1, 1), self.mask.shape[-2])
         return self.function(q, k, v, block_mask=self.mask, scale=self.case.scale)
 
     def pick(self, result, rows: slice, example: int):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
+from experiments.kernel_benchmark.implementations import options
 from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
 from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_packed, reason
 from experiments.kernel_benchmark.worker import Report, Worker, collect
@@ -66,6 +67,7 @@ SHAPES = (
     *(_seeds(64, dim=dim) for dim in (64, 32)),
 )
 """One for each kind, the most important first; large enough to fill a chip, small enough to make quickly."""
+MOSAIC = {"gdpa": gdpa_mosaic, "seed_attention": seed_mosaic, "window_attention": window_mosaic}
 FIRST = 4
 """Of these, how many get three candidates for each one of the others."""
 MOST = 24
@@ -92,18 +94,9 @@ def kind(operator: str, key: Key) -> str:
 def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> Subject:
     """The Mosaic kernels of the problem's operator with the given block sizes."""
     case = problem.case
-
-    def call(q, k, v, *offsets):
-        if case.seeds is not None:
-            return seed_mosaic.seed_attention(q, k, v, *offsets, scale=case.scale, configs=configs)
-        if case.window is not None:
-            window, scale = case.window, case.scale
-            return window_mosaic.window_attention(q, k, v, *offsets, window=window, scale=scale, configs=configs)
-        own = () if case.keys else offsets
-        options = {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
-        return gdpa_mosaic.gdpa(q, k, v, *offsets, *own, configs=configs, **options)
-
-    return on_packed(problem, call)
+    function = functools.partial(getattr(MOSAIC[case.operator], case.operator), **options(case), configs=configs)
+    own_keys = case.operator == "gdpa" and case.keys is None
+    return on_packed(problem, lambda q, k, v, *rows: function(q, k, v, *rows, *(rows if own_keys else ())))
 
 
 @functools.cache
@@ -192,14 +185,13 @@ class Tuner:
 
     def plan(self) -> list[tuple[Case, Key, Config]]:
         """Candidates not yet measured, kinds taking turns."""
-        queues: list[Iterator[tuple[Case, Key, Config]]] = []
+        turns: list[tuple[float, tuple[Case, Key, Config]]] = []
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
-            key = key_of(case, pass_)
+            key, weight = key_of(case, pass_), 3 if case in self.shapes[:FIRST] else 1
             done = [Config(**entry["config"]) for entry in self.measured(case.operator, key)]
             wanted = itertools.islice(tuning.candidates(key, self.generation, case.operator), MOST)
-            queues.append(iter([(case, key, config) for config in wanted if config not in done]))
-        weight = {case: 3 if case in self.shapes[:FIRST] else 1 for case in self.shapes}
-        turns = [(turn / weight[item[0]], item) for queue in queues for turn, item in enumerate(queue)]
+            left = [config for config in wanted if config not in done]
+            turns += [(turn / weight, (case, key, config)) for turn, config in enumerate(left)]
         return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
     def measured(self, operator: str, key: Key) -> list[dict[str, Any]]:
@@ -232,31 +224,19 @@ class Tuner:
         write_atomic(self.path, json.dumps(self.state, indent=1) + "\n")
         entries: dict[str, list[dict[str, Any]]] = {}
         for operator, key in self.kinds():
-            best, known = self.best(operator, key), self.measured(operator, key)
-            if best is None:
-                continue
-            entries.setdefault(operator, []).append(
-                dict(zip(("pass", "dim", "keys", "activation", "dtype"), dataclasses.astuple(key), strict=True))
-                | {
-                    "config": best["config"],
-                    "seconds": best["seconds"],
-                    "default_seconds": best["seconds"] / best["relative"],
-                    "measured": len(known),
-                }
-            )
+            best = self.best(operator, key)
+            if best is not None:
+                entry = dict(zip(("pass", "dim", "keys", "activation", "dtype"), dataclasses.astuple(key), strict=True))
+                entry |= {"config": best["config"], "seconds": best["seconds"]}
+                entry |= {"default_seconds": best["seconds"] / best["relative"]}
+                entries.setdefault(operator, []).append(entry | {"measured": len(self.measured(operator, key))})
         for operator, own in entries.items():
-            content = {
-                "format": tuning.FORMAT,
-                "device": self.device,
-                "generation": self.generation,
-                "made_by": store.environment(self.device),
-                "entries": own,
-            }
+            content = {"format": tuning.FORMAT, "device": self.device, "generation": self.generation}
+            content |= {"made_by": store.environment(self.device), "entries": own}
             path = self.root / operator / "tuning" / f"{tuning.slug(self.device)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content, indent=1) + "\n")
-        if entries:
-            tuning.read.cache_clear()
+        tuning.read.cache_clear()
 
     def table(self) -> str:
         """The best of each kind for a person."""
@@ -300,14 +280,13 @@ def run(device: dict[str, Any], worker: Worker, path: Path, deadline: float, *, 
     except ValueError as error:
         print(f"cannot tune: {reason(error)}", file=sys.stderr)
         return 1
-    with tqdm(total=len(todo), unit="config", file=sys.stderr, dynamic_ncols=True) as bar:
-        for case, key, config in todo:
+    with tqdm(todo, unit="config", dynamic_ncols=True) as bar:
+        for case, key, config in bar:
             if time.monotonic() > deadline:
                 bar.set_description("out of time")
                 break
             bar.set_description(kind(case.operator, key))
             tuner.measure(case, key, config, worker)
-            bar.update()
     print(tuner.table())
     print(f"measured: {path}; block sizes: pallas_kernels/<operator>/tuning")
     print(f"{len(tuner.plan())} candidates are left for another run")

@@ -143,7 +143,7 @@ def collect(
             return
         except Lost as lost:
             for item in running:
-                put(item, {"cannot_run": f"{lost}; --retry tries again"})
+                put(item, {"cannot_run": str(lost)})
             left = [item for item in left if item not in running]
     if left:
         raise OutOfTime
