@@ -8,6 +8,7 @@ temperature drift alike for all. Where NVIDIA's CUPTI answers, the time of the k
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import subprocess
@@ -73,37 +74,21 @@ def _round(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def kernel_seconds(call: Callable[[], Any], iterations: int = 5) -> tuple[float | None, str]:
-    """Median seconds that a call's kernels take, gaps between them left out, by CUPTI; else None and why."""
+def kernel_seconds(call: functools.partial, iterations: int = 5) -> tuple[float | None, str]:
+    """Median seconds that the kernels of a jitted call take, without the gaps between, by CUPTI; else None and why."""
     if jax.default_backend() != "gpu":
         return None, "no GPU"
     try:
         from jax.experimental.mosaic.gpu import profiler
 
         # One by one, for loops on the device need not launch the same kernels each time.
-        readings = [profiler.measure(_Callable(call))()[1] for _ in range(iterations)]
+        readings = [profiler.measure(call.func)(*call.args)[1] for _ in range(iterations)]
         milliseconds = [reading for reading in readings if reading is not None]
         if len(milliseconds) < iterations:
             return None, "CUPTI saw no kernels"
         return statistics.median(milliseconds) / 1e3, ""
     except Exception as error:  # a second opinion only: why it is missing stands in the results
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-class _Callable(jax.stages.Wrapped):
-    """A call that is compiled already, and that the profiler must not compile again around its operands."""
-
-    def __init__(self, call: Callable[[], Any]):
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
 
 
 def clocks() -> str | None:

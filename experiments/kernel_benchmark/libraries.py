@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.kernel_benchmark.cases import Case, Problem
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_padded
+from experiments.kernel_benchmark.subjects import Subject, on_padded
+from experiments.kernel_benchmark.worker import CannotRun
 
 TOKAMAX_ROWS = 128
 """tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""

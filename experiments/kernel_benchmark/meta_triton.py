@@ -12,21 +12,21 @@ import types
 from pathlib import Path
 
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.subjects import CannotRun
+from experiments.kernel_benchmark.worker import CannotRun
 
 MODULE = "ads_mkl.ops.oss.gdpa.triton.triton_generalized_dot_product_attention"
 FILE = Path("gdpa/triton/triton_generalized_dot_product_attention.py")
 """What a checkout holds."""
 ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_tanh": "gelu_approx",
-    "silu": "silu",
-    "relu": "relu",
-    "relu_squared": "relu_square",
-    "hardswish": "hardswish",
-    "identity": "raw",
+    "gelu": ("gelu", lambda functions, x: functions.gelu(x)),
+    "gelu_tanh": ("gelu_approx", lambda functions, x: functions.gelu(x, approximate="tanh")),
+    "silu": ("silu", lambda functions, x: functions.silu(x)),
+    "relu": ("relu", lambda functions, x: functions.relu(x)),
+    "relu_squared": ("relu_square", lambda functions, x: functions.relu(x).square()),
+    "hardswish": ("hardswish", lambda functions, x: functions.hardswish(x)),
+    "identity": ("raw", lambda functions, x: x),
 }
-"""Our names -> theirs."""
+"""By our name: theirs, and the function by `torch.nn.functional`."""
 
 
 def load(path: Path):
@@ -36,17 +36,6 @@ def load(path: Path):
         package.__path__ = place
         sys.modules.setdefault(name, package)
     return importlib.import_module(MODULE).generalized_dot_product_attention
-
-
-def activation(torch, name: str):
-    """PyTorch's function for one of `ACTIVATIONS`."""
-    functions = torch.nn.functional
-    special = {
-        "gelu_tanh": lambda x: functions.gelu(x, approximate="tanh"),
-        "relu_squared": lambda x: functions.relu(x).square(),
-        "identity": lambda x: x,
-    }
-    return special.get(name) or getattr(functions, name)
 
 
 class Kernel:
@@ -71,7 +60,7 @@ class Kernel:
             "output_offset": rows,
             "max_seq_len_q": case.max_length,
             "max_seq_len_kv": case.keys or case.max_length,
-            "activation": ACTIVATIONS[case.activation],
+            "activation": ACTIVATIONS[case.activation][0],
             "qk_scale": case.scale,
         }
 

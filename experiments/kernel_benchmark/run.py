@@ -1,6 +1,7 @@
 """The run over rows: what is missing is measured in a worker, and each row is on disk before the next begins."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +13,8 @@ from tqdm import tqdm
 from experiments.kernel_benchmark import cases, clock, implementations, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
-from experiments.kernel_benchmark.subjects import Subject, reason
-from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect
+from experiments.kernel_benchmark.subjects import Subject
+from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect, reason
 from pallas_kernels import roofline
 from pallas_kernels.roofline import Pass
 
@@ -56,13 +57,13 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
             truths[case] = None, reason(error)
             check_device()
     for pass_ in PASSES:
-        calls: dict[Row, Callable[[], Any]] = {}
+        calls: dict[Row, functools.partial] = {}
         times, errors = {}, {}
         for row in [row for row in subjects if row.pass_ == pass_]:
             subject, (truth, _) = subjects[row], truths.get(row.case, (None, ""))
-            call = getattr(subject, pass_)
             yield Report((row,))
             try:
+                call = subject.call(pass_)
                 times[row], result = clock.first_call(call)
                 if truth is not None and subject.same:
                     errors[row] = subject.error_ratios(pass_, result, truth)
@@ -74,29 +75,18 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
         for row in clock.turns(calls, times, rounds):
             yield Report((row,), begins=False)
         for row, call in calls.items():
-            fields = _fields(subjects[row], times[row], errors.get(row))
-            if row not in errors and subjects[row].same and compare:
+            subject, taken = subjects[row], times[row]
+            fields = {"seconds": taken.median, "fastest_seconds": min(taken.rounds), "round_seconds": taken.rounds}
+            fields |= {"calls_in_a_row": taken.calls, "first_call_s": taken.first, "error_ratios": errors.get(row)}
+            fields |= {"cost": row.case.cost(subject.lengths), "examples": len(subject.lengths)}
+            fields |= {"note": subject.note, "same_function": subject.same}
+            if row not in errors and subject.same and compare:
                 fields["no_error_ratio"] = truths[row.case][1]
             yield Report((row,), fields)
             if KERNEL_CLOCK in rows:  # a second clock that is not ours: the row is on disk before it is asked
                 yield Report((KERNEL_CLOCK,), begins=False)
                 seconds, why = clock.kernel_seconds(call)
                 yield Report((row,), fields | {"kernel_seconds": seconds} | ({"no_kernel_seconds": why} if why else {}))
-
-
-def _fields(subject: Subject, times: clock.Times, errors: list[float] | None) -> dict[str, Any]:
-    return {
-        "seconds": times.median,
-        "fastest_seconds": min(times.rounds),
-        "round_seconds": times.rounds,
-        "calls_in_a_row": times.calls,
-        "first_call_s": times.first,
-        "error_ratios": errors,
-        "cost": subject.problem.case.cost(subject.lengths),
-        "examples": len(subject.lengths),
-        "note": subject.note,
-        "same_function": subject.same,
-    }
 
 
 @dataclasses.dataclass
@@ -129,8 +119,16 @@ class Run:
             return self.worker.ask(self.job, left, *self.options)
 
         def put(row, fields):
-            self._put(row, fields)
-            bar.update(isinstance(row, Row) and "kernel_seconds" not in fields)
+            if row == KERNEL_CLOCK:
+                self.store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
+                return self.store.write()
+            bar.update("kernel_seconds" not in fields)
+            if "seconds" in fields:
+                if self.kernel_clock and "kernel_seconds" not in fields:
+                    why = self.store.content.get("no_kernel_clock", "CUPTI did not come back")
+                    fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
+                fields = rated(self.store, row, fields)
+            return self.store.put(row, fields)
 
         with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True) as bar:
             try:
@@ -139,24 +137,11 @@ class Run:
                         raise OutOfTime
                     bar.set_description(f"{rows[0].case.name}, {rows[0].implementation} ...")
                     asks_clock = self.kernel_clock and "no_kernel_clock" not in self.store.content
-                    collect(
-                        [*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, float("inf") if self.whole else self.deadline
-                    )
+                    until = float("inf") if self.whole else self.deadline
+                    collect([*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, until)
             except OutOfTime:
                 bar.set_description("out of time")
         return sum(not self.store.holds(row) for rows in groups for row in rows)
-
-    def _put(self, row: Row | str, fields: dict[str, Any]) -> None:
-        if not isinstance(row, Row):
-            self.store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
-            self.store.write()
-        elif "cannot_run" in fields:
-            self.store.put(row, fields)
-        else:
-            if self.kernel_clock and "kernel_seconds" not in fields:
-                why = self.store.content.get("no_kernel_clock", "CUPTI did not come back")
-                fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
-            self.store.put(row, rated(self.store, row, fields))
 
 
 def rated(store: Store, row: Row, fields: dict[str, Any]) -> dict[str, Any]:

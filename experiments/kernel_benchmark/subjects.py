@@ -1,6 +1,7 @@
 """One implementation of one case, ready to be called and timed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,7 @@ import numpy as np
 
 from experiments.kernel_benchmark import unfused
 from experiments.kernel_benchmark.cases import Problem
-
-
-class CannotRun(Exception):
-    """Why an implementation does not run a case; the message is for the results."""
+from experiments.kernel_benchmark.worker import CannotRun
 
 
 @dataclasses.dataclass
@@ -20,20 +18,38 @@ class Subject:
     """One implementation of one case, with its operands.
 
     Attributes:
-      forward: () -> output, as a compiled call.
-      backward: () -> gradients of q, k, v, likewise: the pullback alone, given what the forward pass saved.
+      function: ``(*operands, *offsets) -> output``.
+      operands: q, k, v.
+      offsets: arguments of what is compiled, so a kernel's work list is made in each call, as in training.
+      cotangent: of the output.
       problem: the case.
       padded: the examples that it computes, as padded arrays; None where it computes all, packed.
       note: what must be known beside the number; "" if nothing.
       same: whether it computes the operator of the case, so that an error can be told.
     """
 
-    forward: Callable[[], Any]
-    backward: Callable[[], Any]
+    function: Callable
+    operands: tuple[jax.Array, ...]
+    offsets: tuple[jax.Array, ...]
+    cotangent: jax.Array
     problem: Problem
     padded: np.ndarray | None = None
     note: str = ""
     same: bool = True
+
+    def call(self, pass_: str) -> functools.partial:
+        """A pass as a jitted function with its arguments, which gives the output, or gradients of q, k, v.
+
+        Backward is the pullback alone: what it needs of the forward pass is saved here.
+        """
+        if pass_ == "forward":
+            return functools.partial(jax.jit(self.function), *self.operands, *self.offsets)
+
+        def save(operands, offsets):
+            return jax.vjp(lambda *operands: self.function(*operands, *offsets), *operands)[1]
+
+        pull = jax.jit(lambda pullback, cotangent: pullback(cotangent))
+        return functools.partial(pull, jax.jit(save)(self.operands, self.offsets), self.cotangent)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -46,33 +62,6 @@ class Subject:
         return unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
 
 
-def compiled(function: Callable, operands: tuple, offsets: tuple, cotangent: jax.Array) -> tuple[Callable, Callable]:
-    """Forward and backward of ``function(*operands, *offsets)`` as calls without arguments.
-
-    Offsets are arguments of what is compiled, so a kernel's work list is made in each call, as in training. The
-    backward call is the pullback alone: what it needs of the forward pass was saved by one before, which is not timed.
-    """
-    forward = jax.jit(function)
-    save = jax.jit(lambda operands, offsets: jax.vjp(lambda *operands: function(*operands, *offsets), *operands)[1])
-    pull = jax.jit(lambda pullback, cotangent: pullback(cotangent))
-    saved: list = []
-
-    def backward():
-        if not saved:
-            saved.append(save(operands, offsets))
-        return pull(saved[0], cotangent)
-
-    return lambda: forward(*operands, *offsets), backward
-
-
-def reason(error: BaseException) -> str:
-    """Type and first lines of an error, short enough for a table; what `CannotRun` says as it is."""
-    if isinstance(error, CannotRun):
-        return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
-
-
 def device_bytes() -> int:
     """Memory of the device, bytes; 2 GB where it does not say."""
     statistics = jax.devices()[0].memory_stats() or {}
@@ -81,9 +70,7 @@ def device_bytes() -> int:
 
 def on_packed(problem: Problem, function: Callable) -> Subject:
     """A subject that takes packed rows, ``(q, k, v, row_splits, lengths) -> out``."""
-    return Subject(
-        *compiled(function, problem.operands, (problem.row_splits, problem.lengths), problem.cotangent), problem
-    )
+    return Subject(function, problem.operands, (problem.row_splits, problem.lengths), problem.cotangent, problem)
 
 
 def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multiple: int = 8) -> Subject:
@@ -106,9 +93,7 @@ def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multi
     others = np.setdiff1d(np.arange(case.batch), problem.subset)
     examples = np.concatenate([problem.subset, others[: batch - len(problem.subset)]]).astype(np.int64)
     operands, cotangent, lengths = unfused.padded(problem, examples, rows)
-    calls = compiled(function, operands, (lengths,), cotangent)
-
     note = "padded to the longest" if (problem.host_lengths != rows).any() else ""
     if batch < case.batch:
         note = "; ".join(filter(None, [note, f"{batch} of {case.batch} examples, the scores of more do not fit"]))
-    return Subject(*calls, problem, examples, note)
+    return Subject(function, operands, (lengths,), cotangent, problem, examples, note)

@@ -19,8 +19,7 @@ import numpy as np
 from experiments.kernel_benchmark import meta_triton
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row
-from experiments.kernel_benchmark.subjects import reason
-from experiments.kernel_benchmark.worker import Report
+from experiments.kernel_benchmark.worker import Report, reason
 
 BLOCK = 128
 """Rows of a tile of the block mask, on both sides."""
@@ -182,7 +181,8 @@ def plain(torch, case: Case, operands):
     q, k, v = operands
     scores = torch.einsum("qhd,khd->hqk", q, k) * case.scale
     if case.activation != "softmax":
-        return torch.einsum("hqk,khd->qhd", meta_triton.activation(torch, case.activation)(scores), v)
+        weights = meta_triton.ACTIVATIONS[case.activation][1](torch.nn.functional, scores)
+        return torch.einsum("hqk,khd->qhd", weights, v)
     if case.window:
         offset = torch.arange(len(k), device=k.device) - torch.arange(len(q), device=q.device)[:, None]
         scores = scores.masked_fill((offset < -case.window[0]) | (offset > case.window[1]), float("-inf"))

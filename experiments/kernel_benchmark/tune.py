@@ -24,8 +24,8 @@ from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.implementations import options
 from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_packed, reason
-from experiments.kernel_benchmark.worker import Report, Worker, collect
+from experiments.kernel_benchmark.subjects import Subject, on_packed
+from experiments.kernel_benchmark.worker import CannotRun, Report, Worker, collect, reason
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
@@ -105,7 +105,7 @@ def _problem(case: Case) -> tuple[cases.Problem, Any]:
     return problem, unfused.truth(problem)
 
 
-_best_calls: dict[str, tuple[Config, Callable[[], Any]]] = {}
+_best_calls: dict[str, dict[Config, functools.partial]] = {}
 """Of this process: the best of each kind that it knows, compiled."""
 
 
@@ -129,7 +129,7 @@ def time_candidate(
         if truth is None:
             raise CannotRun("the scores of a few examples do not fit in float32, so nothing tells a wrong result")
         subject = build(problem, defaults | {key.pass_: config})
-        calls = {config: getattr(subject, pass_)}
+        calls = {config: subject.call(pass_)}
         first, result = clock.first_call(calls[config])
         ratios = subject.error_ratios(pass_, result, truth)
         del result
@@ -138,13 +138,13 @@ def time_candidate(
         winner, relative = config, 1.0
         if best is not None:
             winner = Config(**best["config"])
-            known, call = _best_calls.get(name, (None, None))
-            calls[winner] = call if known == winner else getattr(build(problem, defaults | {key.pass_: winner}), pass_)
+            known = _best_calls.get(name, {}).get(winner)
+            calls[winner] = known or build(problem, defaults | {key.pass_: winner}).call(pass_)
         times = clock.take_turns(calls, rounds)
         if best is not None:
             relative = times[config].median / times[winner].median * best["relative"]
             winner = config if relative < best["relative"] else winner
-        _best_calls[name] = winner, calls[winner]
+        _best_calls[name] = {winner: calls[winner]}
         found = {"seconds": times[config].median, "relative": relative, "error_ratios": ratios}
         yield Report((candidate,), found | {"first_call_s": first.first})
     except Exception as error:  # the reason of this candidate, and no reason to lose the others

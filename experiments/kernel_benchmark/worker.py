@@ -17,8 +17,19 @@ START_S = 60.0
 """Seconds that a new process may take for its imports."""
 
 
-class Lost(Exception):
+class CannotRun(Exception):
+    """Why something is not measured; the message is for the results."""
+
+
+class Lost(CannotRun):
     """The worker ended or hung; the message says which."""
+
+
+def reason(error: BaseException) -> str:
+    """Type and first lines of an error, short enough for a table; what `CannotRun` says as it is."""
+    if isinstance(error, CannotRun):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class OutOfTime(Exception):
@@ -41,15 +52,19 @@ class Report(NamedTuple):
 
 
 def _serve(pipe: Connection) -> None:
-    """Runs jobs until nobody asks; an exception ends the process, with its traceback on standard error."""
+    """Runs jobs until nobody asks; an exception ends the process, its traceback on standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this one
     with pipe, contextlib.suppress(EOFError, BrokenPipeError):
         pipe.send(None)
         while True:
             job, arguments = pipe.recv()
-            for report in job(*arguments):
-                pipe.send(report)
-            pipe.send(None)
+            try:
+                for report in job(*arguments):
+                    pipe.send(report)
+                pipe.send(None)
+            except Exception as error:
+                pipe.send(Lost(reason(error)))
+                raise
 
 
 class Worker:
@@ -85,7 +100,7 @@ class Worker:
                 self.close()
                 context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
                 self._pipe, theirs = context.Pipe()
-                self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+                self._process = context.Process(target=_serve, args=(theirs,))
                 self._process.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
                 self._next(max(START_S, self.limit_s))
@@ -103,12 +118,15 @@ class Worker:
         if not self._pipe.poll(limit_s):
             raise Lost(f"no result within {limit_s:g} s; its process was ended")
         try:
-            return self._pipe.recv()
+            found = self._pipe.recv()
         except (EOFError, ConnectionResetError):
-            self._process.join(5)  # seconds in which an exception closes what it had open
+            found = Lost()
+        if isinstance(found, Lost):
+            self._process.join(5)  # seconds for its traceback and for what it has open
             code = self._process.exitcode
             signalled = f" ({signal.Signals(-code).name})" if code is not None and code < 0 else ""
-            raise Lost(f"its process ended with {code}{signalled}") from None
+            raise found if found.args else Lost(f"its process ended with {code}{signalled}")
+        return found
 
 
 def collect(

@@ -28,7 +28,7 @@ from experiments.kernel_benchmark import (
 from experiments.kernel_benchmark import scaling as scaling_module
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
-from experiments.kernel_benchmark.worker import Report
+from experiments.kernel_benchmark.worker import CannotRun, Report
 from tests.experiments.in_this_process import InThisProcess
 
 SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32, activation="softmax")
@@ -50,7 +50,7 @@ def ratios(problem, subject):
     truth = unfused.truth(problem)
     assert truth is not None
     for pass_, limit in run.ERROR_LIMIT.items():
-        found = subject.error_ratios(pass_, getattr(subject, pass_)(), truth)
+        found = subject.error_ratios(pass_, subject.call(pass_)(), truth)
         assert len(found) == len(truth["float32"][pass_])
         yield max(found) / limit
 
@@ -73,7 +73,7 @@ def test_a_window_that_cudnn_cannot_do_is_full_attention_and_says_so():
     operands, _, lengths = unfused.padded(problem, np.arange(4), 40)
     whole = libraries.by_jax(WHOLE, "xla")[0]
     np.testing.assert_array_equal(call(*operands, lengths), whole(*operands, lengths))
-    with pytest.raises(subjects.CannotRun, match="cuDNN needs an NVIDIA GPU"):
+    with pytest.raises(CannotRun, match="cuDNN needs an NVIDIA GPU"):
         implementations.build("cudnn", problem)
 
 
@@ -146,7 +146,7 @@ def test_metas_gdpa_gets_offsets_and_is_compared(keys, activation, tmp_path, mon
     for pass_, limit in run.ERROR_LIMIT.items():
         assert len(results[pass_]["error_ratios"]) == (1 if pass_ == "forward" else 3)
         assert 0 < max(results[pass_]["error_ratios"]) <= limit, results
-    with pytest.raises(subjects.CannotRun, match="it has no activation 'leaky_relu'"):
+    with pytest.raises(CannotRun, match="it has no activation 'leaky_relu'"):
         meta_triton.Kernel(torch, dataclasses.replace(case, activation="leaky_relu"), operands, cotangent, tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_what_takes_the_worker_with_it_gets_a_reason_and_the_rest_is_measured(ca
     assert len(set(pids)) == 5 and found["loses the device"]["process"] == pids[1]
     assert found["crashes"] == {"cannot_run": "its process ended with -11 (SIGSEGV)"}
     assert found["hangs"] == {"cannot_run": "no result within 1 s; its process was ended"}
-    assert found["raises"] == {"cannot_run": "its process ended with 1"}
+    assert found["raises"] == {"cannot_run": "RuntimeError: unforeseen"}
     assert found["a"] == found["b"] == {"cannot_run": "its process ended with -9 (SIGKILL)"}
     assert found["c"] == {"late": True}
     assert "RuntimeError: unforeseen" in capfd.readouterr().err
