@@ -55,7 +55,7 @@ from experiments.kernel_benchmark import (
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.run import Run
 from experiments.kernel_benchmark.store import Row, Store
-from experiments.kernel_benchmark.worker import Worker
+from experiments.kernel_benchmark.worker import Lost, Worker
 
 FILES = {"measure": "kernels", "tune": "tuning", "scaling": "window_scaling"}
 
@@ -185,7 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = tyro.cli(Arguments, args=arguments, prog="experiments.kernels", description=__doc__)
     deadline = began + args.budget_s
     with Worker(args.call_limit_s) as worker:
-        (device,) = worker.ask(implementations.device)
+        try:
+            (device,) = worker.ask(implementations.device)
+        except Lost as lost:
+            print(f"error: the device could not be opened: {lost}", file=sys.stderr)
+            return 1
         path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
         if args.mode == "tune":
             return tune.run(device, worker, path, deadline, rounds=args.rounds, fresh=args.fresh)

@@ -112,8 +112,10 @@ def ahead(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def picture(content: dict[str, Any], order: list[str], path: Path) -> None:
-    """Rates over lengths by kind of keys and pass, and those of the other shapes as bars."""
+    """Rates over lengths by kind of keys and pass, and those of the other shapes as bars; none without a number."""
     rows = [row for row in content["rows"].values() if "seconds" in row and row["case"] in order]
+    if not rows:
+        return
     small = content["device"] == "cpu"
     unit, scale = ("GFLOP/s", 1e9) if small else ("TFLOP/s", 1e12)
     groups = [(group, title) for group, title in LINES if any(row["group"] == group for row in rows)]

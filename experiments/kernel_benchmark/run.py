@@ -130,7 +130,7 @@ class Run:
                 fields = rated(self.store, row, fields)
             return self.store.put(row, fields)
 
-        with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True) as bar:
+        with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
             try:
                 for rows in groups:
                     if time.monotonic() > self.deadline:
