@@ -103,12 +103,14 @@ class Arguments:
     def __post_init__(self):
         if self.rounds < 5:
             raise ValueError(f"rounds is {self.rounds}; a median of fewer than 5 says little")
-        unknown = set(self.implementations) - {*implementations.NAMES, "reference"}
-        if unknown:
-            raise ValueError(f"implementations names {sorted(unknown)}; see --help for those there are")
-        lacking = set(self.groups) - {case.group for case in cases.CASES}
-        if lacking:
-            raise ValueError(f"groups names {sorted(lacking)}; see --help for those there are")
+        known = {
+            "implementations": {*implementations.NAMES, "reference"},
+            "groups": {case.group for case in cases.CASES},
+        }
+        for field, names in known.items():
+            unknown = set(getattr(self, field)) - names
+            if unknown:
+                raise ValueError(f"{field} names {sorted(unknown)}; see --help for those there are")
 
 
 def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any], worker: Worker) -> int:
@@ -192,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
         if args.mode == "tune":
-            return tune.run(device, worker, path, deadline, rounds=args.rounds, fresh=args.fresh)
+            return tune.run(device["kind"], worker, path, deadline, rounds=args.rounds, fresh=args.fresh)
         return measure(args, path, deadline, device, worker)
 
 

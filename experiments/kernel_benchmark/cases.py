@@ -96,7 +96,7 @@ class Problem:
       operands: q, k, v; packed rows, dense ``[batch, keys, heads, dim]``, or ``[seeds, heads, dim]``.
       packed: for q, k, v and the output: whether it is packed rows.
       cotangent: of the output.
-      row_splits, lengths: int32 offsets.
+      offsets: row splits and lengths, int32; `host_splits` and `host_lengths` are the same on the host.
       subset: examples to compare, the longest among them.
     """
 
@@ -104,8 +104,7 @@ class Problem:
     operands: tuple[jax.Array, jax.Array, jax.Array]
     packed: tuple[bool, bool, bool, bool]
     cotangent: jax.Array
-    row_splits: jax.Array
-    lengths: jax.Array
+    offsets: tuple[jax.Array, jax.Array]
     host_lengths: np.ndarray
     host_splits: np.ndarray
     subset: tuple[int, ...]
@@ -127,7 +126,7 @@ def problem(case: Case) -> Problem:
     keys = jax.random.split(jax.random.key(11), 4)
     q, k, v, cotangent = (_normal(key, shape) for key, shape in zip(keys, [*shapes, out], strict=True))
     offsets = (jnp.asarray(splits), jnp.asarray(lengths))
-    return Problem(case, (q, k, v), packed, cotangent, *offsets, lengths, splits, case.compared())
+    return Problem(case, (q, k, v), packed, cotangent, offsets, lengths, splits, case.compared())
 
 
 def _normal(key, shape):

@@ -50,7 +50,7 @@ def build(name: str, problem: Problem) -> Subject:
     if name in libraries.BUILD:
         return libraries.BUILD[name](problem)
     function = operator(problem.case, name)
-    jax.eval_shape(function, *problem.operands, problem.row_splits, problem.lengths)
+    jax.eval_shape(function, *problem.operands, *problem.offsets)
     return on_packed(problem, function)
 
 

@@ -22,11 +22,6 @@ TOKAMAX_ROWS = 128
 """tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""
 
 
-def _full(problem: Problem) -> bool:
-    """Whether all examples are equally long, so that no lengths need to be given."""
-    return bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
-
-
 def _each(q: jax.Array, k: jax.Array) -> jax.Array:
     """Seeds that the batch shares, once for each example; other queries as they are."""
     return q if q.ndim == 4 else jnp.broadcast_to(q[None], (k.shape[0], *q.shape))
@@ -73,7 +68,8 @@ def cudnn(problem: Problem) -> Subject:
         raise CannotRun("cudnn is softmax attention, which gdpa is not")
     if jax.default_backend() != "gpu":
         raise CannotRun("cuDNN needs an NVIDIA GPU")
-    call, note, same = by_jax(problem.case, "cudnn", full=_full(problem))
+    full = bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
+    call, note, same = by_jax(problem.case, "cudnn", full=full)
     subject = on_padded(problem, call, 0)
     return dataclasses.replace(subject, note="; ".join(filter(None, [note, subject.note])), same=same)
 

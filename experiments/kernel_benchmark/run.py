@@ -48,6 +48,7 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
             subjects |= dict.fromkeys(same, implementations.build(name, problems[case]))
         except Exception as error:  # the reason of its rows, and no reason to lose those of others
             yield Report(same, {"cannot_run": reason(error)})
+            check_device()
     truths: dict[Case, tuple[Any, str]] = {}
     for case in dict.fromkeys(row.case for row in subjects) if compare else ():
         yield Report(tuple(row for row in subjects if row.case == case))

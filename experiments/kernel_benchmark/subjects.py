@@ -70,7 +70,7 @@ def device_bytes() -> int:
 
 def on_packed(problem: Problem, function: Callable) -> Subject:
     """A subject that takes packed rows, ``(q, k, v, row_splits, lengths) -> out``."""
-    return Subject(function, problem.operands, (problem.row_splits, problem.lengths), problem.cotangent, problem)
+    return Subject(function, problem.operands, problem.offsets, problem.cotangent, problem)
 
 
 def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multiple: int = 8) -> Subject:

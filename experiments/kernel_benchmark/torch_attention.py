@@ -9,6 +9,7 @@ Inputs are N(0, 1), bf16, of the lengths of the case. Times are medians of `trit
 events; packing, padding and masks are made beforehand and not timed; backward is the gradient alone.
 """
 
+import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,7 +196,8 @@ def error_ratios(torch, case: Case, kernel, operands, cotangent, results) -> lis
     One result is the output, three are gradients; that of shared seeds is left out, as a few examples do not tell it.
     """
     lengths = case.lengths()
-    if case.heads * (case.seeds or lengths.max()) * (case.keys or lengths.max()) > MOST_SCORES:
+    longest = int(lengths.max())
+    if case.heads * (case.seeds or longest) * (case.keys or longest) > MOST_SCORES:
         return None
     backward = len(results) > 1
     kept = slice(1 if case.seeds and backward else 0, None)
@@ -225,34 +227,36 @@ def inputs(torch, case: Case, device: str) -> tuple[list[Any], Any]:
     torch.manual_seed(0)
     total, tail = int(case.lengths().sum()), (case.heads, case.dim)
     keys = case.batch * case.keys if case.keys else total
-    shapes = [
-        (case.seeds or total, *tail),
-        (keys, *tail),
-        (keys, *tail),
-        (case.batch * (case.seeds or 0) or total, *tail),
-    ]
+    outputs = case.batch * case.seeds if case.seeds else total
+    shapes = [(rows, *tail) for rows in (case.seeds or total, keys, keys, outputs)]
     *operands, cotangent = (torch.randn(shape, dtype=torch.bfloat16, device=device) for shape in shapes)
     return operands, cotangent
 
 
 def time_passes(torch, do_bench, kernel, operands, cotangent, rows: list[Row]) -> Iterator[Report]:
     """Times a kernel, which is a `Flex`, a `Padded` or a `meta_triton.Kernel`; `rows` are passes of one case."""
-    out = kernel()
     for row in rows:
-        if row.pass_ == "forward":
-            call = lambda: [kernel()]  # noqa: E731
-        else:
-            call = lambda: torch.autograd.grad(out, kernel.leaves, kernel.cotangent, retain_graph=True)  # noqa: E731
         yield Report((row,))
         try:
+            call = lambda: [kernel()]  # noqa: E731
+            if row.pass_ == "backward":
+                (out,) = call()
+                call = functools.partial(torch.autograd.grad, out, kernel.leaves, kernel.cotangent, retain_graph=True)
             ratios = error_ratios(torch, row.case, kernel, operands, cotangent, list(call()))
             seconds = do_bench(call, warmup=25, rep=100, return_mode="median") / 1e3
         except Exception as error:  # the reason of this row, and no reason to lose the others
             yield Report((row,), {"cannot_run": reason(error)})
+            check_device(torch)
             continue
         note = f"torch {torch.__version__}, {kernel.note}; own process"
         known = {} if ratios else {"no_error_ratio": "the scores of an example do not fit in float32"}
         yield Report((row,), {"seconds": seconds, "error_ratios": ratios, "note": note} | known)
+
+
+def check_device(torch) -> None:
+    """Raises if the device is lost, as after an illegal access to memory: the process must end."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
@@ -274,8 +278,10 @@ def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
                 kernel = meta_triton.Kernel(torch, case, operands, cotangent, library)
             else:
                 kernel = {"flex": Flex, "sdpa": Padded}[name](torch, case, operands, cotangent)
-            yield from time_passes(torch, do_bench, kernel, operands, cotangent, same)
-            del kernel, operands, cotangent
-            torch.cuda.empty_cache()
         except Exception as error:
             yield Report(tuple(same), {"cannot_run": reason(error)})
+            check_device(torch)
+            continue
+        yield from time_passes(torch, do_bench, kernel, operands, cotangent, same)
+        del kernel, operands, cotangent
+        torch.cuda.empty_cache()

@@ -257,29 +257,26 @@ class Tuner:
         return "\n".join(lines)
 
 
-def run(device: dict[str, Any], worker: Worker, path: Path, deadline: float, *, rounds: int, fresh: bool) -> int:
+def run(device: str, worker: Worker, path: Path, deadline: float, *, rounds: int, fresh: bool) -> int:
     """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here.
 
     Args:
-      device: by `implementations.device`.
+      device: the name that JAX gives it.
       worker: the process that measures.
       path: the file of all measurements.
       deadline: when nothing new is begun, by `time.monotonic`.
       rounds: rounds of the clock.
       fresh: whether to forget what was measured.
     """
-    if device["platform"] != "gpu":
-        print(f"cannot tune: Mosaic kernels need a GPU and this is {device['kind']!r}", file=sys.stderr)
+    try:
+        generation = tuning.generation(device)
+    except ValueError as error:
+        print(f"cannot tune: {error}", file=sys.stderr)
         return 1
     if fresh:
         path.unlink(missing_ok=True)
-    try:
-        generation = tuning.generation(device["kind"])
-        tuner = Tuner(path, store.KERNELS, device["kind"], generation, rounds=rounds)
-        todo = tuner.plan()
-    except ValueError as error:
-        print(f"cannot tune: {reason(error)}", file=sys.stderr)
-        return 1
+    tuner = Tuner(path, store.KERNELS, device, generation, rounds=rounds)
+    todo = tuner.plan()
     with tqdm(todo, unit="config", dynamic_ncols=True) as bar:
         for case, key, config in bar:
             if time.monotonic() > deadline:

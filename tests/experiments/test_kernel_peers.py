@@ -122,6 +122,11 @@ def results_of(torch, case, kernel, operands, cotangent, name):
     return {report.items[0].pass_: cast(dict[str, Any], report.result) for report in reports[1::2]}
 
 
+def test_an_example_of_too_many_scores_has_no_error():
+    case = Case("window", 1, 32768, 1.0, window=(1024, 0), heads=16, activation="softmax")
+    assert torch_attention.error_ratios(None, case, None, (), None, [None]) is None
+
+
 @pytest.mark.parametrize("keys", [16, None], ids=["pffn", "self"])
 @pytest.mark.parametrize("activation", ["gelu", "relu_squared"])
 def test_metas_gdpa_gets_offsets_and_is_compared(keys, activation, tmp_path, monkeypatch):
