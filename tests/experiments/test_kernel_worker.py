@@ -32,7 +32,7 @@ def dies_at_once(items):
 
 def asleep(items):
     """Job: longer than its limit in all, and never silent for so long."""
-    for _ in range(6):
+    for _ in range(8):
         time.sleep(0.3)
         yield Report(tuple(items), begins=False)
     yield Report(tuple(items), {"late": True})
@@ -41,7 +41,7 @@ def asleep(items):
 def test_what_takes_the_worker_with_it_gets_a_reason_and_the_rest_is_measured(capfd):
     items = ["first", "crashes", "second", "loses the device", "third", "hangs", "fourth", "raises", "fifth"]
     found = {}
-    with Worker(limit_s=1.0) as worker:
+    with Worker(limit_s=2.0) as worker:
         collect(items, lambda left: worker.ask(trouble, left), found.__setitem__)
         pids = [found[name]["process"] for name in ("first", "second", "third", "fourth", "fifth")]
         collect(["sixth"], lambda left: worker.ask(trouble, left), found.__setitem__)
@@ -50,7 +50,7 @@ def test_what_takes_the_worker_with_it_gets_a_reason_and_the_rest_is_measured(ca
         collect(["c"], lambda left: worker.ask(asleep, left), found.__setitem__)
     assert len(set(pids)) == 5 and found["loses the device"]["process"] == pids[1]
     assert found["crashes"] == {"cannot_run": "its process ended with -11 (SIGSEGV)"}
-    assert found["hangs"] == {"cannot_run": "no result within 1 s; its process was ended"}
+    assert found["hangs"] == {"cannot_run": "no result within 2 s; its process was ended"}
     assert found["raises"] == {"cannot_run": "RuntimeError: unforeseen"}
     assert found["a"] == found["b"] == {"cannot_run": "its process ended with -9 (SIGKILL)"}
     assert found["c"] == {"late": True}
