@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 START_S = 60.0
-"""Seconds that a new process may take for its imports."""
+"""Seconds that a process may take to start and to import what a job needs."""
 
 
 class CannotRun(Exception):
@@ -55,9 +55,9 @@ def _serve(pipe: Connection) -> None:
     """Runs jobs until nobody asks; an exception ends the process, its traceback on standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this one
     with pipe, contextlib.suppress(EOFError, BrokenPipeError):
-        pipe.send(None)
         while True:
             job, arguments = pipe.recv()
+            pipe.send(None)  # what the job needs is imported
             try:
                 for report in job(*arguments):
                     pipe.send(report)
@@ -103,9 +103,9 @@ class Worker:
                 self._process = context.Process(target=_serve, args=(theirs,))
                 self._process.start()
                 theirs.close()  # so that the end of the process is the end of the pipe
-                self._next(max(START_S, self.limit_s))
             assert self._pipe is not None
             self._pipe.send((job, arguments))
+            self._next(max(START_S, self.limit_s))
             while (found := self._next(self.limit_s)) is not None:
                 yield found
             done = True
