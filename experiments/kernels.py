@@ -13,9 +13,10 @@ answers, the time of the kernels alone stands in the column "kernels". Backward 
 forward pass saved: 10 H d N FLOPs whatever the kernel recomputes. What cannot run here has a row that says why.
 
 Rows are written to ``experiments/results/<device>/kernels.json`` as they are measured, with a picture beside it at the
-end; a second run measures what is missing, so --budget-s may cut a run anywhere. Without a GPU the shapes are toys and
-the times say nothing about the kernels (half a minute). Exit code 1: a result is wrong; 75: the device was lost, start
-again. All of it takes about half an hour on one GPU by estimate; that was not measured yet.
+end; a second run measures what is missing, so --budget-s may cut a run anywhere. The device is opened by a process of
+its own (`kernel_benchmark.worker`): what crashes it, or is not back within --call-limit-s, has a row that says so, and
+a new one goes on with the rest. Without a GPU the shapes are toys and the times say nothing about the kernels (half a
+minute). Exit code 1: a result is wrong. All of it takes about half an hour on one GPU by estimate, not yet measured.
 
 ``tune`` measures block sizes of the Mosaic kernels for each kind of shape, in turn with the best so far, and writes the
 best to ``pallas_kernels/<operator>/tuning/<device>.json``, which the kernels read from then on.
@@ -26,27 +27,42 @@ GPU the XLA program up to 8k, two heads of 32 (three minutes).
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-# Before the device is opened: other processes (Meta's kernels, say) need memory, too, and the largest shapes most.
+# For the workers, which open the device: the largest shapes need most of its memory, and libraries beside JAX some.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
-import jax
-
-from experiments.kernel_benchmark import cases, clock, implementations, processes, report, scaling, store, tune
+from experiments.kernel_benchmark import (
+    cases,
+    clock,
+    implementations,
+    report,
+    run,
+    scaling,
+    store,
+    torch_attention,
+    tune,
+)
+from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.run import Run
+from experiments.kernel_benchmark.store import Row, Store
+from experiments.kernel_benchmark.worker import Lost, Worker
+
+FILES = {"measure": "kernels", "tune": "tuning", "scaling": "window_scaling"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """Kernels of others that run in processes of their own."""
+    """Kernels of others that are called from PyTorch, in a process of their own."""
 
     ads_kernel_library: Path | None = None
     """Checkout of facebookresearch/ads_model_kernel_library; None leaves Meta's Triton GDPA out."""
@@ -68,15 +84,15 @@ class Arguments:
     """Which to measure, of ours (mosaic, xla and what else an operator has), unfused, cudnn, tokamax, meta-triton,
     flex, sdpa, and reference (toy shapes alone); none for all."""
     where: Literal["everywhere", "inside", "outside"] = "everywhere"
-    """Which of these by where they run: inside this process, or outside it in ones of their own."""
+    """Which of these by who calls them: inside of JAX, or outside of it from PyTorch (meta-triton, flex, sdpa)."""
     groups: tuple[str, ...] = ()
     """Groups of cases: "pffn 256", "self", "window", "seeds", "narrow", "pffn 128"; none for all."""
     rounds: int = 5
     """Rounds in which the implementations take turns; the median is reported."""
     call_limit_s: float = 90.0
-    """Seconds that one call may take with its compilation; after that it has hung, and the process ends with 75."""
+    """Seconds that one call may take with its compilation; after that it has hung, and its process is replaced."""
     retry: bool = False
-    """Whether to try again what could not run."""
+    """Whether to try again what could not run; block sizes are not."""
     fresh: bool = False
     """Whether to forget the results there are."""
     out: Path | None = None
@@ -87,81 +103,99 @@ class Arguments:
     def __post_init__(self):
         if self.rounds < 5:
             raise ValueError(f"rounds is {self.rounds}; a median of fewer than 5 says little")
-        unknown = set(self.implementations) - {*implementations.NAMES, "reference"}
-        if unknown:
-            raise ValueError(f"implementations names {sorted(unknown)}; see --help for those there are")
-        lacking = set(self.groups) - {case.group for case in cases.CASES}
-        if lacking:
-            raise ValueError(f"groups names {sorted(lacking)}; see --help for those there are")
+        known = {
+            "implementations": {*implementations.NAMES, "reference"},
+            "groups": {case.group for case in cases.CASES},
+        }
+        for field, names in known.items():
+            unknown = set(getattr(self, field)) - names
+            if unknown:
+                raise ValueError(f"{field} names {sorted(unknown)}; see --help for those there are")
 
 
-def measure(args: Arguments, began: float) -> int:
-    """Measures what is missing, prints the table and draws the picture; returns the exit code."""
-    small = args.small if args.small is not None else jax.default_backend() != "gpu"
-    chosen = tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
-    names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
-    path = args.out or store.RESULTS / store.slug(store.device_kind()) / "kernels.json"
-    if args.where != "everywhere":
-        names = tuple(name for name in names if (name in processes.NAMES) == (args.where == "outside"))
-    results = store.Store(path, args.fresh)
-    print(f"{store.device_kind()}, {'toy' if small else 'published'} shapes, {len(chosen)} cases -> {path}")
+def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any], worker: Worker) -> int:
+    """Measures what is missing, prints the table and draws the picture; returns the exit code, 1 if ours are wrong."""
+    small = args.small if args.small is not None else device["platform"] != "gpu"
+    library = args.peers.ads_kernel_library
+    results = Store(path, device["kind"], args.fresh, {torch_attention.META: f"at {library.name}"} if library else {})
+    if args.retry:
+        results.content.pop("no_kernel_clock", None)
+    if args.mode == "scaling":
+        chosen = scaling.cases_for(small)
+    else:
+        chosen = tuple(x for x in (cases.TOYS if small else cases.CASES) if not args.groups or x.group in args.groups)
+    print(f"{device['kind']}, {'toy' if small else 'published'} shapes, {len(chosen)} cases -> {path}")
     before = clock.clocks()
-    results.content["peaks"] = implementations.peaks(small)
-    inside = tuple(name for name in names if name not in processes.NAMES)
-    run = Run(results, chosen, inside, args.rounds, began + args.budget_s, args.call_limit_s, args.retry)
-    # Processes of their own come first: what this one has taken of the device's memory it does not give back.
-    share = 1.0 if args.where == "outside" else args.peers.share
-    left = processes.run(run, names, args.peers.ads_kernel_library, args.budget_s * share)
-    left += run()
+    (results.content["peaks"],) = worker.ask(implementations.peaks, small)
+    if args.mode == "scaling":
+        # A CPU that others use, too, needs more rounds until one of them is undisturbed.
+        options = (max(args.rounds, 15) if small else args.rounds, False)
+        groups = scaling.groups(results, small, args.implementations, args.retry)
+        left = Run(results, worker, run.measure, options, deadline, whole=True)(groups)
+        results.content["fits"] = scaling.fits(results.content)
+    else:
+        names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
+        inside, outside = missing(args, results, chosen, names)
+        share = 0 if not outside else 1 if not inside else args.peers.share
+        first = deadline - share * args.budget_s
+        left = Run(results, worker, run.measure, (args.rounds, True), first, kernel_clock=True)(inside)
+        worker.close()  # the device's memory is for the others
+        with Worker(args.call_limit_s) as others:
+            left += Run(results, others, torch_attention.measure, (library,), deadline)(outside)
     results.content["clocks"] = [before, clock.clocks()]
     results.write()
-    order = [case.name for case in chosen]
-    print(report.table(results.content, order))
-    report.picture(results.content, order, path.with_suffix(".png"))
-    return _end(results, path, order, left)
-
-
-def show_scaling(args: Arguments, began: float) -> int:
-    """Measures what is missing of the scaling of window attention, and fits and draws it; returns the exit code."""
-    small = args.small if args.small is not None else jax.default_backend() != "gpu"
-    chosen, names = scaling.cases_for(small), args.implementations or scaling.implementations_for(small)
-    # A CPU that others use, too, needs more rounds until one of them is undisturbed.
-    rounds, deadline = max(args.rounds, 15) if small else args.rounds, began + args.budget_s
-    path = args.out or store.RESULTS / store.slug(store.device_kind()) / "window_scaling.json"
-    results = store.Store(path, args.fresh)
-    print(f"{store.device_kind()}, {len(chosen)} lengths and windows -> {path}")
-    before = clock.clocks()
-    results.content["peaks"] = implementations.peaks(small)
-    left = scaling.measure(results, small, names, rounds, deadline, args.call_limit_s)
-    results.content["clocks"] = [before, clock.clocks()]
-    results.content["fits"] = scaling.fits(results.content)
-    results.write()
-    print(scaling.table(results.content))
-    scaling.picture(results.content, path.with_suffix(".png"))
-    return _end(results, path, [case.name for case in chosen], left)
-
-
-def _end(results: store.Store, path: Path, order: list[str], left: int) -> int:
-    """Says where the results are; exit code 1 if one of ours is wrong."""
+    order, image = [case.name for case in chosen], path.with_suffix(".png")
+    if args.mode == "scaling":
+        print(scaling.table(results.content))
+        scaling.picture(results.content, image)
+    else:
+        print(report.table(results.content, order))
+        report.picture(results.content, order, image)
     for state in filter(None, results.content["clocks"]):
         print(state)
-    print(f"written to {path} and {path.with_suffix('.png')}; {left} rows are left for another run")
-    shown = [row for row in results.rows.values() if row["case"] in order]
+    print(f"written to {path} and {image}; {left} rows are left for another run")
     # Peers may be as inexact as they like: what decides is ours.
-    wrong = [row for row in shown if row.get("wrong") and row["implementation"] in (*implementations.OURS, "reference")]
+    wrong = [row for row in results.rows.values() if row["case"] in order and row.get("wrong")]
+    wrong = [row for row in wrong if row["implementation"] in (*implementations.OURS, "reference")]
     if wrong:
         print(f"error: {len(wrong)} results of ours are further from float32 than allowed", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def missing(
+    args: Arguments, results: Store, chosen: Iterable[Case], names: Iterable[str]
+) -> tuple[list[list[Row]], ...]:
+    """By case the rows to measure inside and outside of JAX; those that are refused at once are stored."""
+    groups: tuple[list[list[Row]], ...] = ([], [])
+    for case, where in itertools.product(chosen, ("inside", "outside")):
+        rows = []
+        for pass_, name in itertools.product(run.PASSES, names if args.where in ("everywhere", where) else ()):
+            row = Row(case, pass_, name)
+            if (name in torch_attention.NAMES) == (where == "outside") and results.lacks(row, args.retry):
+                why = torch_attention.refusal(row, args.peers.ads_kernel_library)
+                if why is None:
+                    rows.append(row)
+                else:
+                    results.put(row, {"cannot_run": why})
+        groups[where == "outside"].extend([rows] if rows else [])
+    return groups
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags and runs; returns the exit code."""
     began = time.monotonic()
     args = tyro.cli(Arguments, args=arguments, prog="experiments.kernels", description=__doc__)
-    if args.mode == "tune":
-        path = args.out or store.RESULTS / store.slug(store.device_kind()) / "tuning.json"
-        return tune.run(path, began + args.budget_s, rounds=args.rounds, limit_s=args.call_limit_s, fresh=args.fresh)
-    return show_scaling(args, began) if args.mode == "scaling" else measure(args, began)
+    deadline = began + args.budget_s
+    with Worker(args.call_limit_s) as worker:
+        try:
+            (device,) = worker.ask(implementations.device)
+        except Lost as lost:
+            print(f"error: the device could not be opened: {lost}", file=sys.stderr)
+            return 1
+        path = args.out or store.RESULTS / store.slug(device["kind"]) / f"{FILES[args.mode]}.json"
+        if args.mode == "tune":
+            return tune.run(device["kind"], worker, path, deadline, rounds=args.rounds, fresh=args.fresh)
+        return measure(args, path, deadline, device, worker)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class PassedTests:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
         self.passed = set(lines[1:]) if lines[:1] == [sources] else set()
-        self.left_out, self.failed = 0, set()
+        self.failed: set[str] = set()
         if not self.passed:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{sources}\n")
@@ -31,10 +31,8 @@ class PassedTests:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leaves out what has passed."""
         done = [item for item in items if item.nodeid in self.passed]
-        self.left_out = len(done)
-        if done:
-            config.hook.pytest_deselected(items=done)
-            items[:] = [item for item in items if item.nodeid not in self.passed]
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if item not in done]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Notes a test that passed in setup, call and teardown."""
@@ -46,7 +44,7 @@ class PassedTests:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Nothing left to run is no failure."""
-        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.left_out:
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.passed:
             session.exitstatus = pytest.ExitCode.OK
 
 

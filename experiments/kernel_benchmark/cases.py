@@ -74,6 +74,11 @@ class Case:
         low = max(1, int((2 * self.sparsity - 1) * self.max_length))
         return np.random.default_rng(7).integers(low, self.max_length, self.batch, np.int32, endpoint=True)
 
+    def compared(self) -> tuple[int, ...]:
+        """Examples whose results are compared with float32: the longest, the shortest and the first few."""
+        order = np.argsort(-self.lengths(), kind="stable")
+        return tuple(sorted({int(order[0]), int(order[-1]), *range(min(SUBSET - 2, self.batch))}))
+
     def cost(self, lengths: np.ndarray) -> Cost:
         """Counted work of sequences of these lengths."""
         if self.seeds is not None:
@@ -91,7 +96,7 @@ class Problem:
       operands: q, k, v; packed rows, dense ``[batch, keys, heads, dim]``, or ``[seeds, heads, dim]``.
       packed: for q, k, v and the output: whether it is packed rows.
       cotangent: of the output.
-      row_splits, lengths: int32 offsets.
+      offsets: row splits and lengths, int32; `host_splits` and `host_lengths` are the same on the host.
       subset: examples to compare, the longest among them.
     """
 
@@ -99,16 +104,10 @@ class Problem:
     operands: tuple[jax.Array, jax.Array, jax.Array]
     packed: tuple[bool, bool, bool, bool]
     cotangent: jax.Array
-    row_splits: jax.Array
-    lengths: jax.Array
+    offsets: tuple[jax.Array, jax.Array]
     host_lengths: np.ndarray
     host_splits: np.ndarray
     subset: tuple[int, ...]
-
-    @property
-    def cost(self) -> Cost:
-        """Counted work."""
-        return self.case.cost(self.host_lengths)
 
 
 def problem(case: Case) -> Problem:
@@ -126,11 +125,8 @@ def problem(case: Case) -> Problem:
         shapes, packed, out = [rows] * 3, (True, True, True, True), rows
     keys = jax.random.split(jax.random.key(11), 4)
     q, k, v, cotangent = (_normal(key, shape) for key, shape in zip(keys, [*shapes, out], strict=True))
-    order = np.argsort(-lengths, kind="stable")
-    subset = sorted({int(order[0]), int(order[-1]), *range(min(SUBSET - 2, case.batch))})
-    return Problem(
-        case, (q, k, v), packed, cotangent, jnp.asarray(splits), jnp.asarray(lengths), lengths, splits, tuple(subset)
-    )
+    offsets = (jnp.asarray(splits), jnp.asarray(lengths))
+    return Problem(case, (q, k, v), packed, cotangent, offsets, lengths, splits, case.compared())
 
 
 def _normal(key, shape):

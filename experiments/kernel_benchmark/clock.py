@@ -8,11 +8,12 @@ temperature drift alike for all. Where NVIDIA's CUPTI answers, the time of the k
 """
 
 import dataclasses
+import functools
 import math
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,25 +38,29 @@ def calls_in_a_row(seconds: float) -> int:
     return 2 if seconds > 0.01 else min(200, max(10, math.ceil(0.02 / max(seconds, 1e-6))))
 
 
-def first_call(call: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds of the first call, seconds of a call when warm, and the result."""
+def first_call(call: Callable[[], Any]) -> tuple[Times, Any]:
+    """Compiles and warms up a call; returns its times without a round yet, and its result."""
     began = time.perf_counter()
     result = jax.block_until_ready(call())
     first = time.perf_counter() - began
     began = time.perf_counter()
     result = jax.block_until_ready(call())
-    return first, time.perf_counter() - began, result
+    return Times([], calls_in_a_row(time.perf_counter() - began), first), result
 
 
-def take_turns(subjects: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Times of each subject over `rounds` rounds; all are compiled and warmed up before."""
-    times = {}
-    for name, call in subjects.items():
-        first, warm, _ = first_call(call)
-        times[name] = Times([], calls_in_a_row(warm), first)
+def turns[Name](subjects: Mapping[Name, Callable[[], Any]], times: Mapping[Name, Times], rounds: int) -> Iterator[Name]:
+    """Adds rounds to the times of subjects that are warm, and yields whose turn is next."""
     for _ in range(rounds):
         for name, call in subjects.items():
+            yield name
             times[name].rounds.append(_round(call, times[name].calls))
+
+
+def take_turns[Name](subjects: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, Times]:
+    """Times of each subject over `rounds` rounds; all are compiled and warmed up before."""
+    times = {name: first_call(call)[0] for name, call in subjects.items()}
+    for _ in turns(subjects, times, rounds):
+        pass
     return times
 
 
@@ -69,38 +74,21 @@ def _round(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def kernel_seconds(call: Callable[[], Any], iterations: int = 5) -> tuple[float | None, str]:
-    """Median seconds that a call's kernels take, gaps between them left out, by CUPTI; else None and why."""
+def kernel_seconds(call: functools.partial, iterations: int = 5) -> tuple[float | None, str]:
+    """Median seconds that the kernels of a jitted call take, without the gaps between, by CUPTI; else None and why."""
     if jax.default_backend() != "gpu":
         return None, "no GPU"
     try:
         from jax.experimental.mosaic.gpu import profiler
 
-        readings = []
-        for _ in range(iterations):  # one by one: loops on the device need not launch the same kernels each time
-            _, milliseconds = profiler.measure(_Callable(call))()
-            readings.append(milliseconds)
-        if any(reading is None for reading in readings):
+        # One by one, for loops on the device need not launch the same kernels each time.
+        readings = [profiler.measure(call.func)(*call.args)[1] for _ in range(iterations)]
+        milliseconds = [reading for reading in readings if reading is not None]
+        if len(milliseconds) < iterations:
             return None, "CUPTI saw no kernels"
-        return statistics.median(readings) / 1e3, ""
+        return statistics.median(milliseconds) / 1e3, ""
     except Exception as error:  # a second opinion only: why it is missing stands in the results
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-class _Callable(jax.stages.Wrapped):
-    """A call that is compiled already, and that the profiler must not compile again around its operands."""
-
-    def __init__(self, call: Callable[[], Any]):
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
 
 
 def clocks() -> str | None:

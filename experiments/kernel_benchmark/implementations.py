@@ -1,19 +1,19 @@
-"""Whose operator is timed: ours by implementation, the unfused program, libraries, and processes of their own.
+"""Whose operator is timed: ours by implementation, the unfused program, libraries, and kernels called from PyTorch.
 
 Each comes as a `Subject` that is ready to be called, or raises `CannotRun` with the reason, which becomes a row of the
-results like any other. What runs in a process of its own is measured by `processes`.
+results like any other. Kernels of PyTorch and of Meta are measured by `torch_attention`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.kernel_benchmark import libraries, processes, unfused
+from experiments.kernel_benchmark import clock, libraries, torch_attention, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, compiled, on_padded, reason
+from experiments.kernel_benchmark.subjects import Subject, on_packed, on_padded
 from pallas_kernels.gdpa import api as gdpa_api
 from pallas_kernels.seed_attention import api as seed_api
 from pallas_kernels.window_attention import api as window_api
@@ -21,73 +21,54 @@ from pallas_kernels.window_attention import api as window_api
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
-NAMES = (*OURS, "unfused", *libraries.NAMES, *processes.NAMES)
+NAMES = (*OURS, "unfused", *libraries.BUILD, *torch_attention.NAMES)
 """Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""
+
+
+def options(case: Case) -> dict[str, Any]:
+    """Arguments of a case's operator, beside arrays."""
+    if case.operator == "gdpa":
+        return {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
+    return {"scale": case.scale} | ({} if case.window is None else {"window": case.window})
 
 
 def operator(case: Case, implementation: str) -> Callable:
     """(q, k, v, row_splits, lengths) -> output, by one of our implementations."""
-    if case.operator == "seed_attention":
-        return functools.partial(seed_api.seed_attention, scale=case.scale, implementation=implementation)
-    if case.window is not None:
-        return functools.partial(
-            window_api.window_attention, window=case.window, scale=case.scale, implementation=implementation
-        )
-    return functools.partial(
-        gdpa_api.gdpa, activation=case.activation, pre_scale=case.scale, implementation=implementation
-    )
-
-
-def ours(problem: Problem, implementation: str) -> Subject:
-    """One of our implementations behind `pallas_kernels.<operator>.api`."""
-    offsets = (problem.row_splits, problem.lengths)
-    function = operator(problem.case, implementation)
-    try:
-        jax.eval_shape(function, *problem.operands, *offsets)
-    except Exception as error:  # whatever it is, it is the reason of this row and no reason to lose the others
-        raise CannotRun(reason(error)) from error
-    calls = compiled(function, problem.operands, offsets, problem.cotangent)
-
-    def pick(pass_, result):
-        if pass_ == "forward":
-            return unfused.pick(problem, [result], problem.packed[3:])
-        return unfused.pick(problem, result, problem.packed[:3])
-
-    return Subject(*calls, pick, problem.cost, problem.case.batch)
-
-
-def plain(problem: Problem) -> Subject:
-    """Two batched matrix products with the activation between them."""
-    case = problem.case
-    # Forward: scores and weights; backward: saved ones, gradients of both.
-    return on_padded(problem, lambda q, k, v, lengths: unfused.attend(case, q, k, v, lengths), 4)
+    function = getattr(APIS[case.operator], case.operator)
+    return functools.partial(function, **options(case), implementation=implementation)
 
 
 def build(name: str, problem: Problem) -> Subject:
-    """The subject of a name in `NAMES` that needs no process of its own, or "reference".
+    """The subject of a name in `NAMES` that is called from JAX, or "reference".
 
     Raises:
-      CannotRun: it does not run this case here.
+      Exception: it does not run this case here, of whatever type; see `reason`.
     """
     if name == "unfused":
-        return plain(problem)
-    if name in libraries.NAMES:
-        return libraries.build(name, problem)
-    return ours(problem, name)
+        # Forward: scores and weights; backward: saved ones, gradients of both.
+        return on_padded(problem, functools.partial(unfused.attend, problem.case), 4)
+    if name in libraries.BUILD:
+        return libraries.BUILD[name](problem)
+    function = operator(problem.case, name)
+    jax.eval_shape(function, *problem.operands, *problem.offsets)
+    return on_packed(problem, function)
 
 
-def peaks(small: bool) -> dict[str, Any]:
-    """A matrix product and a copy measured on this device: FLOP/s and bytes/s, with the seconds they come from."""
-    from experiments.kernel_benchmark.clock import take_turns
+def device() -> Iterator[dict[str, Any]]:
+    """Job: the name that JAX gives the device at hand, and its platform."""
+    yield {"kind": jax.devices()[0].device_kind, "platform": jax.default_backend()}
 
+
+def peaks(small: bool) -> Iterator[dict[str, Any]]:
+    """Job: a matrix product and a copy measured here, FLOP/s and bytes/s, with the seconds they come from."""
     size = 256 if small else 8192
     a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     values = jax.random.normal(jax.random.key(2), (2**20 if small else 2**30,), jnp.bfloat16)
     product = jax.jit(lambda a, b: jnp.matmul(a, b))
     negate = jax.jit(lambda x: -x)
-    times = take_turns({"matmul": lambda: product(a, b), "copy": lambda: negate(values)}, rounds=5)
+    times = clock.take_turns({"matmul": lambda: product(a, b), "copy": lambda: negate(values)}, rounds=5)
     matmul, copy = (times[name].median for name in ("matmul", "copy"))
-    return {
+    yield {
         "matmul": f"bf16 {size} x {size} x {size}",
         "matmul_seconds": matmul,
         "matmul_flops_per_second": 2 * size**3 / matmul,

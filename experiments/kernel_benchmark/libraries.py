@@ -15,21 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.kernel_benchmark.cases import Case, Problem
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, on_padded
+from experiments.kernel_benchmark.subjects import Subject, on_padded
+from experiments.kernel_benchmark.worker import CannotRun
 
-NAMES = ("cudnn", "tokamax")
 TOKAMAX_ROWS = 128
 """tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""
-
-
-def build(name: str, problem: Problem) -> Subject:
-    """The subject of a name in `NAMES`; CannotRun with the reason where it does not run this case here."""
-    return {"cudnn": cudnn, "tokamax": tokamax}[name](problem)
-
-
-def _full(problem: Problem) -> bool:
-    """Whether all examples are equally long, so that no lengths need to be given."""
-    return bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
 
 
 def _each(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -78,7 +68,8 @@ def cudnn(problem: Problem) -> Subject:
         raise CannotRun("cudnn is softmax attention, which gdpa is not")
     if jax.default_backend() != "gpu":
         raise CannotRun("cuDNN needs an NVIDIA GPU")
-    call, note, same = by_jax(problem.case, "cudnn", full=_full(problem))
+    full = bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
+    call, note, same = by_jax(problem.case, "cudnn", full=full)
     subject = on_padded(problem, call, 0)
     return dataclasses.replace(subject, note="; ".join(filter(None, [note, subject.note])), same=same)
 
@@ -106,3 +97,7 @@ def tokamax(problem: Problem) -> Subject:
     if case.operator == "gdpa":
         notes.insert(0, "softmax, another function")
     return dataclasses.replace(subject, note="; ".join(filter(None, notes)), same=case.operator != "gdpa")
+
+
+BUILD = {"cudnn": cudnn, "tokamax": tokamax}
+"""The subject of a problem by name; `CannotRun` where it does not run this case here."""

@@ -112,8 +112,10 @@ def ahead(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def picture(content: dict[str, Any], order: list[str], path: Path) -> None:
-    """Rates over lengths by kind of keys and pass, and those of the other shapes as bars."""
+    """Rates over lengths by kind of keys and pass, and those of the other shapes as bars; none without a number."""
     rows = [row for row in content["rows"].values() if "seconds" in row and row["case"] in order]
+    if not rows:
+        return
     small = content["device"] == "cpu"
     unit, scale = ("GFLOP/s", 1e9) if small else ("TFLOP/s", 1e12)
     groups = [(group, title) for group, title in LINES if any(row["group"] == group for row in rows)]
@@ -177,13 +179,10 @@ def _bars(axes: Axes, rows: list[dict[str, Any]], names: list[str], scale: float
     used = {}
     shown = list(dict.fromkeys(row["implementation"] for row in rows if row["case"] in names))
     height = 0.8 / max(1, len(shown))
-    for k, implementation in enumerate(shown):
-        for y, name in enumerate(names):
-            for row in rows:
-                if row["case"] == name and row["implementation"] == implementation:
-                    rate = row["flops_per_second"] / scale
-                    color = COLORS.get(implementation, "black")
-                    used[implementation] = axes.barh(y + k * height, rate, height, color=color)
+    for row in (row for row in rows if row["case"] in names):
+        y = names.index(row["case"]) + shown.index(row["implementation"]) * height
+        color = COLORS.get(row["implementation"], "black")
+        used[row["implementation"]] = axes.barh(y, row["flops_per_second"] / scale, height, color=color)
     ticks = [y + 0.4 - height / 2 for y in range(len(names))]
     axes.set_yticks(ticks, names if labels else [""] * len(names), fontsize=7)
     axes.invert_yaxis()

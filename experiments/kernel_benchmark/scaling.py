@@ -7,20 +7,16 @@ All lengths take turns in each round, so that a busy machine slows all of them a
 as other work on a machine only ever adds to a time; the median stands beside it.
 """
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.kernel_benchmark import cases, clock, implementations
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.report import COLORS
-from experiments.kernel_benchmark.run import PASSES, Guard, check_device, measured_row
-from experiments.kernel_benchmark.store import Store, cannot_run, row_name, unable
-from experiments.kernel_benchmark.subjects import CannotRun, Subject, reason
+from experiments.kernel_benchmark.run import PASSES
+from experiments.kernel_benchmark.store import Row, Store, unable
 
 WINDOW = (100, 100)
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -39,50 +35,14 @@ def cases_for(small: bool) -> tuple[Case, ...]:
     )
 
 
-def implementations_for(small: bool) -> tuple[str, ...]:
-    """Which are measured."""
-    return ("xla",) if small else ("mosaic",)
+def groups(store: Store, small: bool, names: tuple[str, ...], retry: bool) -> list[list[Row]]:
+    """The rows of each implementation, of `names` or by default, and pass of which one is to be measured.
 
-
-def measure(results: Store, small: bool, names: tuple[str, ...], rounds: int, deadline: float, limit_s: float) -> int:
-    """Times each implementation and pass over all lengths that can run; returns how many rows are left.
-
-    An implementation and pass that misses a row is measured anew as a whole, for its lengths belong to one another.
+    They are measured anew as a whole, for the lengths belong to one another. `retry` is that of `Store.lacks`.
     """
-    chosen, guard = cases_for(small), Guard(results, limit_s)
-
-    def missing(name: str, pass_: str) -> bool:
-        rows = [row_name(case.name, pass_, name) for case in chosen]
-        return not all(results.holds(row, name, "window_attention") for row in rows)
-
-    guard.after_a_crash({row_name(c.name, p, n): (c, p, n) for c in chosen for p in PASSES for n in names})
-    for name in names:
-        subjects: dict[Case, Subject] = {}
-        for pass_ in PASSES:
-            if not missing(name, pass_):
-                continue
-            if time.monotonic() > deadline:
-                break
-            print(f"{name}, {pass_}: {len(chosen)} lengths and windows in turn ...", file=sys.stderr)
-            calls = {}
-            for case in chosen:
-                try:
-                    subject = subjects.get(case) or implementations.build(name, cases.problem(case))
-                    subjects[case] = subject
-                    with guard.watch(case, pass_, name):
-                        clock.first_call(getattr(subject, pass_))
-                    calls[case.name] = getattr(subject, pass_)
-                except Exception as error:  # the reason of this row, and no reason to lose the others
-                    why = str(error) if isinstance(error, CannotRun) else reason(error)
-                    results.put(row_name(case.name, pass_, name), cannot_run(case, pass_, name, why))
-                    check_device(row_name(case.name, pass_, name))
-            times = clock.take_turns(calls, rounds)
-            for case in (case for case in chosen if case.name in times):
-                taken = times[case.name]
-                row = measured_row(results, case, pass_, name, taken.median, None, subjects[case].cost)
-                row |= {"fastest_seconds": min(taken.rounds), "round_seconds": taken.rounds}
-                results.put(row_name(case.name, pass_, name), row | {"calls_in_a_row": taken.calls})
-    return sum(len(chosen) for name in names for pass_ in PASSES if missing(name, pass_))
+    wanted = names or (("xla",) if small else ("mosaic",))
+    every = [[Row(case, pass_, name) for case in cases_for(small)] for name in wanted for pass_ in PASSES]
+    return [rows for rows in every if any(store.lacks(row, retry) for row in rows)]
 
 
 def _series(content: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:

@@ -12,18 +12,18 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import jax
+from typing import Any, NamedTuple
 
 import pallas_kernels
+from experiments.kernel_benchmark.cases import Case
 from kunlun_jax.provenance import command, commit
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.mosaic.tuning import slug
+from pallas_kernels.roofline import Pass
 
-PACKAGES = (
+PACKAGES = [
     "jax",
     "jaxlib",
     "jax-cuda13-plugin",
@@ -33,14 +33,22 @@ PACKAGES = (
     "triton",
     "jax-triton",
     "tokamax",
-)
+]
 KERNELS = Path(pallas_kernels.__file__).parent
 RESULTS = Path("experiments/results")
 
 
-def device_kind() -> str:
-    """The name that JAX gives the device at hand."""
-    return jax.devices()[0].device_kind
+class Row(NamedTuple):
+    """What a row of the results is about."""
+
+    case: Case
+    pass_: Pass
+    implementation: str
+
+    @property
+    def name(self) -> str:
+        """Tells it from all others, e.g. ``self: B6 Q24 s0.5 h4 d32 gelu | forward | xla``."""
+        return f"{self.case.name} | {self.pass_} | {self.implementation}"
 
 
 @functools.cache
@@ -65,18 +73,12 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def tuned(operator: str) -> str:
-    """A digest of an operator's tuned block sizes for this device; "none" without any."""
-    path = KERNELS / operator / "tuning" / f"{slug(device_kind())}.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none"
-
-
-def environment() -> dict[str, Any]:
-    """What a number needs beside it. ``KUNLUN_COMMIT`` names the commit where there is no checkout."""
+def environment(device: str) -> dict[str, Any]:
+    """What a number measured on a device needs beside it. ``KUNLUN_COMMIT`` names the commit without a checkout."""
     return {
         "python": platform.python_version(),
         "versions": versions(),
-        "device": device_kind(),
+        "device": device,
         "commit": os.environ.get("KUNLUN_COMMIT") or commit(),
         "sources": sources(),
         "command": command(),
@@ -84,30 +86,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def made_with(implementation: str, operator: str, extra: str = "") -> str:
-    """What a row of an implementation of an operator holds for, as one string."""
-    tuning = tuned(operator) if implementation == "mosaic" else ""
-    return " ".join(filter(None, [sources(), *(f"{k} {v}" for k, v in versions().items()), tuning, extra]))
-
-
 class Store:
     """The results file of a device: read at once, written after each row.
 
     Args:
       path: the JSON file; its folder is made.
+      device: the name that JAX gives the device.
       fresh: whether to forget what it has.
+      extra: by implementation, what its rows hold for beside sources and versions.
+
+    Raises:
+      ValueError: the file is of another device.
     """
 
-    def __init__(self, path: Path, fresh: bool = False):
-        self.path = path
+    def __init__(self, path: Path, device: str, fresh: bool = False, extra: Mapping[str, str] | None = None):
+        self.path, self.device, self.extra = path, device, extra or {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.content: dict[str, Any] = {"device": device_kind(), "environments": {}, "peaks": None, "rows": {}}
+        self.content: dict[str, Any] = {"device": device, "environments": {}, "peaks": None, "rows": {}}
         if path.exists() and not fresh:
             old = json.loads(path.read_text())
-            if old.get("device") != device_kind():
-                raise ValueError(f"{path} has results of {old.get('device')!r}, and this is {device_kind()!r}")
+            if old.get("device") != device:
+                raise ValueError(f"{path} has results of {old.get('device')!r}, and this is {device!r}")
             self.content |= old
-        self._environment = environment()
+        self._environment = environment(device)
         self._id = hashlib.sha256(json.dumps(self._environment, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -115,22 +116,33 @@ class Store:
         """Name -> row."""
         return self.content["rows"]
 
-    def holds(self, name: str, implementation: str, operator: str, extra: str = "") -> bool:
-        """Whether the file has this row and what made it is what would make it now."""
-        row = self.rows.get(name)
-        return (
-            row is not None
-            and not row.get("started")
-            and row["made_with"] == made_with(implementation, operator, extra)
-        )
+    def made_with(self, row: Row) -> str:
+        """What a row holds for, as one string: sources, versions and, for our GPU kernels, tuned block sizes."""
+        parts = [sources(), *(f"{name} {version}" for name, version in versions().items())]
+        if row.implementation == "mosaic":
+            path = KERNELS / row.case.operator / "tuning" / f"{slug(self.device)}.json"
+            parts.append(hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none")
+        return " ".join(filter(None, [*parts, self.extra.get(row.implementation)]))
 
-    def put(self, name: str, row: dict[str, Any], extra: str = "") -> None:
-        """Adds or replaces a row; it is on disk when this returns."""
+    def holds(self, row: Row) -> bool:
+        """Whether the file has this row and what made it is what would make it now."""
+        return self.rows.get(row.name, {}).get("made_with") == self.made_with(row)
+
+    def lacks(self, row: Row, retry: bool) -> bool:
+        """Whether a row is to be measured; `retry` asks for those again that could not run."""
+        return not self.holds(row) or (retry and "cannot_run" in self.rows[row.name])
+
+    def put(self, row: Row, fields: dict[str, Any]) -> None:
+        """Adds or replaces a row; it is on disk when this returns.
+
+        Args:
+          row: what it is about.
+          fields: what was measured, or ``{"cannot_run": why}``.
+        """
         self.content["environments"][self._id] = self._environment
-        self.rows[name] = row | {
-            "made_with": made_with(row["implementation"], row["operator"], extra),
-            "environment": self._id,
-        }
+        about = {"case": row.case.name, "operator": row.case.operator, "group": row.case.group}
+        about |= {"pass": row.pass_, "implementation": row.implementation}
+        self.rows[row.name] = about | fields | {"made_with": self.made_with(row), "environment": self._id}
         self.write()
 
     def write(self) -> None:
@@ -139,23 +151,6 @@ class Store:
         kept = {name: value for name, value in self.content["environments"].items() if name in used}
         self.content["environments"] = kept
         write_atomic(self.path, json.dumps(self.content, indent=1) + "\n")
-
-
-def row_name(case: str, pass_: str, implementation: str) -> str:
-    """The name of a row."""
-    return f"{case} | {pass_} | {implementation}"
-
-
-def cannot_run(case: Any, pass_: str, implementation: str, why: str) -> dict[str, Any]:
-    """A row that says why there is no number."""
-    return {
-        "case": case.name,
-        "operator": case.operator,
-        "group": case.group,
-        "pass": pass_,
-        "implementation": implementation,
-        "cannot_run": why,
-    }
 
 
 def unable(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """One implementation of one case, ready to be called and timed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,7 @@ import numpy as np
 
 from experiments.kernel_benchmark import unfused
 from experiments.kernel_benchmark.cases import Problem
-from pallas_kernels.costs import Cost
-
-
-class CannotRun(Exception):
-    """Why an implementation does not run a case; the message is for the results."""
+from experiments.kernel_benchmark.worker import CannotRun
 
 
 @dataclasses.dataclass
@@ -21,53 +18,59 @@ class Subject:
     """One implementation of one case, with its operands.
 
     Attributes:
-      forward: () -> output, as a compiled call.
-      backward: () -> gradients of q, k, v, likewise: the pullback alone, given what the forward pass saved.
-      pick: (pass, result) -> results of the compared examples, see `unfused.pick`.
-      cost: counted work, of fewer examples where `examples` are fewer.
-      examples: examples computed.
+      function: ``(*operands, *offsets) -> output``.
+      operands: q, k, v.
+      offsets: arguments of what is compiled, so a kernel's work list is made in each call, as in training.
+      cotangent: of the output.
+      problem: the case.
+      padded: the examples that it computes, as padded arrays; None where it computes all, packed.
       note: what must be known beside the number; "" if nothing.
       same: whether it computes the operator of the case, so that an error can be told.
     """
 
-    forward: Callable[[], Any]
-    backward: Callable[[], Any]
-    pick: Callable[[str, Any], list[np.ndarray]]
-    cost: Cost
-    examples: int
+    function: Callable
+    operands: tuple[jax.Array, ...]
+    offsets: tuple[jax.Array, ...]
+    cotangent: jax.Array
+    problem: Problem
+    padded: np.ndarray | None = None
     note: str = ""
     same: bool = True
 
+    def call(self, pass_: str) -> functools.partial:
+        """A pass as a jitted function with its arguments, which gives the output, or gradients of q, k, v.
 
-def compiled(function: Callable, operands: tuple, offsets: tuple, cotangent: jax.Array) -> tuple[Callable, Callable]:
-    """Forward and backward of ``function(*operands, *offsets)`` as calls without arguments.
+        Backward is the pullback alone: what it needs of the forward pass is saved here.
+        """
+        if pass_ == "forward":
+            return functools.partial(jax.jit(self.function), *self.operands, *self.offsets)
 
-    Offsets are arguments of what is compiled, so a kernel's work list is made in each call, as in training. The
-    backward call is the pullback alone: what it needs of the forward pass was saved by one before, which is not timed.
-    """
-    forward = jax.jit(function)
-    save = jax.jit(lambda operands, offsets: jax.vjp(lambda *operands: function(*operands, *offsets), *operands)[1])
-    pull = jax.jit(lambda pullback, cotangent: pullback(cotangent))
-    saved: list = []
+        def save(operands, offsets):
+            return jax.vjp(lambda *operands: self.function(*operands, *offsets), *operands)[1]
 
-    def backward():
-        if not saved:
-            saved.append(save(operands, offsets))
-        return pull(saved[0], cotangent)
+        pull = jax.jit(lambda pullback, cotangent: pullback(cotangent))
+        return functools.partial(pull, jax.jit(save)(self.operands, self.offsets), self.cotangent)
 
-    return lambda: forward(*operands, *offsets), backward
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each example that is computed, int32."""
+        return self.problem.host_lengths if self.padded is None else self.problem.host_lengths[self.padded]
 
-
-def reason(error: BaseException) -> str:
-    """Type and first lines of an error, short enough for a table."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    def error_ratios(self, pass_: str, result: Any, truth: dict[str, Any]) -> list[float]:
+        """Errors of a result in units of plain bf16's; `truth` is that of `unfused.truth`."""
+        found = unfused.pick(self.problem, pass_, result, self.padded)
+        return unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
 
 
 def device_bytes() -> int:
     """Memory of the device, bytes; 2 GB where it does not say."""
     statistics = jax.devices()[0].memory_stats() or {}
     return int(statistics.get("bytes_limit", 2 * 10**9))
+
+
+def on_packed(problem: Problem, function: Callable) -> Subject:
+    """A subject that takes packed rows, ``(q, k, v, row_splits, lengths) -> out``."""
+    return Subject(function, problem.operands, problem.offsets, problem.cotangent, problem)
 
 
 def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multiple: int = 8) -> Subject:
@@ -90,13 +93,7 @@ def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multi
     others = np.setdiff1d(np.arange(case.batch), problem.subset)
     examples = np.concatenate([problem.subset, others[: batch - len(problem.subset)]]).astype(np.int64)
     operands, cotangent, lengths = unfused.padded(problem, examples, rows)
-    calls = compiled(function, operands, (lengths,), cotangent)
-
-    def pick(pass_, result):
-        results, packed = ([result], problem.packed[3:]) if pass_ == "forward" else (result, problem.packed[:3])
-        return unfused.pick_padded(problem, examples, results, packed)
-
     note = "padded to the longest" if (problem.host_lengths != rows).any() else ""
     if batch < case.batch:
         note = "; ".join(filter(None, [note, f"{batch} of {case.batch} examples, the scores of more do not fit"]))
-    return Subject(*calls, pick, case.cost(problem.host_lengths[examples]), batch, note)
+    return Subject(function, operands, (lengths,), cotangent, problem, examples, note)

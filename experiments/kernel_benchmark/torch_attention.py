@@ -1,29 +1,46 @@
-"""PyTorch's attention beside ours, in a process of its own: ``python -m experiments.kernel_benchmark.torch_attention``.
+"""Kernels called from PyTorch beside ours, measured in a worker of their own: PyTorch's attention and Meta's GDPA.
 
 ``flex``: `flex_attention`, compiled. All sequences are packed into one without gaps, and each query may read one range
 of rows: its example inside the window, or the example of its seed. A block mask made from these ranges skips all other
 tiles, and full tiles skip the mask. ``sdpa``: `scaled_dot_product_attention` on padded arrays with lengths and window
-as a mask, which skips nothing.
+as a mask, which skips nothing. ``meta-triton``: see `meta_triton`.
 
-Reads a JSON list of ``{"name", "lengths", "window", "seeds", "heads", "dim", "scale", "subset"}`` from standard input
-and writes a JSON line for each case, kernel and pass: ``{"name", "implementation", "pass", "seconds", "error_ratios",
-"note"}`` or ``{"name", "implementation", "pass", "cannot_run"}``. Inputs are N(0, 1), bf16. Times are medians of
-`triton.testing.do_bench`, which uses device events; packing, padding and masks are made beforehand and not timed;
-backward is the gradient alone.
+Inputs are N(0, 1), bf16, of the lengths of the case. Times are medians of `triton.testing.do_bench`, which uses device
+events; packing, padding and masks are made beforehand and not timed; backward is the gradient alone.
 """
 
-import argparse
+import functools
 import importlib
-import json
-import sys
-import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from experiments.kernel_benchmark import meta_triton
+from experiments.kernel_benchmark.cases import Case
+from experiments.kernel_benchmark.store import Row
+from experiments.kernel_benchmark.worker import Report, reason
 
 BLOCK = 128
 """Rows of a tile of the block mask, on both sides."""
-KERNELS = ("flex", "sdpa")
+META = "meta-triton"
+NAMES = (META, "flex", "sdpa")
 MOST_SCORES = 2**30
 """Scores of an example up to which its error is worked out; their float32 gradients take some 20 bytes each."""
+
+
+def refusal(row: Row, library: Path | None) -> str | None:
+    """Why a row is not measured at all, if so; `library` is Meta's checkout."""
+    if row.implementation not in NAMES:
+        return None
+    if row.implementation == META and library is None:
+        return "not asked for: give --peers.ads-kernel-library PATH"
+    if row.implementation == META and library is not None and not (library / meta_triton.FILE).is_file():
+        return f"{library.name} holds no {meta_triton.FILE}; give a checkout of ads_model_kernel_library"
+    if (row.implementation == META) != (row.case.operator == "gdpa"):
+        return f"it is not measured for {row.case.operator}"
+    return None
 
 
 def ranges(torch, case) -> tuple[Any, Any, int]:
@@ -32,14 +49,14 @@ def ranges(torch, case) -> tuple[Any, Any, int]:
     Sequences lie one behind the other without gaps, queries likewise; both sides are filled up to whole tiles, and the
     queries that fill up read the last row alone.
     """
-    lengths = torch.tensor(case["lengths"], dtype=torch.int64)
+    lengths = torch.tensor(case.lengths(), dtype=torch.int64)
     ends = lengths.cumsum(0)
     starts, total = ends - lengths, int(ends[-1])
     rows = -(-total // BLOCK) * BLOCK
-    if case["seeds"]:
-        low, high = (x.repeat_interleave(case["seeds"]) for x in (starts, ends - 1))
+    if case.seeds:
+        low, high = (x.repeat_interleave(case.seeds) for x in (starts, ends - 1))
     else:
-        at, (left, right) = torch.arange(total), case["window"]
+        at, (left, right) = torch.arange(total), case.window
         low = torch.maximum(at - left, starts.repeat_interleave(lengths))
         high = torch.minimum(at + right, ends.repeat_interleave(lengths) - 1)
     missing = torch.full((-len(low) % BLOCK,), rows - 1, dtype=torch.int64)
@@ -82,7 +99,7 @@ class Flex:
 
     note = "one packed sequence, block mask of the ranges"
 
-    def __init__(self, torch, case, operands, cotangent, *, compiled: bool, differentiable: bool = True):
+    def __init__(self, torch, case, operands, cotangent, *, compiled: bool = True, differentiable: bool = True):
         module = importlib.import_module("torch.nn.attention.flex_attention")
         self.torch, self.case, q = torch, case, operands[0]
         self.mask = block_mask(torch, case, q.device)
@@ -91,7 +108,7 @@ class Flex:
             # Each case is compiled anew, and must not fall back to the program that makes all scores.
             torch._dynamo.reset()
             self.function = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
-        q = q if case["seeds"] else self._filled(q, self.mask.shape[-2])
+        q = q if case.seeds else self._filled(q, self.mask.shape[-2])
         k, v = (self._filled(x, self.mask.shape[-1]) for x in operands[1:])
         self.leaves = [x.detach().requires_grad_(differentiable) for x in (q, k, v)]
         self.cotangent = self._filled(cotangent, self.mask.shape[-2])
@@ -104,9 +121,9 @@ class Flex:
     def __call__(self):
         """The output, ``[1, heads, queries, dim]``."""
         q, k, v = self.leaves
-        if self.case["seeds"]:
-            q = self._filled(q.repeat(len(self.case["lengths"]), 1, 1), self.mask.shape[-2])
-        return self.function(q, k, v, block_mask=self.mask, scale=self.case["scale"])
+        if self.case.seeds:
+            q = self._filled(q.repeat(self.case.batch, 1, 1), self.mask.shape[-2])
+        return self.function(q, k, v, block_mask=self.mask, scale=self.case.scale)
 
     def pick(self, result, rows: slice, example: int):
         """Rows of a packed result as ``[rows, heads, dim]``."""
@@ -118,24 +135,24 @@ class Padded:
 
     note = "padded to the longest; the window as a mask, does not skip"
 
-    def __init__(self, torch, case, operands, cotangent, *, compiled: bool, differentiable: bool = True):
+    def __init__(self, torch, case, operands, cotangent, *, compiled: bool = True, differentiable: bool = True):
         self.torch, self.case = torch, case
-        lengths = torch.tensor(case["lengths"], device=operands[0].device)
+        lengths = torch.tensor(case.lengths(), device=operands[0].device, dtype=torch.int64)
         self.rows = -(-int(lengths.max()) // 8) * 8
         at = torch.arange(self.rows, device=lengths.device)
         full = bool((lengths == self.rows).all())
         self.mask = None if full else (at < lengths[:, None])[:, None, None]
-        if case["window"]:
+        if case.window:
             offset = at - at[:, None]
-            inside = ((offset >= -case["window"][0]) & (offset <= case["window"][1]))[None, None]
+            inside = ((offset >= -case.window[0]) & (offset <= case.window[1]))[None, None]
             self.mask = inside if full else self.mask & inside
             # A row behind the end reads itself, for a row that reads nothing is NaN, and so are then all gradients.
             self.mask = self.mask | (offset == 0)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
-        q = operands[0] if case["seeds"] else self._pad(operands[0])
+        q = operands[0] if case.seeds else self._pad(operands[0])
         self.leaves = [x.detach().requires_grad_(differentiable) for x in (q, *map(self._pad, operands[1:]))]
-        if case["seeds"]:
-            cotangent = cotangent.reshape(len(self.starts), case["seeds"], *cotangent.shape[1:]).transpose(1, 2)
+        if case.seeds:
+            cotangent = cotangent.reshape(len(self.starts), case.seeds, *cotangent.shape[1:]).transpose(1, 2)
         else:
             cotangent = self._pad(cotangent)
         self.cotangent = cotangent.contiguous()
@@ -143,125 +160,128 @@ class Padded:
     def _pad(self, x):
         """``[rows, heads, dim]`` as ``[batch, heads, padded rows, dim]``."""
         padded = x.new_zeros(len(self.starts), self.rows, *x.shape[1:])
-        for b, (start, length) in enumerate(zip(self.starts, self.case["lengths"], strict=True)):
+        for b, (start, length) in enumerate(zip(self.starts, self.case.lengths(), strict=True)):
             padded[b, :length] = x[start : start + length]
         return padded.transpose(1, 2).contiguous()
 
     def __call__(self):
         """The output, ``[batch, heads, queries, dim]``."""
         q, k, v = self.leaves
-        if self.case["seeds"]:
+        if self.case.seeds:
             q = q.transpose(0, 1)[None].expand(len(self.starts), -1, -1, -1)
         attention = self.torch.nn.functional.scaled_dot_product_attention
-        return attention(q, k, v, attn_mask=self.mask, scale=self.case["scale"])
+        return attention(q, k, v, attn_mask=self.mask, scale=self.case.scale)
 
     def pick(self, result, rows: slice, example: int):
         """Rows of an example of a padded result as ``[rows, heads, dim]``."""
         return result[example, :, : rows.stop - rows.start].transpose(0, 1)
 
 
-def plain(torch, case, operands):
+def plain(torch, case: Case, operands):
     """The definition for one example, ``[rows, heads, dim]``, in the dtype of its operands."""
     q, k, v = operands
-    scores = torch.einsum("qhd,khd->hqk", q, k) * case["scale"]
-    if case["window"]:
+    scores = torch.einsum("qhd,khd->hqk", q, k) * case.scale
+    if case.activation != "softmax":
+        weights = meta_triton.ACTIVATIONS[case.activation][1](torch.nn.functional, scores)
+        return torch.einsum("hqk,khd->qhd", weights, v)
+    if case.window:
         offset = torch.arange(len(k), device=k.device) - torch.arange(len(q), device=q.device)[:, None]
-        scores = scores.masked_fill((offset < -case["window"][0]) | (offset > case["window"][1]), float("-inf"))
+        scores = scores.masked_fill((offset < -case.window[0]) | (offset > case.window[1]), float("-inf"))
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
 
 
-def error_ratios(torch, case, kernel, operands, cotangent, results) -> list[float] | None:
+def error_ratios(torch, case: Case, kernel, operands, cotangent, results) -> list[float] | None:
     """max|found - float32| / max|bf16 - float32| over the compared examples, for each result; None for long ones.
 
     One result is the output, three are gradients; that of shared seeds is left out, as a few examples do not tell it.
     """
-    queries = case["seeds"] or max(case["lengths"])
-    if case["heads"] * queries * max(case["lengths"]) > MOST_SCORES:
+    lengths = case.lengths()
+    longest = int(lengths.max())
+    if case.heads * (case.seeds or longest) * (case.keys or longest) > MOST_SCORES:
         return None
-    kept = slice(1 if case["seeds"] and len(results) > 1 else 0, None)
-    largest = [[0.0, 0.0] for _ in results[kept]]
-    ends = torch.tensor(case["lengths"]).cumsum(0).tolist()
-    for b in case["subset"]:
-        keys = slice(ends[b] - case["lengths"][b], ends[b])
-        out = slice(b * case["seeds"], (b + 1) * case["seeds"]) if case["seeds"] else keys
-        own = [operands[0] if case["seeds"] else operands[0][keys], operands[1][keys], operands[2][keys]]
+    backward = len(results) > 1
+    kept = slice(1 if case.seeds and backward else 0, None)
+    largest = np.zeros((len(results[kept]), 2))
+    own_rows = [0, *lengths.cumsum().tolist()]
+    for b in case.compared():
+        rows = slice(own_rows[b], own_rows[b + 1])
+        keys = slice(b * case.keys, (b + 1) * case.keys) if case.keys else rows
+        out = slice(b * case.seeds, (b + 1) * case.seeds) if case.seeds else rows
+        own = [operands[0] if case.seeds else operands[0][rows], operands[1][keys], operands[2][keys]]
         exact, rough = [], []
         for dtype, into in ((torch.float32, exact), (torch.bfloat16, rough)):
             leaves = [x.detach().to(dtype).requires_grad_() for x in own]
             found = plain(torch, case, leaves)
-            backward = len(results) > 1
             into += torch.autograd.grad(found, leaves, cotangent[out].to(dtype)) if backward else [found.detach()]
-        places = [out] if len(results) == 1 else [keys] * 3
+        places = [rows, keys, keys] if backward else [out]
         compared = list(zip(results, places, exact, rough, strict=True))[kept]
-        for most, (result, place, e, r) in zip(largest, compared, strict=True):
+        for i, (result, place, e, r) in enumerate(compared):
             picked = kernel.pick(result.detach(), place, b).float()
-            most[0] = max(most[0], (picked - e).abs().max().item())
-            most[1] = max(most[1], (r.float() - e).abs().max().item())
-    return [a / max(b, 1e-30) for a, b in largest]
+            errors = [(x - e).abs().max().item() for x in (picked, r.float())]
+            largest[i] = np.maximum(largest[i], errors)  # NaN stays NaN
+    return [float(a / max(b, 1e-30)) for a, b in largest]
 
 
-def measure(torch, do_bench, name: str, case, device: str = "cuda", *, compiled: bool = True, differentiable=True):
-    """Yields a line for each pass of a case by a kernel of `KERNELS`."""
+def inputs(torch, case: Case, device: str) -> tuple[list[Any], Any]:
+    """q, k, v without gaps, ``[rows, heads, dim]``, and the cotangent of the output."""
     torch.manual_seed(0)
-    total, tail = sum(case["lengths"]), (case["heads"], case["dim"])
-    queries = len(case["lengths"]) * case["seeds"] if case["seeds"] else total
-    shapes = [(case["seeds"] or total, *tail), (total, *tail), (total, *tail), (queries, *tail)]
+    total, tail = int(case.lengths().sum()), (case.heads, case.dim)
+    keys = case.batch * case.keys if case.keys else total
+    outputs = case.batch * case.seeds if case.seeds else total
+    shapes = [(rows, *tail) for rows in (case.seeds or total, keys, keys, outputs)]
     *operands, cotangent = (torch.randn(shape, dtype=torch.bfloat16, device=device) for shape in shapes)
-    kernel = {"flex": Flex, "sdpa": Padded}[name](
-        torch, case, operands, cotangent, compiled=compiled, differentiable=differentiable
-    )
-    out = kernel()
-    passes = {
-        "forward": lambda: [kernel()],
-        "backward": lambda: torch.autograd.grad(out, kernel.leaves, kernel.cotangent, retain_graph=True),
-    }
-    for pass_, call in passes.items():
-        note = f"torch {torch.__version__}, {kernel.note}; own process"
-        line = {"name": case["name"], "implementation": name, "pass": pass_, "note": note}
+    return operands, cotangent
+
+
+def time_passes(torch, do_bench, kernel, operands, cotangent, rows: list[Row]) -> Iterator[Report]:
+    """Times a kernel, which is a `Flex`, a `Padded` or a `meta_triton.Kernel`; `rows` are passes of one case."""
+    for row in rows:
+        yield Report((row,))
         try:
-            ratios = error_ratios(torch, case, kernel, operands, cotangent, list(call()))
-            milliseconds = do_bench(call, warmup=25, rep=100, return_mode="median")
-            yield line | {"seconds": milliseconds / 1e3, "error_ratios": ratios}
+            call = lambda: [kernel()]  # noqa: E731
+            if row.pass_ == "backward":
+                (out,) = call()
+                call = functools.partial(torch.autograd.grad, out, kernel.leaves, kernel.cotangent, retain_graph=True)
+            ratios = error_ratios(torch, row.case, kernel, operands, cotangent, list(call()))
+            seconds = do_bench(call, warmup=25, rep=100, return_mode="median") / 1e3
         except Exception as error:  # the reason of this row, and no reason to lose the others
-            yield line | {"cannot_run": reason(error)}
+            yield Report((row,), {"cannot_run": reason(error)})
+            check_device(torch)
+            continue
+        note = f"torch {torch.__version__}, {kernel.note}; own process"
+        known = {} if ratios else {"no_error_ratio": "the scores of an example do not fit in float32"}
+        yield Report((row,), {"seconds": seconds, "error_ratios": ratios, "note": note} | known)
 
 
-def reason(error: BaseException) -> str:
-    """Type and first lines of an error."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def check_device(torch) -> None:
+    """Raises if the device is lost, as after an illegal access to memory: the process must end."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def main() -> int:
-    """Reads cases, writes lines; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kernels", nargs="+", choices=KERNELS)
-    parser.add_argument("--budget-s", type=float, default=120.0)
-    args = parser.parse_args()
-    began, cases = time.monotonic(), json.load(sys.stdin)
-    why = None
+def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
+    """Job: times rows of `NAMES` on a CUDA device; `library` is Meta's checkout."""
     try:
         torch = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device")
         do_bench = importlib.import_module("triton.testing").do_bench
     except Exception as error:  # nothing of it runs here, and every row says so
-        why = reason(error)
-    for case in cases:
-        for name in args.kernels:
-            if why is None and time.monotonic() - began > args.budget_s:
-                return 0  # cases without a line are tried in the next run
-            try:
-                if why is not None:
-                    raise RuntimeError(why)
-                for line in measure(torch, do_bench, name, case):
-                    print(json.dumps(line), flush=True)
-                torch.cuda.empty_cache()
-            except Exception as error:
-                for pass_ in ("forward", "backward"):
-                    line = {"name": case["name"], "implementation": name, "pass": pass_}
-                    print(json.dumps(line | {"cannot_run": why or reason(error)}), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield Report(tuple(rows), {"cannot_run": reason(error)})
+        return
+    for case, name in dict.fromkeys((row.case, row.implementation) for row in rows):
+        same = [row for row in rows if (row.case, row.implementation) == (case, name)]
+        yield Report(tuple(same))
+        try:
+            operands, cotangent = inputs(torch, case, "cuda")
+            if name == META and library is not None:
+                kernel = meta_triton.Kernel(torch, case, operands, cotangent, library)
+            else:
+                kernel = {"flex": Flex, "sdpa": Padded}[name](torch, case, operands, cotangent)
+        except Exception as error:
+            yield Report(tuple(same), {"cannot_run": reason(error)})
+            check_device(torch)
+            continue
+        yield from time_passes(torch, do_bench, kernel, operands, cotangent, same)
+        del kernel, operands, cotangent
+        torch.cuda.empty_cache()

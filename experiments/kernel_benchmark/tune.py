@@ -9,22 +9,23 @@ tuning file of its operator, ``pallas_kernels/<operator>/tuning/<device>.json``.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
-from experiments.kernel_benchmark import cases, clock, store, subjects, unfused
+from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.run import AGAIN, ERROR_LIMIT, check_device
+from experiments.kernel_benchmark.implementations import options
+from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
+from experiments.kernel_benchmark.subjects import Subject, on_packed
+from experiments.kernel_benchmark.worker import CannotRun, Report, Worker, collect, reason
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
@@ -66,12 +67,13 @@ SHAPES = (
     *(_seeds(64, dim=dim) for dim in (64, 32)),
 )
 """One for each kind, the most important first; large enough to fill a chip, small enough to make quickly."""
+MOSAIC = {"gdpa": gdpa_mosaic, "seed_attention": seed_mosaic, "window_attention": window_mosaic}
 FIRST = 4
 """Of these, how many get three candidates for each one of the others."""
 MOST = 24
 """Candidates of a kind."""
 
-Build = Callable[[cases.Problem, dict[str, Config]], tuple[Callable[[], Any], Callable[[], Any]]]
+Build = Callable[[cases.Problem, dict[str, Config]], Subject]
 
 
 def key_of(case: Case, pass_: str) -> Key:
@@ -89,22 +91,65 @@ def kind(operator: str, key: Key) -> str:
     return f"{operator} {key}"
 
 
-def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Forward and backward of the Mosaic kernels of the problem's operator with the given block sizes."""
+def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> Subject:
+    """The Mosaic kernels of the problem's operator with the given block sizes."""
     case = problem.case
+    function = functools.partial(getattr(MOSAIC[case.operator], case.operator), **options(case), configs=configs)
+    own_keys = case.operator == "gdpa" and case.keys is None
+    return on_packed(problem, lambda q, k, v, *rows: function(q, k, v, *rows, *(rows if own_keys else ())))
 
-    def call(q, k, v, *offsets):
-        if case.seeds is not None:
-            return seed_mosaic.seed_attention(q, k, v, *offsets, scale=case.scale, configs=configs)
-        if case.window is not None:
-            window, scale = case.window, case.scale
-            return window_mosaic.window_attention(q, k, v, *offsets, window=window, scale=scale, configs=configs)
-        own = () if case.keys else offsets
-        options = {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
-        return gdpa_mosaic.gdpa(q, k, v, *offsets, *own, configs=configs, **options)
 
-    offsets = (problem.row_splits, problem.lengths)
-    return subjects.compiled(call, problem.operands, offsets, problem.cotangent)
+@functools.cache
+def _problem(case: Case) -> tuple[cases.Problem, Any]:
+    problem = cases.problem(case)
+    return problem, unfused.truth(problem)
+
+
+_best_calls: dict[str, dict[Config, functools.partial]] = {}
+"""Of this process: the best of each kind that it knows, compiled."""
+
+
+def time_candidate(
+    candidate: tuple[Case, Key, Config], best: dict[str, Any] | None, generation: str, rounds: int, build: Build
+) -> Iterator[Report]:
+    """Job: times a candidate in turn with the best so far.
+
+    Args:
+      candidate: a shape, which of its kernels, and block sizes.
+      best: the entry of the best so far, None without any.
+      generation: "sm90" or "sm100".
+      rounds: rounds of the clock.
+      build: makes the calls of a problem for block sizes.
+    """
+    case, key, config = candidate
+    name, pass_ = kind(case.operator, key), "forward" if key.pass_ == "forward" else "backward"
+    defaults = {each: tuning.default(key_of(case, each), generation, case.operator) for each in tuning.PASSES}
+    try:
+        problem, truth = _problem(case)
+        if truth is None:
+            raise CannotRun("the scores of a few examples do not fit in float32, so nothing tells a wrong result")
+        subject = build(problem, defaults | {key.pass_: config})
+        calls = {config: subject.call(pass_)}
+        first, result = clock.first_call(calls[config])
+        ratios = subject.error_ratios(pass_, result, truth)
+        del result
+        if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
+            raise CannotRun(f"wrong: its errors are {ratios} times those of plain bf16")
+        winner, relative = config, 1.0
+        if best is not None:
+            winner = Config(**best["config"])
+            known = _best_calls.get(name, {}).get(winner)
+            calls[winner] = known or build(problem, defaults | {key.pass_: winner}).call(pass_)
+        times = clock.take_turns(calls, rounds)
+        if best is not None:
+            relative = times[config].median / times[winner].median * best["relative"]
+            winner = config if relative < best["relative"] else winner
+        _best_calls[name] = {winner: calls[winner]}
+        found = {"seconds": times[config].median, "relative": relative, "error_ratios": ratios}
+        yield Report((candidate,), found | {"first_call_s": first.first})
+    except Exception as error:  # the reason of this candidate, and no reason to lose the others
+        yield Report((candidate,), {"cannot_run": reason(error)})
+        check_device()
 
 
 @dataclasses.dataclass
@@ -114,44 +159,39 @@ class Tuner:
     Attributes:
       path: the file of all measurements.
       root: folder of the operators; their tuning files are in ``<operator>/tuning``.
+      device: the name that JAX gives it.
       generation: "sm90" or "sm100".
-      build: makes the calls of a problem for block sizes.
+      build: a function of a module that makes the calls of a problem for block sizes.
       shapes: what to tune.
       rounds: rounds of the clock.
-      limit_s: seconds that a candidate may take.
     """
 
     path: Path
     root: Path
+    device: str
     generation: str
     build: Build = build_mosaic
     shapes: tuple[Case, ...] = SHAPES
     rounds: int = 5
-    limit_s: float = 90.0
 
     def __post_init__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # The device's own tuning files are no source here, but the kernels are: a changed kernel is tuned anew.
-        self.state: dict[str, Any] = {"device": store.device_kind(), "sources": store.sources(), "measured": {}}
+        self.state: dict[str, Any] = {"device": self.device, "sources": store.sources(), "measured": {}}
         if self.path.exists():
             old = json.loads(self.path.read_text())
-            if {name: old.get(name) for name in ("device", "sources")} == {
-                name: self.state[name] for name in ("device", "sources")
-            }:
+            if all(old.get(name) == self.state[name] for name in ("device", "sources")):
                 self.state = old
-        self._problems: dict[str, tuple[cases.Problem, Any]] = {}
-        self._live: dict[str, Callable[[], Any]] = {}  # the best of each kind, compiled
 
     def plan(self) -> list[tuple[Case, Key, Config]]:
         """Candidates not yet measured, kinds taking turns."""
-        queues: list[Iterator[tuple[Case, Key, Config]]] = []
+        turns: list[tuple[float, tuple[Case, Key, Config]]] = []
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
-            key = key_of(case, pass_)
+            key, weight = key_of(case, pass_), 3 if case in self.shapes[:FIRST] else 1
             done = [Config(**entry["config"]) for entry in self.measured(case.operator, key)]
             wanted = itertools.islice(tuning.candidates(key, self.generation, case.operator), MOST)
-            queues.append(iter([(case, key, config) for config in wanted if config not in done]))
-        weight = {case: 3 if case in self.shapes[:FIRST] else 1 for case in self.shapes}
-        turns = [(turn / weight[item[0]], item) for queue in queues for turn, item in enumerate(queue)]
+            left = [config for config in wanted if config not in done]
+            turns += [(turn / weight, (case, key, config)) for turn, config in enumerate(left)]
         return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
 
     def measured(self, operator: str, key: Key) -> list[dict[str, Any]]:
@@ -168,104 +208,35 @@ class Tuner:
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
             yield case.operator, key_of(case, pass_)
 
-    def measure(self, case: Case, key: Key, config: Config) -> None:
+    def measure(self, case: Case, key: Key, config: Config, worker: Worker) -> None:
         """Times a candidate in turn with the best so far, and writes what came out."""
-        entry: dict[str, Any] = {"config": dataclasses.asdict(config)}
-        timer = threading.Timer(self.limit_s, self._hung, (case.operator, key, entry))
-        timer.daemon = True
-        timer.start()
-        try:
-            entry |= self._times(case, key, config)
-        except Exception as error:  # the reason of this candidate, and no reason to lose the others
-            entry["cannot_run"] = subjects.reason(error)
-            check_device(f"{kind(case.operator, key)}, {config}")
-        finally:
-            timer.cancel()
-        self.measured(case.operator, key).append(entry)
-        self.write()
+        entry, best = {"config": dataclasses.asdict(config)}, self.best(case.operator, key)
 
-    def _hung(self, operator: str, key: Key, entry: dict[str, Any]) -> None:
-        entry["cannot_run"] = f"no result within {self.limit_s:g} s; the process was ended"
-        self.measured(operator, key).append(entry)
-        self.write()
-        print(f"\n{kind(operator, key)}: {entry}", file=sys.stderr, flush=True)
-        os._exit(AGAIN)
+        def put(_, found):
+            self.measured(case.operator, key).append(entry | found)
+            self.write()
 
-    def _times(self, case: Case, key: Key, config: Config) -> dict[str, Any]:
-        problem, truth = self._problem(case)
-        pass_ = "forward" if key.pass_ == "forward" else "backward"
-        call = self._call(problem, key, config)
-        first, _, result = clock.first_call(call)
-        results = [result] if pass_ == "forward" else result
-        packed = problem.packed[3:] if pass_ == "forward" else problem.packed[:3]
-        if truth is None:
-            return {"cannot_run": "the scores of a few examples do not fit in float32, so nothing tells a wrong result"}
-        found = unfused.pick(problem, results, packed)
-        del result, results
-        ratios = unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])
-        if not all(ratio <= ERROR_LIMIT[pass_] for ratio in ratios):
-            return {"cannot_run": f"wrong: its errors are {ratios} times those of plain bf16"}
-        name = kind(case.operator, key)
-        calls, best = {"candidate": call}, self.best(case.operator, key)
-        if best is not None:
-            calls["best"] = self._live.get(name) or self._call(problem, key, Config(**best["config"]))
-            self._live[name] = calls["best"]
-        times = clock.take_turns(calls, self.rounds)
-        seconds, relative = times["candidate"].median, 1.0
-        if best is not None:
-            relative = seconds / times["best"].median * best["relative"]
-        if best is None or relative < best["relative"]:
-            self._live[name] = call
-        return {"seconds": seconds, "relative": relative, "error_ratios": ratios, "first_call_s": first}
-
-    def _call(self, problem: cases.Problem, key: Key, config: Config) -> Callable[[], Any]:
-        case = problem.case
-        configs = {
-            pass_: tuning.default(key_of(case, pass_), self.generation, case.operator) for pass_ in tuning.PASSES
-        } | {key.pass_: config}
-        forward, backward = self.build(problem, configs)
-        return forward if key.pass_ == "forward" else backward
-
-    def _problem(self, case: Case) -> tuple[cases.Problem, Any]:
-        if case.name not in self._problems:
-            problem = cases.problem(case)
-            self._problems[case.name] = (problem, unfused.truth(problem))
-        return self._problems[case.name]
+        options = (best, self.generation, self.rounds, self.build)
+        collect([(case, key, config)], lambda left: worker.ask(time_candidate, *left, *options), put)
 
     def write(self) -> None:
         """Writes the measurements, and the best of each kind where the kernels read them."""
         write_atomic(self.path, json.dumps(self.state, indent=1) + "\n")
         entries: dict[str, list[dict[str, Any]]] = {}
         for operator, key in self.kinds():
-            best, known = self.best(operator, key), self.measured(operator, key)
-            if best is None:
-                continue
-            entries.setdefault(operator, []).append(
-                {
-                    "pass": key.pass_,
-                    "dim": key.dim,
-                    "keys": key.keys,
-                    "activation": key.activation,
-                    "dtype": key.dtype,
-                    "config": best["config"],
-                    "seconds": best["seconds"],
-                    "default_seconds": best["seconds"] / best["relative"],
-                    "measured": len(known),
-                }
-            )
+            best = self.best(operator, key)
+            if best is not None:
+                entry = dict(zip(("pass", "dim", "keys", "activation", "dtype"), dataclasses.astuple(key), strict=True))
+                entry |= {"config": best["config"], "seconds": best["seconds"]}
+                entry |= {"default_seconds": best["seconds"] / best["relative"]}
+                entries.setdefault(operator, []).append(entry | {"measured": len(self.measured(operator, key))})
         for operator, own in entries.items():
-            content = {
-                "format": tuning.FORMAT,
-                "device": store.device_kind(),
-                "generation": self.generation,
-                "made_by": store.environment(),
-                "entries": own,
-            }
-            path = self.root / operator / "tuning" / f"{tuning.slug(store.device_kind())}.json"
+            content = {"format": tuning.FORMAT, "device": self.device, "generation": self.generation}
+            content |= {"made_by": store.environment(self.device), "entries": own}
+            path = self.root / operator / "tuning" / f"{tuning.slug(self.device)}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content, indent=1) + "\n")
-        if entries:
-            tuning.read.cache_clear()
+        tuning.read.cache_clear()
 
     def table(self) -> str:
         """The best of each kind for a person."""
@@ -286,29 +257,34 @@ class Tuner:
         return "\n".join(lines)
 
 
-def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool, root: Path = store.KERNELS) -> int:
-    """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here."""
-    if jax.default_backend() != "gpu":
-        print(f"cannot tune: Mosaic kernels need a GPU and this is {store.device_kind()!r}", file=sys.stderr)
-        return 1
+def run(device: str, worker: Worker, path: Path, deadline: float, *, rounds: int, fresh: bool) -> int:
+    """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here.
+
+    Args:
+      device: the name that JAX gives it.
+      worker: the process that measures.
+      path: the file of all measurements.
+      deadline: when nothing new is begun, by `time.monotonic`.
+      rounds: rounds of the clock.
+      fresh: whether to forget what was measured.
+    """
     try:
-        generation = tuning.generation(store.device_kind())
-        if fresh:
-            path.unlink(missing_ok=True)
-        tuner = Tuner(path, root, generation, rounds=rounds, limit_s=limit_s)
-        todo = tuner.plan()
+        generation = tuning.generation(device)
     except ValueError as error:
-        print(f"cannot tune: {subjects.reason(error)}", file=sys.stderr)
+        print(f"cannot tune: {error}", file=sys.stderr)
         return 1
-    with tqdm(total=len(todo), unit="config", file=sys.stderr, dynamic_ncols=True) as bar:
-        for case, key, config in todo:
+    if fresh:
+        path.unlink(missing_ok=True)
+    tuner = Tuner(path, store.KERNELS, device, generation, rounds=rounds)
+    todo = tuner.plan()
+    with tqdm(todo, unit="config", dynamic_ncols=True) as bar:
+        for case, key, config in bar:
             if time.monotonic() > deadline:
                 bar.set_description("out of time")
                 break
             bar.set_description(kind(case.operator, key))
-            tuner.measure(case, key, config)
-            bar.update()
+            tuner.measure(case, key, config, worker)
     print(tuner.table())
-    print(f"measured: {path}; block sizes: {root}/<operator>/tuning")
+    print(f"measured: {path}; block sizes: pallas_kernels/<operator>/tuning")
     print(f"{len(tuner.plan())} candidates are left for another run")
     return 0 if any(tuner.best(operator, key) for operator, key in tuner.kinds()) else 1

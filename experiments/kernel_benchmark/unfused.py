@@ -88,18 +88,15 @@ def truth(problem: Problem) -> dict[str, dict[str, list[np.ndarray]]] | None:
     if scores_bytes(case, len(examples), rows) > MOST_SCORES:
         return None
     operands, cotangent, lengths = padded(problem, examples, rows)
-    found = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     # The name of a case must not be part of what is compiled, nor its length.
     like = Case("", 1, 1, 1.0, *(getattr(case, x) for x in ("keys", "seeds", "window", "heads", "dim", "activation")))
     for dtype in (jnp.float32, jnp.bfloat16):
         arguments = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), (operands, cotangent))
         with jax.default_matmul_precision("highest"):
             out, gradients = _with_gradients(like)(*arguments, lengths)
-        name = jnp.dtype(dtype).name
-        found[name] = {
-            "forward": pick_padded(problem, examples, [out], [problem.packed[3]]),
-            "backward": pick_padded(problem, examples, list(gradients), list(problem.packed[:3])),
-        }
+        results = {"forward": out, "backward": gradients}
+        found[jnp.dtype(dtype).name] = {p: pick(problem, p, result, examples) for p, result in results.items()}
     return found
 
 
@@ -112,32 +109,32 @@ def _with_gradients(case: Case):
     return jax.jit(run)
 
 
-def pick_padded(problem: Problem, examples: np.ndarray, results, packed) -> list[np.ndarray]:
-    """`pick` for padded results of `examples`, which must hold the subset."""
-    place = {int(example): i for i, example in enumerate(examples)}
-    rows = [place[example] for example in problem.subset]
-    lengths = problem.host_lengths[list(problem.subset)]
-    picked = []
-    for result, is_packed in zip(results, packed, strict=True):
-        if result.ndim != 4:
-            continue  # the gradient of shared seeds sums over all examples, so a few of them do not tell it
-        values = np.asarray(result[jnp.asarray(rows)].astype(jnp.float32))
-        parts = [x[:length] if is_packed else x for x, length in zip(values, lengths, strict=True)]
-        picked.append(np.concatenate([x.reshape(-1, *x.shape[-2:]) for x in parts]))
-    return picked
+def pick(problem: Problem, pass_: str, result, examples: np.ndarray | None = None) -> list[np.ndarray]:
+    """The rows of the compared examples in each result of a pass, float32 ``[rows, heads, dim]``.
 
-
-def pick(problem: Problem, results, packed) -> list[np.ndarray]:
-    """The rows of the compared examples in each result, float32 ``[rows, heads, dim]``."""
+    Args:
+      problem: says which are compared.
+      pass_: "forward" or "backward".
+      result: the output, or gradients of q, k, v.
+      examples: None for results as `problem.packed` says; else those are padded and of these examples, which hold the
+        compared ones.
+    """
+    results, packed = ([result], problem.packed[3:]) if pass_ == "forward" else (result, problem.packed[:3])
+    subset = list(problem.subset)
+    lengths = problem.host_lengths[subset]
+    if examples is None:
+        rows = np.concatenate(
+            [start + np.arange(n) for start, n in zip(problem.host_splits[subset], lengths, strict=True)]
+        )
+    place = subset if examples is None else [int(np.flatnonzero(examples == example)[0]) for example in subset]
     picked = []
-    for result, is_packed in zip(results, packed, strict=True):
-        if is_packed:
-            starts, counts = problem.host_splits[list(problem.subset)], problem.host_lengths[list(problem.subset)]
-            index = np.concatenate([np.arange(n) + start for start, n in zip(starts, counts, strict=True)])
-            picked.append(np.asarray(result[jnp.asarray(index)].astype(jnp.float32)))
-        elif result.ndim == 4:
-            values = np.asarray(result[jnp.asarray(problem.subset)].astype(jnp.float32))
-            picked.append(values.reshape(-1, *values.shape[-2:]))
+    for x, is_packed in zip(results, packed, strict=True):
+        if is_packed and examples is None:
+            picked.append(np.asarray(x[jnp.asarray(rows)].astype(jnp.float32)))
+        elif x.ndim == 4:  # the gradient of shared seeds sums over all examples, so a few of them do not tell it
+            values = np.asarray(x[jnp.asarray(place)].astype(jnp.float32))
+            parts = [own[:n] if is_packed else own for own, n in zip(values, lengths, strict=True)]
+            picked.append(np.concatenate(parts))
     return picked
 
 

@@ -1,8 +1,8 @@
 """Attention of others beside ours, as far as a CPU can tell: the calls are right, the refusals say why."""
 
+import dataclasses
 import importlib.machinery
 import json
-import subprocess
 import sys
 import time
 import types
@@ -18,7 +18,7 @@ from experiments.kernel_benchmark import (
     clock,
     implementations,
     libraries,
-    processes,
+    meta_triton,
     report,
     run,
     subjects,
@@ -27,7 +27,9 @@ from experiments.kernel_benchmark import (
 )
 from experiments.kernel_benchmark import scaling as scaling_module
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.store import Store
+from experiments.kernel_benchmark.store import Row, Store
+from experiments.kernel_benchmark.worker import CannotRun, Report
+from tests.experiments.in_this_process import InThisProcess
 
 SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32, activation="softmax")
 WINDOW = Case("window", 4, 40, 0.5, window=(5, 3), dim=32, heads=2, activation="softmax")
@@ -48,9 +50,9 @@ def ratios(problem, subject):
     truth = unfused.truth(problem)
     assert truth is not None
     for pass_, limit in run.ERROR_LIMIT.items():
-        found = subject.pick(pass_, getattr(subject, pass_)())
+        found = subject.error_ratios(pass_, subject.call(pass_)(), truth)
         assert len(found) == len(truth["float32"][pass_])
-        yield max(unfused.error_ratios(found, truth["float32"][pass_], truth["bfloat16"][pass_])) / limit
+        yield max(found) / limit
 
 
 @pytest.mark.usefixtures("lenient")
@@ -71,7 +73,7 @@ def test_a_window_that_cudnn_cannot_do_is_full_attention_and_says_so():
     operands, _, lengths = unfused.padded(problem, np.arange(4), 40)
     whole = libraries.by_jax(WHOLE, "xla")[0]
     np.testing.assert_array_equal(call(*operands, lengths), whole(*operands, lengths))
-    with pytest.raises(subjects.CannotRun, match="cuDNN needs an NVIDIA GPU"):
+    with pytest.raises(CannotRun, match="cuDNN needs an NVIDIA GPU"):
         implementations.build("cudnn", problem)
 
 
@@ -95,26 +97,62 @@ def test_tokamax_gets_lengths_the_window_and_whole_tiles(case, monkeypatch):
     assert all(ratio <= 1 for ratio in ratios(problem, subject))
 
 
-def asked(case):
-    """What the process of PyTorch gets for a case."""
-    fields = {name: getattr(case, name) for name in ("name", "window", "seeds", "heads", "dim", "scale")}
-    return fields | {"lengths": case.lengths().tolist(), "subset": [0, 1, case.batch - 1]}
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.parametrize("case", [SEEDS, WINDOW, CAUSAL, FULL], ids=["seeds", "window", "causal", "full"])
-@pytest.mark.parametrize("name", torch_attention.KERNELS)
+@pytest.mark.parametrize("name", ["flex", "sdpa"])
 def test_attention_of_pytorch_is_the_same_function(case, name):
     """Uncompiled on the CPU, where flex_attention has no backward pass."""
     torch = pytest.importorskip("torch")
-    differentiable = name == "sdpa"
+    operands, cotangent = torch_attention.inputs(torch, case, "cpu")
+    kind, differentiable = {"flex": torch_attention.Flex, "sdpa": torch_attention.Padded}[name], name == "sdpa"
+    kernel = kind(torch, case, operands, cotangent, compiled=False, differentiable=differentiable)
+    results = results_of(torch, case, kernel, operands, cotangent, name)
+    for pass_ in run.PASSES[: 1 + differentiable]:
+        assert results[pass_]["seconds"] == 1e-3 and kernel.note in results[pass_]["note"]
+        assert 0 < max(results[pass_]["error_ratios"]) <= run.ERROR_LIMIT[pass_], results
+    assert ("cannot_run" in results["backward"]) == (name == "flex")
+
+
+def results_of(torch, case, kernel, operands, cotangent, name):
+    """Results of a kernel by pass, each announced first."""
+    rows = [Row(case, pass_, name) for pass_ in run.PASSES]
     bench = lambda call, **_: 1.0  # noqa: E731
-    options = {"compiled": False, "differentiable": differentiable}
-    lines = list(torch_attention.measure(torch, bench, name, asked(case), "cpu", **options))
-    for line in lines[: 1 + differentiable]:
-        assert line["implementation"] == name and line["seconds"] == 1e-3
-        assert 0 < max(cast(list[float], line["error_ratios"])) <= run.ERROR_LIMIT[str(line["pass"])], line
-    assert len(lines) == 2 and ("cannot_run" in lines[1]) == (name == "flex")
+    reports = list(torch_attention.time_passes(torch, bench, kernel, operands, cotangent, rows))
+    assert reports[::2] == [Report((row,)) for row in rows]
+    return {report.items[0].pass_: cast(dict[str, Any], report.result) for report in reports[1::2]}
+
+
+def test_an_example_of_too_many_scores_has_no_error():
+    case = Case("window", 1, 32768, 1.0, window=(1024, 0), heads=16, activation="softmax")
+    assert torch_attention.error_ratios(None, case, None, (), None, [None]) is None
+
+
+@pytest.mark.parametrize("keys", [16, None], ids=["pffn", "self"])
+@pytest.mark.parametrize("activation", ["gelu", "relu_squared"])
+def test_metas_gdpa_gets_offsets_and_is_compared(keys, activation, tmp_path, monkeypatch):
+    """With a stand-in for their library that loops over examples."""
+    torch = pytest.importorskip("torch")
+    case = Case("self", 4, 24, 0.5, keys=keys, dim=32, heads=2, activation=activation)
+
+    def library(query, key, value, query_offset, key_offset, output_offset, activation, qk_scale, **lengths):
+        assert lengths == {"max_seq_len_q": 24, "max_seq_len_kv": keys or 24} and output_offset is query_offset
+        act = {"gelu": torch.nn.functional.gelu, "relu_square": lambda x: torch.relu(x) ** 2}[activation]
+        parts = []
+        for b in range(case.batch):
+            q = query[query_offset[b] : query_offset[b + 1]].float()
+            k, v = (x[key_offset[b] : key_offset[b + 1]].float() for x in (key, value))
+            parts.append(torch.einsum("hqk,khd->qhd", act(torch.einsum("qhd,khd->hqk", q, k) * qk_scale), v))
+        return torch.cat(parts).bfloat16(), None
+
+    monkeypatch.setattr(meta_triton, "load", lambda path: library)
+    operands, cotangent = torch_attention.inputs(torch, case, "cpu")
+    kernel = meta_triton.Kernel(torch, case, operands, cotangent, tmp_path)
+    results = results_of(torch, case, kernel, operands, cotangent, "meta-triton")
+    for pass_, limit in run.ERROR_LIMIT.items():
+        assert len(results[pass_]["error_ratios"]) == (1 if pass_ == "forward" else 3)
+        assert 0 < max(results[pass_]["error_ratios"]) <= limit, results
+    with pytest.raises(CannotRun, match="it has no activation 'leaky_relu'"):
+        meta_triton.Kernel(torch, dataclasses.replace(case, activation="leaky_relu"), operands, cotangent, tmp_path)
 
 
 @pytest.mark.parametrize("seeds", [None, 96], ids=["window", "seeds"])
@@ -122,7 +160,8 @@ def test_attention_of_pytorch_is_the_same_function(case, name):
 def test_the_block_mask_holds_the_tiles_that_are_needed(seeds, window):
     torch = pytest.importorskip("torch")
     lengths = [130, 1, 700, 64, 255]
-    low, high, rows = torch_attention.ranges(torch, {"lengths": lengths, "window": window, "seeds": seeds})
+    case = types.SimpleNamespace(lengths=lambda: lengths, window=window, seeds=seeds)
+    low, high, rows = torch_attention.ranges(torch, case)
     partly, whole = (x.numpy() for x in torch_attention.blocks(torch, low, high, rows))
     key = np.arange(rows)
     mask = (key >= low.numpy()[:, None]) & (key <= high.numpy()[:, None])
@@ -141,35 +180,31 @@ def test_the_block_mask_holds_the_tiles_that_are_needed(seeds, window):
     np.testing.assert_array_equal((partly | whole)[:-1], tiles.any((1, 3))[:-1])
 
 
-def test_pytorch_without_a_gpu_says_so_in_every_row(tmp_path):
-    results = Store(tmp_path / "kernels.json")
-    chosen = (WINDOW, Case("narrow", 6, 24, 0.5, keys=16, dim=16, activation="silu"))
-    todo = run.Run(results, chosen, (), 5, time.monotonic() + 60)
-    assert processes.run(todo, ("flex", "sdpa"), None, 30) == 0
-    assert len(results.rows) == 8
-    for row in results.rows.values():
-        gdpa = row["operator"] == "gdpa"
-        assert row["cannot_run"] == (
-            "it is not measured for gdpa" if gdpa else "RuntimeError: torch sees no CUDA device"
-        )
-
-
-def test_a_process_that_fails_leaves_a_row_and_the_others_to_another_run(tmp_path, monkeypatch):
-    line: dict[str, Any] = {"name": WINDOW.name, "implementation": "sdpa", "pass": "forward", "note": "here"}
-    lines = [line | {"seconds": 0.5, "error_ratios": None}, line | {"pass": "backward", "cannot_run": "why"}]
-    program = (
-        f"import sys\nsys.stdin.read()\nprint({json.dumps(lines[0])!r})\nprint({json.dumps(lines[1])!r})\nsys.exit(3)"
+def test_pytorch_without_a_gpu_says_so_in_every_row():
+    rows: list[Row] = [Row(WINDOW, pass_, name) for pass_ in run.PASSES for name in ("flex", "sdpa")]
+    ((items, result, _),) = torch_attention.measure(rows, None)
+    assert items == tuple(rows) and result is not None
+    assert result["cannot_run"] in (
+        "RuntimeError: torch sees no CUDA device",
+        "ModuleNotFoundError: No module named 'torch'",
     )
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **more: popen([sys.executable, "-c", program], **more))
-    results = Store(tmp_path / "kernels.json")
-    results.content["peaks"] = {"matmul_flops_per_second": 1e9}
-    todo = run.Run(results, (WINDOW,), (), 5, time.monotonic() + 60)
-    assert processes.run(todo, ("flex", "sdpa"), None, 30) == 1
-    rows = {(row["implementation"], row["pass"]): row for row in results.rows.values()}
-    assert rows["sdpa", "forward"]["seconds"] == 0.5 and "do not fit" in rows["sdpa", "forward"]["no_error_ratio"]
-    assert rows["sdpa", "backward"]["cannot_run"] == "why"
-    assert rows["flex", "forward"]["cannot_run"] == "its process ended with 3; --retry tries again"
+
+
+def test_a_result_of_another_library_is_rated_as_ours_are(tmp_path):
+    """Without a cost of its own, and without an error where the scores are too many."""
+    results = Store(tmp_path / "kernels.json", "NVIDIA H100 80GB HBM3")
+    results.content["peaks"] = {"matmul_flops_per_second": 1e12}
+
+    def job(rows):
+        for row in rows:
+            yield Report((row,), {"seconds": 0.5, "error_ratios": None, "note": "here", "no_error_ratio": "many"})
+
+    assert run.Run(results, InThisProcess(), job, (), time.monotonic() + 60)([[Row(WINDOW, "forward", "sdpa")]]) == 0
+    (row,) = results.rows.values()
+    assert row["flops"] == WINDOW.cost(WINDOW.lengths()).forward_flops and row["examples"] == 4
+    assert row["flops_per_second"] == 2 * row["flops"] == row["share_of_matmul"] * 1e12
+    assert not row["wrong"] and row["same_function"] and row["no_error_ratio"] == "many"
+    assert row["share_of_roofline"] == pytest.approx(row["roofline_seconds"] / 0.5)
 
 
 def test_an_exponent_is_fitted_and_drawn(tmp_path, monkeypatch, capsys):
@@ -188,6 +223,7 @@ def test_an_exponent_is_fitted_and_drawn(tmp_path, monkeypatch, capsys):
     small = tuple(case for case in chosen if case.max_length <= 512)
     monkeypatch.setattr(scaling_module, "cases_for", lambda _: small)
     monkeypatch.setattr(clock, "calls_in_a_row", lambda _: 1)
+    monkeypatch.setattr(kernels, "Worker", InThisProcess)
     assert kernels.main(["scaling", "--out", str(tmp_path / "window_scaling.json")]) == 0
     written = json.loads((tmp_path / "window_scaling.json").read_text())
     assert {row["pass"] for row in written["rows"].values()} == {"forward", "backward"} and written["fits"] == []

@@ -19,22 +19,29 @@ from experiments.kernel_benchmark import (
     clock,
     implementations,
     meta_triton,
-    processes,
     run,
     store,
     subjects,
+    torch_attention,
     tune,
     unfused,
 )
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.store import Store
+from experiments.kernel_benchmark.store import Row, Store
 from pallas_kernels import jagged
 from pallas_kernels.mosaic import launch, target, tuning
 from pallas_kernels.mosaic.config import Config
+from tests.experiments.in_this_process import InThisProcess
 from tests.processes import run as run_process
 
 H100 = "NVIDIA H100 80GB HBM3"
 FEW = ["--groups", "narrow"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """`experiments.kernels` without processes."""
+    monkeypatch.setattr(kernels, "Worker", InThisProcess)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,7 @@ def test_every_case_pass_and_implementation_has_a_row(first):
     chosen = [case for case in cases.TOYS if case.group in FEW]
     names = {"mosaic", "xla", "unfused", "cudnn", "tokamax", "reference", "meta-triton", "flex", "sdpa"}
     names |= set(implementations.OURS)
-    expected = {store.row_name(c.name, p, n) for c in chosen for p in run.PASSES for n in names}
+    expected = {Row(c, p, n).name for c in chosen for p in run.PASSES for n in names}
     assert set(content["rows"]) == expected
     measured = [row for row in content["rows"].values() if "seconds" in row]
     assert len(measured) + len(store.unable(content["rows"].values())) == len(expected)
@@ -64,9 +71,11 @@ def test_every_case_pass_and_implementation_has_a_row(first):
     assert (folder / "kernels.png").stat().st_size > 20_000
 
 
+@pytest.mark.usefixtures("here")
 def test_a_second_run_measures_nothing_and_prints_the_table(first, monkeypatch, capsys):
     folder, content = first
-    monkeypatch.setattr(run.Run, "_case", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(torch_attention, "measure", lambda *_: pytest.fail("measured again"))
     assert kernels.main([*FEW, "--out", str(folder / "kernels.json")]) == 0
     printed = capsys.readouterr().out
     unable = len(store.unable(content["rows"].values()))
@@ -76,14 +85,16 @@ def test_a_second_run_measures_nothing_and_prints_the_table(first, monkeypatch, 
     assert json.loads((folder / "kernels.json").read_text())["rows"] == content["rows"]
 
 
+@pytest.mark.usefixtures("here")
 def test_other_sources_make_rows_old_and_a_spent_budget_leaves_them(first, monkeypatch, capsys):
     folder, content = first
     monkeypatch.setattr(store, "sources", lambda: "changed")
     assert kernels.main([*FEW, "--out", str(folder / "kernels.json"), "--budget-s", "0"]) == 0
-    refused = 2  # Meta's, without a checkout: nothing that takes time
+    refused = 2  # a pass each of Meta's without a checkout, flex and sdpa for gdpa: nothing that takes time
     assert f"{len(content['rows']) - 3 * refused} rows are left for another run" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("here")
 def test_a_wrong_result_is_told(tmp_path, monkeypatch, capsys):
     right = implementations.operator
     monkeypatch.setattr(implementations, "operator", lambda *a: lambda *b: right(*a)(*b) * jnp.bfloat16(1.1))
@@ -92,31 +103,63 @@ def test_a_wrong_result_is_told(tmp_path, monkeypatch, capsys):
     assert "WRONG" in capsys.readouterr().out
 
 
-def test_a_call_that_twice_took_the_process_with_it_is_not_tried_again(tmp_path):
-    case = cases.TOYS[0]
-    results = Store(tmp_path / "kernels.json")
-    name = store.row_name(case.name, "forward", "xla")
-    for attempts in (1, 2):
-        results.content["running"] = {"name": name, "attempts": attempts}
-        guard = run.Guard(results, 60)
-        guard.after_a_crash({name: (case, "forward", "xla")})
-        assert ("cannot_run" in results.rows.get(name, {})) == (attempts == 2)
-        with guard.watch(case, "forward", "xla"):
-            assert results.content["running"] == {"name": name, "attempts": attempts + 1}
-        assert "running" not in results.content
-
-
-def test_metas_library_says_why_it_does_not_run(tmp_path):
-    results = Store(tmp_path / "kernels.json")
+def losing(tmp_path, lost_to):
+    """Results of a run that loses its worker, and how many workers' jobs it took."""
+    results, case = Store(tmp_path / "kernels.json", "cpu"), cases.TOYS[3]
     results.content["peaks"] = {"matmul_flops_per_second": 1e9}
-    chosen = tuple(case for case in cases.TOYS if case.group in ("narrow", "seeds"))
-    todo = run.Run(results, chosen, (), 5, time.monotonic() + 60)
-    assert processes.run(todo, processes.NAMES[:1], tmp_path, 30) == 0
-    reasons = {row["case"].split(":")[0]: row["cannot_run"] for row in results.rows.values()}
-    assert len(results.rows) == 4 and reasons["seeds"] == "it is not measured for seed_attention"
-    assert "give a checkout of ads_model_kernel_library" in reasons["narrow"]
-    with pytest.raises(FileNotFoundError, match="give a checkout of ads_model_kernel_library"):
-        meta_triton.load(tmp_path)
+    worker = InThisProcess(lost_to=lost_to)
+    todo = run.Run(results, worker, run.measure, (5, True), time.monotonic() + 60, kernel_clock=True)
+    assert todo([[Row(case, pass_, name) for pass_ in run.PASSES for name in ("xla", "unfused")]]) == 0
+    rows = json.loads((tmp_path / "kernels.json").read_text())["rows"].values()
+    return {(row["pass"], row["implementation"]): row for row in rows}, worker.jobs, results.content
+
+
+def test_a_call_that_takes_the_worker_with_it_costs_no_other_its_row(tmp_path):
+    lost = ("backward", "xla")
+    rows, jobs, _ = losing(tmp_path, lambda items: [x[1:] for x in items] == [lost])
+    assert jobs == 2 and len(rows) == 4
+    for name, row in rows.items():
+        if name == lost:
+            assert row["cannot_run"] == "its process ended with -11 (SIGSEGV)"
+        else:
+            assert row["seconds"] > 0 and row["no_kernel_seconds"] == "no GPU" and not row["wrong"]
+
+
+def test_the_clock_of_kernels_is_not_asked_again_once_it_took_the_worker_with_it(tmp_path):
+    rows, jobs, content = losing(tmp_path, lambda items: items == (run.KERNEL_CLOCK,))
+    reasons = [rows[key].pop("no_kernel_seconds") for key in rows]
+    assert jobs == 2 and all(row["seconds"] > 0 and row["kernel_seconds"] is None for row in rows.values())
+    assert reasons[0] == "CUPTI did not come back" and set(reasons[1:]) == {content["no_kernel_clock"]}
+    assert "CUPTI was asked, and its process ended with -11" in reasons[1]
+
+
+def test_rows_that_could_not_run_are_tried_again_where_asked(tmp_path):
+    results, row = Store(tmp_path / "kernels.json", "cpu"), Row(cases.TOYS[0], "forward", "xla")
+    assert results.lacks(row, False)
+    results.put(row, {"cannot_run": "why"})
+    results = Store(tmp_path / "kernels.json", "cpu")
+    assert not results.lacks(row, False) and results.lacks(row, True)
+    results.put(row, {"seconds": 1.0})
+    assert not results.lacks(row, True) and Store(tmp_path / "kernels.json", "cpu", fresh=True).lacks(row, False)
+    with pytest.raises(ValueError, match="has results of 'cpu', and this is 'gpu'"):
+        Store(tmp_path / "kernels.json", "gpu")
+
+
+def test_what_is_not_measured_says_why(tmp_path):
+    narrow, seeds = (next(case for case in cases.TOYS if case.group == name) for name in ("narrow", "seeds"))
+    for case, name, library, why in (
+        (narrow, "meta-triton", None, "not asked for: give --peers.ads-kernel-library PATH"),
+        (narrow, "meta-triton", tmp_path, "give a checkout of ads_model_kernel_library"),
+        (seeds, "meta-triton", Path(__file__).parent, "give a checkout of ads_model_kernel_library"),
+        (narrow, "flex", None, "it is not measured for gdpa"),
+    ):
+        assert why in (torch_attention.refusal(Row(case, "forward", name), library) or "")
+    (tmp_path / meta_triton.FILE).parent.mkdir(parents=True)
+    (tmp_path / meta_triton.FILE).touch()
+    assert torch_attention.refusal(Row(narrow, "forward", "meta-triton"), tmp_path) is None
+    refused = torch_attention.refusal(Row(seeds, "forward", "meta-triton"), tmp_path)
+    assert refused == "it is not measured for seed_attention"
+    assert torch_attention.refusal(Row(seeds, "forward", "sdpa"), None) is None
 
 
 def test_metas_library_is_found_under_the_name_that_it_has_for_itself(tmp_path, monkeypatch):
@@ -147,7 +190,7 @@ def test_what_serves_as_truth_is_the_definition(case):
     problem = cases.problem(case)
     examples = np.arange(case.batch)
     operands, _, lengths = unfused.padded(problem, examples, 24)
-    found = unfused.attend(case, *(x.astype(jnp.float32) for x in operands), lengths)
+    found = unfused.attend(case, *(x.astype(jnp.float32) for x in operands), lengths=lengths)
     erf = np.vectorize(math.erf)
     acts = {"gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2, "silu": lambda x: x / (1 + np.exp(-x))}
     acts["softmax"] = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
@@ -200,12 +243,11 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     def build(problem, configs):
         factor = 3.0 if Config(block=32) in configs.values() else 1.0
         operator = implementations.operator(problem.case, "reference")
-        offsets = (problem.row_splits, problem.lengths)
-        scaled = lambda *x: operator(*x) * jnp.bfloat16(factor)  # noqa: E731
-        return subjects.compiled(scaled, problem.operands, offsets, problem.cotangent)
+        return subjects.on_packed(problem, lambda *x: operator(*x) * jnp.bfloat16(factor))
 
     monkeypatch.setattr(clock, "take_turns", take_turns)
-    arguments = {"generation": "sm90", "build": build, "shapes": (shape,)}
+    arguments = {"device": "cpu", "generation": "sm90", "build": build, "shapes": (shape,)}
+    worker = InThisProcess()
     tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path, **arguments)
     todo = tuner.plan()
     assert [(key.pass_, config.block) for _, key, config in todo[:4]] == [
@@ -217,15 +259,18 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     forward = [item for item in todo if item[1].pass_ == "forward"]
     times[:] = [0.004, 0.001, 0.002]  # the default; then 64, half as long as the default in its turn
     for item in forward[:2]:
-        tuner.measure(*item)
+        tuner.measure(*item, worker)
     tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path, **arguments)
     assert len(tuner.plan()) == len(todo) - 2
-    tuner.measure(*forward[2])
+    tuner.measure(*forward[2], worker)
     key = forward[0][1]
     assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Config(block=64)
     assert "wrong" in tuner.measured("gdpa", key)[1]["cannot_run"] and "cannot run: gdpa forward d32" in tuner.table()
     (entry,) = json.loads((tmp_path / "gdpa/tuning/cpu.json").read_text())["entries"]
     assert entry["seconds"] == 0.001 and entry["default_seconds"] == 0.002
+    lost = next(item for item in todo if item[1].pass_ == "dq")
+    tuner.measure(*lost, InThisProcess(lost_to=lambda _: True))
+    assert tuner.measured("gdpa", lost[1])[0]["cannot_run"].startswith("its process ended with -11")
 
 
 class Asked(Exception):
@@ -258,7 +303,7 @@ def test_every_kind_of_shape_has_a_truth():
 
 
 def test_a_short_budget_tunes_every_operator(tmp_path):
-    plan = tune.Tuner(tmp_path / "tuning.json", tmp_path, "sm90").plan()
+    plan = tune.Tuner(tmp_path / "tuning.json", tmp_path, "cpu", "sm90").plan()
     first = {(case.operator, key.pass_) for case, key, _ in plan[: tune.FIRST * len(tuning.PASSES)]}
     assert first == {(operator, pass_) for operator in implementations.APIS for pass_ in tuning.PASSES}
 
@@ -268,7 +313,7 @@ def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
         Case("tune", 2, 16, 0.5, seeds=11, activation="softmax"),
         Case("tune", 2, 16, 0.5, window=(5, 5), activation="softmax"),
     )
-    tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path, "sm90", shapes=shapes)
+    tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path, "cpu", "sm90", shapes=shapes)
     assert len({tune.key_of(case, "forward") for case in shapes}) == 1
     for case, block in zip(shapes, (32, 96), strict=True):
         entry = {"config": {"block": block, "stages": 2}, "seconds": 0.001, "relative": 0.5}
@@ -280,27 +325,26 @@ def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
     assert "window_attention forward d128 keys 11 softmax bfloat16" in tuner.table()
 
 
+@pytest.mark.usefixtures("here")
 def test_tuning_without_a_gpu_says_so(tmp_path, capsys):
     assert kernels.main(["tune", "--out", str(tmp_path / "tuning.json")]) == 1
-    assert "cannot tune: Mosaic kernels need a GPU" in capsys.readouterr().err
+    assert "cannot tune: device 'cpu': Mosaic kernels are for Hopper" in capsys.readouterr().err
 
 
 def test_a_piece_that_fails_or_hangs_does_not_keep_the_next_from_running(tmp_path, monkeypatch, capfd):
     pieces = (
         gpu.Piece("fails", ("no_such_module",), 30),
-        gpu.Piece("hangs", ("asyncio", "-c", "never"), gpu.GRACE_S + 1),
+        gpu.Piece("hangs", ("hang",), 2),
         gpu.Piece("passes", ("this",), 30, once=True),
     )
     monkeypatch.setattr(gpu, "pieces", lambda library: pieces)
-    monkeypatch.setattr(gpu, "GRACE_S", 1)
     hang = tmp_path / "hang.py"
     hang.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    pieces = (pieces[0], gpu.Piece("hangs", ("hang",), 3), pieces[2])
     for expected in ("passed", "passed before, for the same sources"):
         assert gpu.main(["--logs", str(tmp_path / "logs")]) == 1
         summary = capfd.readouterr().out.split("=== summary")[1]
-        assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 3 s" in summary
+        assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 2 s" in summary
         assert f"s  {expected}" in summary
     assert "begun" in (tmp_path / "logs" / "hangs.log").read_text()
 
@@ -309,7 +353,9 @@ def test_the_pieces_take_nine_minutes_at_most():
     pieces = {piece.name: piece for piece in gpu.pieces(Path("library"))}
     names = ["contract-gdpa", "contract-softmax", "tune", "kernels", "peers", "scaling"]
     assert list(pieces)[: len(names)] == names and {"contract-operators", "contract-others"} <= set(pieces)
-    assert sum(limit for _, limit in gpu.TESTS.values()) + sum(pieces[x].limit_s for x in names[2:]) <= 540
+    assert sum(piece.limit_s for piece in pieces.values()) <= 540
+    paths = [part for piece in pieces.values() for part in piece.command if part.startswith("tests/")]
+    assert len(paths) == 8 and all((gpu.REPOSITORY / path).exists() for path in paths)
     assert pieces["peers"].command[-2:] == ("--peers.ads-kernel-library", "library")
     changes = gpu.environment(pieces["contract-softmax"], Path("logs"))
     assert changes["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"
@@ -334,6 +380,7 @@ def test_a_test_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
     def run_with(sources):
         paths = [str(gpu.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         changes = {"KUNLUN_PASSED_TESTS": str(tmp_path / "tests"), "KUNLUN_SOURCES": sources}
+        changes["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(paths)}
         done = run_process(command, cwd=tmp_path, env=environment)
         return done.returncode, done.stdout
