@@ -27,7 +27,7 @@ RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20
 BOUNDED = $(1) .ci/bounded.py -- $(1)
 # The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.
 NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --ignore=tests/torch_reference \
-  --ignore=tests/pallas_kernels/test_compile_check.py --ignore=tests/pallas_kernels/triton/test_triton_compile.py
+  --ignore=tests/pallas_kernels/compile_check
 # Arguments for the compile check, e.g. make kernels KERNELS="--chip h100 --select dkv"
 KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory.

@@ -18,6 +18,7 @@ from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Store, cannot_run, row_name
 from experiments.kernel_benchmark.subjects import CannotRun, Subject, reason
 from pallas_kernels import roofline
+from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
@@ -244,7 +245,7 @@ def measured_row(store_: Store, case: Case, pass_: Pass, name: str, seconds: flo
         "note": "",
         "same_function": True,
     }
-    chip = roofline.chip_of(store.device_kind())
+    chip = chip_of(store.device_kind())
     if chip is not None:
         limit = roofline.limit(cost, pass_, chip, heads=case.heads, activation=case.activation)
         row |= {

@@ -21,7 +21,7 @@ from pallas_kernels import dispatch, jagged
 from pallas_kernels.gdpa import mosaic
 from pallas_kernels.gdpa.norms import EPSILON, layer_norm, rms_norm
 from pallas_kernels.mosaic import launch, schedule, target
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import SHARED_MEMORY, Config
 
 MOST_KEYS = 512
 """Keys up to which fusing pays, see above."""
@@ -45,7 +45,7 @@ def config_for(chip: target.Target, heads: int, dim: int, itemsize: int, activat
         config = dataclasses.replace(config, **target.INTERPRETED)
     for stages in range(_MOST_STAGES, 1, -1):
         fits = dataclasses.replace(config, stages=stages)
-        if kernel_of(chip).shared_memory(heads, dim, itemsize, fits) <= tuning.SHARED_MEMORY:
+        if kernel_of(chip).shared_memory(heads, dim, itemsize, fits) <= SHARED_MEMORY:
             return fits
     return None
 

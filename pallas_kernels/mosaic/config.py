@@ -2,6 +2,14 @@
 
 import dataclasses
 
+from pallas_kernels.chips import B200, H100
+
+SHARED_MEMORY = min(chip.shared_memory for chip in (H100, B200)) - 1024
+"""Bytes that the tiles of a block may take on either generation, room for the barriers aside."""
+
+TENSOR_MEMORY = B200.tensor_memory_columns
+"""Columns of tensor memory that a block may have, on sm_100."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -50,3 +58,17 @@ class Config:
                 raise ValueError(f"Config.{name} is {value}; it must be {low} to {high}")
         if self.block % 16 or not 16 <= self.block <= 256:
             raise ValueError(f"Config.block is {self.block}; it must be a multiple of 16, 16 to 256")
+
+
+def check_room(config: Config, dim: int, *, shared_memory: int, tensor_memory: int = 0) -> None:
+    """Refuses a kernel that needs more bytes of shared memory or columns of tensor memory than a block may have.
+
+    Raises:
+      ValueError: it does; the message names the config and both numbers.
+    """
+    for needed, limit, what in (
+        (shared_memory, SHARED_MEMORY, "bytes of shared memory"),
+        (tensor_memory, TENSOR_MEMORY, "columns of tensor memory"),
+    ):
+        if needed > limit:
+            raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")

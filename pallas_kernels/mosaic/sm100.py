@@ -30,17 +30,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.chips import B200
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Config, check_room
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
 from pallas_kernels.mosaic.sm100_compute import compute
 from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Refs, for_static, slot_of, when
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 from pallas_kernels.mosaic.streaming import for_each_item, tiled_smem
-
-SHARED_MEMORY, TENSOR_MEMORY = B200.shared_memory - 1024, B200.tensor_memory_columns
-"""Bytes of shared memory, room for the barriers aside, and columns of tensor memory that a block may have."""
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
 """Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
@@ -149,17 +145,6 @@ def attend(
         blocks=max(1, min(processors, work.items.shape[0] * heads)),
     )
     backward, online, share, group = plan.backward, plan.online, plan.share, plan.group
-    bytes_needed = shared_memory(
-        dim,
-        dtype.itemsize,
-        backward=backward,
-        config=config,
-        outputs=len(sums),
-        statistics=len(statistics),
-        online=online,
-        out_itemsize=out_dtype.itemsize,
-    )
-    columns_needed = tensor_memory(dim, backward=backward, outputs=len(sums), config=config)
     if block % 32 or (config.polynomial and block % 64):
         raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
     for name, given in (("window", window is not None), ("statistics", statistics), ("score.online", online)):
@@ -169,12 +154,21 @@ def attend(
         raise ValueError(
             f"stationary has {heads} heads and streamed {other_heads}; one must be a multiple of the other"
         )
-    for needed, limit, what in (
-        (bytes_needed, SHARED_MEMORY, "bytes of shared memory"),
-        (columns_needed, TENSOR_MEMORY, "columns of tensor memory"),
-    ):
-        if needed > limit:
-            raise ValueError(f"{config} needs {needed} {what} at head width {dim}; there are {limit}")
+    check_room(
+        config,
+        dim,
+        shared_memory=shared_memory(
+            dim,
+            dtype.itemsize,
+            backward=backward,
+            config=config,
+            outputs=len(sums),
+            statistics=len(statistics),
+            online=online,
+            out_itemsize=out_dtype.itemsize,
+        ),
+        tensor_memory=tensor_memory(dim, backward=backward, outputs=len(sums), config=config),
+    )
 
     out_types = [jax.ShapeDtypeStruct((out_rows, heads, dim), out_dtype)] * len(sums)
     if online:

@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Config, check_room
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import LOWEST, Score, in_chunks, online_step
 from pallas_kernels.mosaic.streaming import (
@@ -117,7 +117,8 @@ def attend(
       out_rows]``; `LOWEST` in rows that hold nothing or met nothing.
 
     Raises:
-      ValueError: heads that are no multiple of each other, or a config that a softmax or a window cannot have.
+      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or one that
+        needs more shared memory than there is.
     """
     rows, heads, dim = stationary[0].shape
     dtype = stationary[0].dtype
@@ -138,6 +139,19 @@ def attend(
     own_statistics, other_statistics = ((), statistics) if len(sums) == 2 else (statistics, ())
     sharing, group = max(1, heads // other_heads), max(1, other_heads // heads)
     out_rows, out_dtype = out_rows or rows, jnp.dtype(out_dtype or dtype)
+    check_room(
+        config,
+        dim,
+        shared_memory=shared_memory(
+            dim,
+            dtype.itemsize,
+            backward=backward,
+            outputs=len(sums),
+            config=config,
+            out_itemsize=out_dtype.itemsize,
+            softmax=bool(statistics) or online is not None,
+        ),
+    )
     results = [jax.ShapeDtypeStruct((out_rows, heads, dim), out_dtype) for _ in sums]
     if online is not None:
         results.append(jax.ShapeDtypeStruct((heads, out_rows), jnp.float32))

@@ -22,8 +22,7 @@ from typing import Any
 
 from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import sm90, sm100
-from pallas_kernels.mosaic.chips import B200
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import SHARED_MEMORY, TENSOR_MEMORY, Config
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,6 @@ CLASSES = ("special", "plain", "softmax")
 """Activations that need the special-function units, and those that do not: one kernel's time is much like another's."""
 DTYPES = ("bfloat16", "float16")
 JAGGED = "jagged"
-SHARED_MEMORY = 227 * 1024 - 1024
-"""Bytes that the tiles of a block may take: what a block can have on sm_90 and sm_100, less what barriers need."""
 
 _PLAIN = ("relu", "leaky_relu", "relu_squared", "hardswish", "identity")
 _OUTPUTS = {"forward": 1, "dq": 1, "dkv": 2}
@@ -178,7 +175,7 @@ def fits(key: Key, config: Config, generation: str) -> bool:
             **(vectors if key.activation == "softmax" else {}),
         )
         columns = sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config)
-        return used <= SHARED_MEMORY and columns <= B200.tensor_memory_columns
+        return used <= SHARED_MEMORY and columns <= TENSOR_MEMORY
     softmax = key.activation == "softmax"
     # Seeds have float32 results in all passes but the last; windows could do with less, but the key does not tell.
     out_itemsize = 4 if softmax and outputs == 1 else 2

@@ -72,6 +72,7 @@ def attend(heads=2, other_heads=2, config=None, score=None, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"config": Config(block=256, stages=8)}, "needs 278528 bytes of shared memory at head width 32; there are"),
         ({"heads": 3, "other_heads": 2}, "3 heads stay and 2 stream; one must be a multiple"),
         ({"config": Config(run=4), "window": (1, 1)}, "config.run=4 .* which window does not go with"),
         ({"config": Config(run=4), "score": softmax(1.0)}, "config.run=4 .* which score.online does not go with"),

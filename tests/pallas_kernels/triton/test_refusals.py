@@ -102,7 +102,7 @@ def test_an_operator_called_by_itself_says_why_it_cannot_run():
 def test_nothing_of_triton_is_imported_before_a_kernel_is_built():
     code = (
         "import sys\n"
-        "from pallas_kernels import compile_check\n"
+        "from pallas_kernels.compile_check import check\n"
         "from pallas_kernels.gdpa import api\n"
         "from pallas_kernels.seed_attention import api\n"
         "from pallas_kernels.window_attention import api\n"

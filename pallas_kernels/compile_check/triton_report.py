@@ -1,8 +1,8 @@
-"""What ptxas and jax-triton say of a Triton kernel, read from what `pallas_kernels.triton.compile_worker` prints."""
+"""What ptxas and jax-triton say of a Triton kernel, read from what `triton_worker` prints."""
 
 import re
 
-from pallas_kernels.compile_report import Kernel
+from pallas_kernels.compile_check.report import Kernel
 
 _ENTRY = re.compile(r"Compiling entry function '[^']+' for '([^']+)'")
 _LAUNCH = re.compile(r"Launch: (\d+) threads, (\d+) bytes of dynamic shared memory")

@@ -1,7 +1,7 @@
-"""Compiles one Triton kernel for a chip that need not be there, in the process that `compile_check` starts.
+"""Compiles one Triton kernel for a chip that need not be there, in the process that the check starts.
 
 jax-triton lowers the call as it would on a GPU, to PTX; then the ptxas that JAX runs on a GPU assembles it and reports.
-It reads a pickled `pallas_kernels.triton.catalogue.Case` and takes the path of ptxas as its argument.
+It reads a pickled `pallas_kernels.compile_check.triton_catalogue.Case` and takes the path of ptxas as its argument.
 """
 
 import os

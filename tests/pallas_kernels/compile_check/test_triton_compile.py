@@ -5,11 +5,12 @@ import json
 
 import pytest
 
-from pallas_kernels import compile_check
-from pallas_kernels.triton import blocks, catalogue, chips, target
-from pallas_kernels.triton.compile_report import parse
+from pallas_kernels.compile_check import check
+from pallas_kernels.compile_check import triton_catalogue as catalogue
+from pallas_kernels.compile_check.triton_report import parse
+from pallas_kernels.triton import blocks, target
 
-SM80, SM89, SM90 = chips.CHIPS.values()
+SM80, SM89, SM90 = catalogue.CHIPS.values()
 
 
 def pick(chip, *what):
@@ -57,7 +58,7 @@ def test_an_output_without_a_whole_report_is_refused():
         parse(report().replace("Used 214 registers", "no registers"))
 
 
-@pytest.mark.parametrize("chip", chips.CHIPS.values(), ids=chips.CHIPS)
+@pytest.mark.parametrize("chip", catalogue.CHIPS.values(), ids=catalogue.CHIPS)
 def test_the_catalogue_has_every_operator_and_pass(chip):
     cases = catalogue.cases(chip)
     widths = target.DIMS if chip is SM80 else (64, 128)
@@ -78,22 +79,22 @@ def folder():
     """Raises where there is no compiler, with what to type: a skip would look like a check that passed."""
     missing = target.missing()
     assert missing is None, missing
-    return compile_check.compiler()
+    return check.compiler()
 
 
 @pytest.mark.parametrize(("chip", "case"), first_of_many(SELECTION), ids=[case.name for _, case in SELECTION])
 def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
-    result = compile_check.check(case, chip, folder)
+    result = check.check(case, chip, folder)
     assert result.faults == ()
     (kernel,) = result.kernels
-    assert kernel.architecture == chip.generation
+    assert kernel.architecture == chip.architecture
     assert kernel.threads == 32 * blocks.block(case.direction, case.dim).warps
 
 
 def test_a_kernel_that_spills_or_does_not_fit_fails(folder, monkeypatch, capsys, tmp_path):
     case = dataclasses.replace(pick(SM89, "gdpa", "dkv", 128), sizes=blocks.Block(128, 64, 4, 3))
     monkeypatch.setattr(catalogue, "cases", lambda chip: (case,))
-    assert compile_check.main(["--chip", SM89.name, "--jobs", "1", "--output", str(tmp_path)]) == 1
+    assert check.main(["--chip", SM89.name, "--jobs", "1", "--output", str(tmp_path)]) == 1
     assert f"FAILED {SM89.name} {case.name}" in capsys.readouterr().err
     written = json.loads((tmp_path / f"{SM89.name}.json").read_text())
     faults = " ".join(written["cases"][case.name]["faults"])
@@ -103,5 +104,5 @@ def test_a_kernel_that_spills_or_does_not_fit_fails(folder, monkeypatch, capsys,
 
 def test_without_jax_triton_it_says_what_to_type(folder, monkeypatch, capsys):
     monkeypatch.setattr(target, "missing", lambda: "jax_triton is not installed")
-    assert compile_check.main(["--chip", SM80.name]) == 2
+    assert check.main(["--chip", SM80.name]) == 2
     assert "jax_triton is not installed" in capsys.readouterr().err

@@ -11,7 +11,7 @@ Mosaic prints, where environment variables ask for it (`DUMPS`):
 import dataclasses
 import re
 
-from pallas_kernels.mosaic.chips import Chip
+from pallas_kernels.chips import Chip
 
 DUMPS = ("MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_HOST_LLVM", "MOSAIC_GPU_DUMP_RESOURCES")
 
@@ -50,8 +50,8 @@ class Kernel:
     def faults(self, chip: Chip) -> list[str]:
         """What is wrong with the kernel on this chip, each with its number and the limit; empty if nothing is."""
         faults = []
-        if self.architecture != chip.generation:
-            faults.append(f"compiled for {self.architecture}, not {chip.generation}")
+        if self.architecture != chip.architecture:
+            faults.append(f"compiled for {self.architecture}, not {chip.architecture}")
         if self.spill_stores or self.spill_loads:
             faults.append(f"spills: {self.spill_stores} bytes of stores, {self.spill_loads} of loads")
         for value, limit, what in (

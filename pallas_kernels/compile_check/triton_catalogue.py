@@ -1,4 +1,4 @@
-"""The Triton kernels in the block sizes that are in use, as cases for `pallas_kernels.compile_check`."""
+"""The Triton kernels in the block sizes that are in use, as cases that the check compiles without a GPU."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.activations import ACTIVATIONS
+from pallas_kernels.chips import A100, H100, L4, Chip
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.chips import Chip
-from pallas_kernels.triton import blocks, chips, launch, target
+from pallas_kernels.triton import blocks, launch, target
 
 BATCH, HEADS, ROWS, SEEDS = 64, 4, 64 * 512, 256
 """Sizes of every case; no kernel is compiled for them in particular, but for the heads."""
+
+CHIPS = {(name := f"triton-{chip.generation}"): dataclasses.replace(chip, name=name) for chip in (A100, L4, H100)}
+"""By the names of their results, which are not those of the Mosaic kernels for the same chip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,7 @@ def cases(chip: Chip) -> tuple[Case, ...]:
     """Every operator and pass: for 8.0 each width of a head, at the widest also float16 and every activation, for the
     others the two widest, which need most registers and shared memory.
     """
-    capability = chips.capability(chip)
-    all_of_them = capability == target.LEAST_CAPABILITY
+    all_of_them = chip.capability == target.LEAST_CAPABILITY
     found = []
     for operator, activation in (
         ("gdpa", "gelu"),
@@ -93,11 +95,11 @@ def cases(chip: Chip) -> tuple[Case, ...]:
     ):
         for dim in target.DIMS if all_of_them else target.DIMS[-2:]:
             for dtype in ("bfloat16", "float16") if all_of_them and dim == target.DIMS[-1] else ("bfloat16",):
-                found += [Case(operator, name, capability, dim, dtype, activation) for name in blocks.PASSES]
+                found += [Case(operator, name, chip.capability, dim, dtype, activation) for name in blocks.PASSES]
     if all_of_them:
         others = [name for name in ACTIVATIONS if name != "gelu"]
         found += [
-            Case("gdpa", name, capability, target.DIMS[-1], "bfloat16", activation)
+            Case("gdpa", name, chip.capability, target.DIMS[-1], "bfloat16", activation)
             for activation in others
             for name in blocks.PASSES
         ]

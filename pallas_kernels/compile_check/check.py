@@ -28,21 +28,18 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from pallas_kernels import catalogue
-from pallas_kernels.catalogue import Case
-from pallas_kernels.compile_report import DUMPS, Kernel, parse
-from pallas_kernels.mosaic.chips import CHIPS, Chip
-from pallas_kernels.triton import catalogue as triton_catalogue
-from pallas_kernels.triton import chips as triton_chips
-from pallas_kernels.triton import compile_report as triton_report
+from pallas_kernels.chips import Chip
+from pallas_kernels.compile_check import catalogue, triton_catalogue, triton_report
+from pallas_kernels.compile_check.catalogue import Case
+from pallas_kernels.compile_check.report import DUMPS, Kernel, parse
 from pallas_kernels.triton import target as triton_target
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "experiments" / "results" / "compile"
 COMPILER_VARIABLE = "KUNLUN_CUDA_COMPILER"
 TIMEOUT = 600
 """Seconds after which a compilation counts as failed; they take 2 to 5."""
-ALL_CHIPS = CHIPS | triton_chips.CHIPS
+ALL_CHIPS = catalogue.CHIPS | triton_catalogue.CHIPS
 
 
 class CompilerMissing(RuntimeError):
@@ -94,7 +91,7 @@ def _ptxas(folder: Path) -> Path:
 
 def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
     """Every case for a chip of `ALL_CHIPS`."""
-    return triton_catalogue.cases(chip) if chip.name in triton_chips.CHIPS else catalogue.cases(chip)
+    return triton_catalogue.cases(chip) if chip.name in triton_catalogue.CHIPS else catalogue.cases(chip)
 
 
 def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
@@ -115,9 +112,9 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
     for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         environment.pop(name, None)
     if isinstance(case, triton_catalogue.Case):
-        worker, read = ("pallas_kernels.triton.compile_worker", str(_ptxas(folder))), triton_report.parse
+        worker, read = ("pallas_kernels.compile_check.triton_worker", str(_ptxas(folder))), triton_report.parse
     else:
-        worker, read = ("pallas_kernels.compile_worker", chip.name), parse
+        worker, read = ("pallas_kernels.compile_check.worker", chip.name), parse
     started = time.perf_counter()
     try:
         process = subprocess.run(
@@ -202,7 +199,7 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
         "jax": jax.__version__,
         "ptxas": version[1] if version else release.strip(),
     }
-    if chip.name in triton_chips.CHIPS:
+    if chip.name in triton_catalogue.CHIPS:
         made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
     cases = {r.case: {"kernels": [*map(dataclasses.asdict, r.kernels)], "faults": [*r.faults]} for r in results}
     content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by, "cases": cases}
@@ -228,7 +225,7 @@ def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path
         return []
     width = max(len(case.name) for case in cases)
     print(
-        f"{chip.name}, {chip.generation}: registers and spilled bytes of a thread; shared memory of a block in bytes,"
+        f"{chip.name}, {chip.architecture}: registers and spilled bytes of a thread; shared memory of a block in bytes,"
     )
     print("static and dynamic, as launched; columns of tensor memory; seconds of the whole process")
     print(_row("case", width, HEADINGS), flush=True)
@@ -270,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     try:
         folder = compiler(options.compiler)
-        reason = triton_target.missing() if set(options.chip) & set(triton_chips.CHIPS) else None
+        reason = triton_target.missing() if set(options.chip) & set(triton_catalogue.CHIPS) else None
         if reason is not None:
             raise CompilerMissing(reason)
     except CompilerMissing as error:
@@ -288,7 +285,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for chip, result in failed:
         print(f"FAILED {chip} {result.case}: " + "; ".join(result.faults), file=sys.stderr)
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Every kernel in the configs that are in use, as cases that `pallas_kernels.compile_check` compiles without a GPU.
+"""Every kernel in the configs that are in use, as cases that the check compiles without a GPU.
 
 A new kernel adds a function that yields its cases to `GENERATORS`. A case's `build` is a function of a module, not a
 lambda, for the case travels to another process.
@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.chips import B200, H100, Chip
 from pallas_kernels.gdpa import block_mosaic
 from pallas_kernels.mosaic import launch, schedule, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
-from pallas_kernels.mosaic.chips import Chip
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
 from pallas_kernels.seed_attention import mosaic as seed
 from pallas_kernels.window_attention import mosaic as window
+
+CHIPS = {chip.name: chip for chip in (H100, B200)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Case:
     Attributes:
       operator: "gdpa", "gdpa_block", "window_attention" or "seed_attention".
       direction: "forward", "dq" or "dkv".
-      generation: the chips that it is for, see `Chip.generation`.
+      generation: of the chips that it is for.
       dim: width of a head.
       build: (case, chip) -> the function to jit, and a ShapeDtypeStruct for each of its arguments.
       config: block sizes.
@@ -57,8 +59,7 @@ class Case:
     @property
     def name(self) -> str:
         """What tells the case from all others; of the config, block and stages, and what is not the default."""
-        generation = _module(self.generation)
-        parts = [self.operator, generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
+        parts = [self.operator, self.generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
         parts += [f"block{self.config.block}", f"stages{self.config.stages}"]
         for field in dataclasses.fields(self.config):
             value = getattr(self.config, field.name)
@@ -81,7 +82,7 @@ BATCH, HEADS, ROWS = 64, 4, 64 * 512
 
 def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """Jagged queries against dense keys, one pass of the streaming kernel."""
-    kernel = launch.kernel_of(target.Target(_module(case.generation), chip.multiprocessors))
+    kernel = launch.kernel_of(target.Target(case.generation, chip.multiprocessors))
 
     def run(row_splits, lengths, q, k, v, grad):
         queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
@@ -113,7 +114,7 @@ def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """The forward pass of the personalized FFN's block, norms fused."""
-    chosen = target.Target(_module(case.generation), chip.multiprocessors)
+    chosen = target.Target(case.generation, chip.multiprocessors)
 
     def run(row_splits, lengths, q, k, v):
         with target.build_for(chosen):
@@ -129,7 +130,7 @@ def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """One pass of window_attention or seed_attention, as the operator calls it; what is not used is not compiled."""
-    chosen = target.Target(_module(case.generation), chip.multiprocessors)
+    chosen = target.Target(case.generation, chip.multiprocessors)
 
     def run(row_splits, lengths, q, k, v, grad):
         configs = {case.direction: case.config}  # the defaults for the others
@@ -153,21 +154,16 @@ def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     return run, (splits, lengths, q, packed, packed, out)
 
 
-def _module(generation: str) -> str:
-    """``"sm_90a"``, a compiler's name for a generation, as the name of the module with its kernel."""
-    return generation.replace("_", "").removesuffix("a")
-
-
 def gdpa() -> Iterator[Case]:
     """The default configs of gdpa: every width of a head with dense keys that are kept in shared memory and with jagged
     ones; at the widest also float16, every activation, and with half of the scores by polynomials or none.
 
     dk and dv stream the jagged queries, so they are always masked.
     """
-    for generation in ("sm_90a", "sm_100a"):
+    for generation in target.GENERATIONS:
         for dim in launch.DIMS:
             for keys in (256, None):
-                chip = target.Target(_module(generation), 0)
+                chip = target.Target(generation, 0)
                 configs = launch.configs_for("gdpa", chip, jnp.dtype("bfloat16"), dim, keys, Case.activation)
                 for direction in ("forward", "dq", "dkv"):
                     if direction == "dkv" and keys is None:
@@ -194,8 +190,8 @@ def attention() -> Iterator[Case]:
     """The default configs of window and seed attention for every width of a head, float16 and a full window at the
     widest, and seeds for one unit and for two.
     """
-    for generation in ("sm_90a", "sm_100a"):
-        chip = target.Target(_module(generation), 0)
+    for generation in target.GENERATIONS:
+        chip = target.Target(generation, 0)
         for dim, direction in itertools.product(launch.DIMS, ("forward", "dq", "dkv")):
 
             def case(operator, keys, dim=dim, direction=direction, chip=chip, generation=generation, **fields):
@@ -214,11 +210,11 @@ def attention() -> Iterator[Case]:
 
 def block() -> Iterator[Case]:
     """The block for every width of a head; at the widest also float16, keys that need a mask, and an erf."""
-    for generation in ("sm_90a", "sm_100a"):
+    for generation in target.GENERATIONS:
         for dim in launch.DIMS:
 
             def case(dim=dim, generation=generation, dtype="bfloat16", **fields):
-                chip = target.Target(_module(generation), 0)
+                chip = target.Target(generation, 0)
                 activation = fields.get("activation", Case.activation)
                 config = block_mosaic.config_for(chip, HEADS, dim, jnp.dtype(dtype).itemsize, activation)
                 assert config is not None
