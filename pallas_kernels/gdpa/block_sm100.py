@@ -15,11 +15,12 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.plan import slot_of, tiled_smem, tiles_of
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
-from pallas_kernels.mosaic.sm100_plan import CHUNK
+from pallas_kernels.mosaic.sm100_plan import chunk_of, takes_polynomial, tensor_barrier
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
-from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
+from pallas_kernels.mosaic.streaming import for_each_item, store
 
 ITEM_ROWS = TILE_ROWS
 """Rows of an item of work: one tile."""
@@ -57,14 +58,11 @@ def attend(
     block, stages = config.block, config.stages
     blocks = max(1, min(processors, work.items.shape[0]))
     swizzle = min(128, dim * dtype.itemsize)
-    chunk = block // 8 if config.polynomial else CHUNK
+    chunk = chunk_of(config)
     layout = plgpu.Layout.TCGEN05
     # Columns of a head that are in registers at once.
     piece = min(dim, 64)
     pieces = [pl.ds(start, piece) for start in range(0, dim, piece)]
-
-    def tensor_barrier(**arguments):
-        return plgpu.Barrier(orders_tensor_core=True, **arguments)
 
     def entry(*refs):
         scores = plgpu.TMEM((TILE_ROWS, block), jnp.float32)
@@ -94,9 +92,6 @@ def attend(
         for i in range(2):
             pl.when(slot == i)(lambda i=i: body(i))
 
-    def slot_of(step):
-        return lax.rem(step, jnp.int32(stages))
-
     def kernel(
         inputs,
         outputs,
@@ -122,19 +117,16 @@ def attend(
         wg = lax.axis_index("wg")
         halves = [pl.ds(i * block, block) for i in range(2)]  # of a slot: keys and values
 
-        def tiles_of(item):
-            return lax.div(items[item, schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
-
         def load():
             def load_pair(step, sources, arrived):
-                slot = slot_of(step)
+                slot = slot_of(step, stages)
                 for i, source in enumerate(sources):
                     plgpu.barrier_wait(free[i].at[slot])
                     plgpu.copy_gmem_to_smem(source, ring.at[slot, halves[i]], arrived[i].at[slot])
                 return step + 1
 
             def load_item(item, _, step):
-                count = tiles_of(item)
+                count = tiles_of(items, item, block)
                 # Multiples of 8, said so that the compiler sees it.
                 row, other_row = items[item, schedule.ROW] & -8, items[item, schedule.OTHER_ROW] & -8
                 plgpu.barrier_wait(own_free)
@@ -167,12 +159,12 @@ def attend(
         def issue():
             def issue_item(item, _, steps):
                 step, score_step, head_step = steps
-                count = tiles_of(item)
+                count = tiles_of(items, item, block)
                 total = heads * count
                 plgpu.barrier_wait(own_ready)
 
                 def scores(i):
-                    slot, head = slot_of(step + i), lax.div(i, jnp.maximum(count, 1))
+                    slot, head = slot_of(step + i, stages), lax.div(i, jnp.maximum(count, 1))
 
                     def into(score_slot):
                         # The weights that lie here have to be multiplied first.
@@ -188,7 +180,7 @@ def attend(
                     plgpu.tcgen05_commit_arrive(free[0].at[slot])
 
                 def products(i):
-                    slot, head = slot_of(step + i), lax.div(i, jnp.maximum(count, 1))
+                    slot, head = slot_of(step + i, stages), lax.div(i, jnp.maximum(count, 1))
                     j = i - head * count
 
                     def out_of(score_slot, sum_slot):
@@ -271,11 +263,10 @@ def attend(
                 plgpu.barrier_wait(score_full.at[score_slot])
                 results = []
                 for start in range(0, block, chunk):
-                    share = [(start + add) * config.polynomial // block for add in (0, chunk)]
                     s = plgpu.async_load_tmem(
                         source.at[:, pl.ds(start, chunk)], layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
                     )
-                    weights = score.weights(s, share[0] < share[1]).astype(dtype)
+                    weights = score.weights(s, takes_polynomial(config, start)).astype(dtype)
                     # Finishes a chunk before the next one: all of them at once do not fit in the registers.
                     results.append(lax.optimization_barrier(weights))
                 plgpu.wait_load_tmem()
@@ -300,7 +291,7 @@ def attend(
 
             def compute_item(item, _, steps):
                 step, score_step, head_step = steps
-                count = tiles_of(item)
+                count = tiles_of(items, item, block)
                 held, extent = items[item, schedule.COUNT], items[item, schedule.EXTENT]
 
                 def inside():
@@ -361,7 +352,7 @@ def attend(
                 step = step + heads * count
 
                 def add_rows(tile, head, step):
-                    slot = slot_of(step)
+                    slot = slot_of(step, stages)
                     plgpu.barrier_wait(rows_full.at[slot])
                     for columns in pieces:
                         value = read(tile, columns) * spread(rate) + read(ring.at[slot], columns)

@@ -21,10 +21,11 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.plan import slot_of, tiled_smem, tiles_of
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score, in_chunks
 from pallas_kernels.mosaic.sm90 import COMPUTE_REGISTERS, MEMORY_REGISTERS, TILE_ROWS
-from pallas_kernels.mosaic.streaming import for_each_item, store, tiled_smem
+from pallas_kernels.mosaic.streaming import for_each_item, store
 
 ITEM_ROWS = 2 * TILE_ROWS
 """Rows of an item of work: a tile for each of the two compute warpgroups."""
@@ -96,25 +97,19 @@ def attend(
         out, z_out = outputs
         wg = lax.axis_index("wg")
 
-        def tiles_of(item):
-            return lax.div(items[item, schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
-
-        def slot_of(step):
-            return lax.rem(step, jnp.int32(stages))
-
         @pl.when(wg == 2)
         def _load():
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
             def load_pair(step, sources):
-                slot = slot_of(step)
+                slot = slot_of(step, stages)
                 for i, source in enumerate(sources):
                     plgpu.barrier_wait(free.at[i * stages + slot])
                     plgpu.copy_gmem_to_smem(source, other_smem.at[i, slot], full.at[i * stages + slot])
                 return step + 1
 
             def load_item(item, _, step):
-                count = tiles_of(item)
+                count = tiles_of(items, item, block)
                 row, other_row = items[item, schedule.ROW], items[item, schedule.OTHER_ROW]
 
                 def own_rows(unit, head):
@@ -204,7 +199,7 @@ def attend(
                 return lax.cond(left < block, mask, lambda: weights)
 
             def compute_item(item, _, step):
-                count, first = tiles_of(item), wg * TILE_ROWS
+                count, first = tiles_of(items, item, block), wg * TILE_ROWS
                 held, extent = items[item, schedule.COUNT] - first, items[item, schedule.EXTENT] - first
                 at = items[item, schedule.ROW] + first
 
@@ -220,7 +215,7 @@ def attend(
                     def accumulate(acc):
                         @pl.loop(0, count)
                         def _step(j):
-                            slot = slot_of(step + j)
+                            slot = slot_of(step + j, stages)
                             plgpu.barrier_wait(full.at[slot])
                             s = scores(tile, other_smem.at[0, slot])
                             plgpu.barrier_arrive(free.at[slot])
@@ -262,7 +257,7 @@ def attend(
                 rate = lax.rsqrt(squares / (heads * dim) + epsilon)
 
                 def add_rows(tile, head, step):
-                    slot = slot_of(step)
+                    slot = slot_of(step, stages)
                     for i in range(2):
                         plgpu.barrier_wait(full.at[i * stages + slot])
                     rows = other_smem.at[wg, slot][...].astype(jnp.float32)

@@ -132,10 +132,14 @@ def test_log_sums_and_wide_results():
 @pytest.mark.parametrize(
     ("score", "arguments", "message"),
     [
-        (softmax(SCALE), {}, "score.online is given, so config.run must be 1 and not 2"),
-        (pointwise("relu", 1.0, 1.0), {"window": (1, 1)}, "window is given, so config.run must be 1 and not 2"),
-        (pointwise("relu", 1.0, 1.0), {"statistics": (jnp.zeros((1, 32)),)}, "statistics is given"),
-        (pointwise("relu", 1.0, 1.0), {"heads": (3, 2)}, "stationary has 3 heads and streamed 2"),
+        (softmax(SCALE), {}, "config.run=2 .* which score.online does not go with"),
+        (pointwise("relu", 1.0, 1.0), {"window": (1, 1)}, "config.run=2 .* which window does not go with"),
+        (
+            pointwise("relu", 1.0, 1.0),
+            {"statistics": (jnp.zeros((1, 32)),)},
+            "which statistics does not go with",
+        ),
+        (pointwise("relu", 1.0, 1.0), {"heads": (3, 2)}, "3 heads stay and 2 stream; one must be a multiple"),
     ],
 )
 def test_refusals(score, arguments, message):
