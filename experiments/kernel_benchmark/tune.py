@@ -29,7 +29,7 @@ from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import CONFIGS, Config
 from pallas_kernels.mosaic.tuning import Key
 from pallas_kernels.seed_attention import mosaic as seed_mosaic
 from pallas_kernels.window_attention import mosaic as window_mosaic
@@ -147,12 +147,16 @@ class Tuner:
         queues: list[Iterator[tuple[Case, Key, Config]]] = []
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
             key = key_of(case, pass_)
-            done = [Config(**entry["config"]) for entry in self.measured(case.operator, key)]
+            done = [self.config(entry) for entry in self.measured(case.operator, key)]
             wanted = itertools.islice(tuning.candidates(key, self.generation, case.operator), MOST)
             queues.append(iter([(case, key, config) for config in wanted if config not in done]))
         weight = {case: 3 if case in self.shapes[:FIRST] else 1 for case in self.shapes}
         turns = [(turn / weight[item[0]], item) for queue in queues for turn, item in enumerate(queue)]
         return [item for _, item in sorted(turns, key=lambda turn: turn[0])]
+
+    def config(self, entry: dict[str, Any]) -> Config:
+        """The block sizes of an entry."""
+        return CONFIGS[self.generation](**entry["config"])
 
     def measured(self, operator: str, key: Key) -> list[dict[str, Any]]:
         """What is known of a kind."""
@@ -208,7 +212,7 @@ class Tuner:
         name = kind(case.operator, key)
         calls, best = {"candidate": call}, self.best(case.operator, key)
         if best is not None:
-            calls["best"] = self._live.get(name) or self._call(problem, key, Config(**best["config"]))
+            calls["best"] = self._live.get(name) or self._call(problem, key, self.config(best))
             self._live[name] = calls["best"]
         times = clock.take_turns(calls, self.rounds)
         seconds, relative = times["candidate"].median, 1.0
@@ -277,7 +281,7 @@ class Tuner:
             if best is None:
                 lines.append(f"{name:<62} {'-':>8} {'-':>8}  {counted}")
                 continue
-            first = dataclasses.asdict(Config())
+            first = dataclasses.asdict(CONFIGS[self.generation]())
             changed = {field: value for field, value in best["config"].items() if first[field] != value}
             default = best["seconds"] / best["relative"]
             lines.append(f"{name:<62} {best['seconds'] * 1e3:8.3f} {default * 1e3:8.3f}  {counted}  {changed}")

@@ -21,7 +21,7 @@ from pallas_kernels import dispatch, jagged
 from pallas_kernels.gdpa import mosaic
 from pallas_kernels.gdpa.norms import EPSILON, layer_norm, rms_norm
 from pallas_kernels.mosaic import launch, schedule, target
-from pallas_kernels.mosaic.config import SHARED_MEMORY, Config
+from pallas_kernels.mosaic.config import SHARED_MEMORY, Config, Sm90Config, Sm100Config
 
 MOST_KEYS = 512
 """Keys up to which fusing pays, see above."""
@@ -37,12 +37,13 @@ def config_for(chip: target.Target, heads: int, dim: int, itemsize: int, activat
     """Block sizes with as many slots as fit into shared memory; None if two do not."""
     from pallas_kernels.mosaic import tuning  # imports Mosaic
 
-    config = Config(block=64, units=2, ping_pong=False)
-    if chip.generation == "sm100":
-        share = 4 if tuning.activation_class(activation) == "special" else 0
-        config = Config(block=64, units=1, score_stages=2, polynomial=share)
+    share = tuning.polynomial_share(tuning.activation_class(activation), chip.generation)
+    config = {
+        "sm90": Sm90Config(block=64, polynomial=share, ping_pong=False),
+        "sm100": Sm100Config(block=64, polynomial=share, units=1, score_stages=2),
+    }[chip.generation]
     if chip.interpreted:
-        config = dataclasses.replace(config, **target.INTERPRETED)
+        config = config.interpreted()
     for stages in range(_MOST_STAGES, 1, -1):
         fits = dataclasses.replace(config, stages=stages)
         if kernel_of(chip).shared_memory(heads, dim, itemsize, fits) <= SHARED_MEMORY:

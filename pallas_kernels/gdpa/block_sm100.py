@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.plan import slot_of, tiled_smem, tiles_of
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
@@ -29,7 +29,7 @@ BLOCK = TILE_ROWS // 2
 """Keys of a step: a slot holds keys and values, and in the end a whole tile of rows."""
 
 
-def shared_memory(heads: int, dim: int, itemsize: int, config: Config) -> int:
+def shared_memory(heads: int, dim: int, itemsize: int, config: Sm100Config) -> int:
     """Bytes of shared memory that the tiles take, barriers aside."""
     return itemsize * dim * (heads * TILE_ROWS + 2 * config.stages * config.block)
 
@@ -43,7 +43,7 @@ def attend(
     score: Score,
     epsilon: float,
     ragged: bool,
-    config: Config,
+    config: Sm100Config,
     processors: int,
 ) -> tuple[Float[Array, "rows heads dim"], Float[Array, "rows heads dim"]]:
     """Runs the kernel; arguments and results are those of `pallas_kernels.gdpa.block_sm90.attend`.

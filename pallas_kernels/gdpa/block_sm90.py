@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm90Config
 from pallas_kernels.mosaic.plan import slot_of, tiled_smem, tiles_of
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score, in_chunks
@@ -31,7 +31,7 @@ ITEM_ROWS = 2 * TILE_ROWS
 """Rows of an item of work: a tile for each of the two compute warpgroups."""
 
 
-def shared_memory(heads: int, dim: int, itemsize: int, config: Config) -> int:
+def shared_memory(heads: int, dim: int, itemsize: int, config: Sm90Config) -> int:
     """Bytes of shared memory that the tiles take, barriers aside."""
     streamed = 2 * config.stages * config.block
     weights = 2 * TILE_ROWS * config.block if config.weights_in_smem else 0
@@ -47,7 +47,7 @@ def attend(
     score: Score,
     epsilon: float,
     ragged: bool,
-    config: Config,
+    config: Sm90Config,
     processors: int,
 ) -> tuple[Float[Array, "rows heads dim"], Float[Array, "rows heads dim"]]:
     """Runs the kernel.

@@ -1,6 +1,5 @@
 """What the operators do around the streaming kernels of Mosaic: whether they can run, block sizes, and filling up."""
 
-import dataclasses
 import functools
 import importlib
 import types
@@ -76,7 +75,7 @@ def configs_for(
         )
     found |= dict(override or {})
     if chip.interpreted:
-        found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
+        found = {name: config.interpreted() for name, config in found.items()}
     return found
 
 

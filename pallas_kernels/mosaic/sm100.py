@@ -32,7 +32,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import streaming
-from pallas_kernels.mosaic.config import Config, check_room
+from pallas_kernels.mosaic.config import Sm100Config, check_room
 from pallas_kernels.mosaic.plan import Operands, Slots
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
@@ -50,7 +50,7 @@ def shared_memory(
     itemsize: int,
     *,
     backward: bool,
-    config: Config,
+    config: Sm100Config,
     outputs: int = 1,
     statistics: int = 0,
     online: bool = False,
@@ -77,7 +77,7 @@ def shared_memory(
     return itemsize * (stationary + streamed) + staging + 4 * vectors + (1024 if online else 0)
 
 
-def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Config) -> int:
+def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Sm100Config) -> int:
     """Columns of tensor memory that scores and sums take; each holds 128 rows of 32 bits."""
     scores = config.score_stages * config.block * (2 if backward else 1)
     return config.units * (scores + outputs * dim)
@@ -91,7 +91,7 @@ def attend(
     score: Score,
     sums: tuple[str, ...],
     ragged: bool,
-    config: Config,
+    config: Sm100Config,
     processors: int,
     statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
     window: tuple[int, int] | None = None,
@@ -101,8 +101,8 @@ def attend(
     """Runs the streaming kernel; arguments and results are those of `pallas_kernels.mosaic.sm90.attend`.
 
     Raises:
-      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, a block
-        that is no multiple of 32, or a need of more shared or tensor memory than there is.
+      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or
+        one that needs more shared or tensor memory than there is.
     """
     plan = Plan.of(
         stationary,
@@ -118,8 +118,6 @@ def attend(
         ragged=ragged,
         window=window,
     )
-    if config.block % 32 or (config.polynomial and config.block % 64):
-        raise ValueError(f"{config}: block must be a multiple of 32, and of 64 for a share of polynomials")
     check_room(
         config,
         plan.dim,

@@ -8,7 +8,7 @@ from jax import lax
 
 from pallas_kernels.mosaic import plan as plans
 from pallas_kernels.mosaic import schedule, sm100_rows
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 
 SWIZZLE = 128
@@ -18,12 +18,12 @@ CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
 
 
-def chunk_of(config: Config) -> int:
+def chunk_of(config: Sm100Config) -> int:
     """Columns of scores that are turned into weights at once."""
     return config.block // 8 if config.polynomial else CHUNK
 
 
-def takes_polynomial(config: Config, start: int) -> bool:
+def takes_polynomial(config: Sm100Config, start: int) -> bool:
     """Whether the chunk from column `start` on does: they lie between the others, so both kinds of units are busy."""
     before, after = ((start + add) * config.polynomial // config.block for add in (0, chunk_of(config)))
     return before < after
@@ -32,6 +32,7 @@ def takes_polynomial(config: Config, start: int) -> bool:
 class Plan(plans.Plan):
     """A kernel for Blackwell."""
 
+    config: Sm100Config
     TILE_ROWS: ClassVar[int] = TILE_ROWS
 
     @property

@@ -29,7 +29,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import streaming
-from pallas_kernels.mosaic.config import Config, check_room
+from pallas_kernels.mosaic.config import Sm90Config, check_room
 from pallas_kernels.mosaic.plan import Operands, Slots, tiled_smem
 from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
@@ -46,7 +46,7 @@ def shared_memory(
     *,
     backward: bool,
     outputs: int,
-    config: Config,
+    config: Sm90Config,
     out_itemsize: int | None = None,
     softmax: bool = False,
 ) -> int:
@@ -79,7 +79,7 @@ def attend(
     score: Score,
     sums: tuple[str, ...],
     ragged: bool,
-    config: Config,
+    config: Sm90Config,
     processors: int,
     statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
     window: tuple[int, int] | None = None,

@@ -10,6 +10,7 @@ from jax import lax
 
 from pallas_kernels.mosaic import plan as plans
 from pallas_kernels.mosaic import schedule
+from pallas_kernels.mosaic.config import Sm90Config
 from pallas_kernels.mosaic.plan import Operands, Slots, slot_of, when
 from pallas_kernels.mosaic.score import LOWEST, in_chunks, online_step
 from pallas_kernels.mosaic.streaming import (
@@ -31,6 +32,7 @@ PER_ROW, PER_COLUMN = LAYOUT.reduce(1), LAYOUT.reduce(0)
 class Plan(plans.Plan):
     """A kernel for Hopper."""
 
+    config: Sm90Config
     TILE_ROWS: ClassVar[int] = TILE_ROWS
 
 

@@ -30,10 +30,6 @@ class Target:
     device_kind: str | None = None
 
 
-INTERPRETED = {"weights_in_smem": True}
-"""Fields of a config that the interpreter needs."""
-
-
 _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
 
 

@@ -15,7 +15,7 @@ from pallas_kernels.compile_check.report import allocated_columns, parse
 from pallas_kernels.compile_check.worker import description
 from pallas_kernels.mosaic import sm90, sm100
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm90Config
 
 CASES = {chip.name: {case.name: case for case in catalogue.cases(chip)} for chip in (H100, B200)}
 
@@ -197,7 +197,7 @@ def test_a_kernel_that_spills_fails(chip, folder, monkeypatch):
 
 
 def test_a_config_that_is_too_large_fails_and_says_so(folder, monkeypatch, capsys, tmp_path):
-    case = dataclasses.replace(FORWARD, config=Config(block=256, stages=4))
+    case = dataclasses.replace(FORWARD, config=Sm90Config(block=256, stages=4))
     monkeypatch.setattr(catalogue, "GENERATORS", (lambda: iter([case]),))
     status = check.main(["--chip", "h100", "--jobs", "1", "--output", str(tmp_path)])
     printed = capsys.readouterr()
@@ -258,6 +258,6 @@ def test_the_compiler_of_another_jax_is_refused(folder, monkeypatch):
 
 
 def test_a_case_is_named_by_what_differs():
-    config = Config(block=64, stages=3, run=2, ping_pong=False)
-    case = Case("gdpa", "dq", "sm100", 64, catalogue.build_gdpa, config, ragged=True, keys=128)
-    assert case.name == "gdpa-sm100-dq-d64-bfloat16-gelu_tanh-block64-stages3-run2-ping_pong0-keys128-ragged"
+    config = Sm90Config(block=64, stages=3, run=2, ping_pong=False)
+    case = Case("gdpa", "dq", "sm90", 64, catalogue.build_gdpa, config, ragged=True, keys=128)
+    assert case.name == "gdpa-sm90-dq-d64-bfloat16-gelu_tanh-block64-stages3-run2-ping_pong0-keys128-ragged"

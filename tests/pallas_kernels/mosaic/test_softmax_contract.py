@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.mosaic import launch
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import CONFIGS
 from pallas_kernels.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
@@ -50,7 +50,8 @@ def test_several_blocks_share_the_work(operator):
 @slow
 def test_keys_of_a_lonely_example_are_cut_into_parts():
     operator, layout = operators.seed_attention(dim=32), Layout((300,))
-    small = {name: Config(block=32, stages=2, units=1) for name in ("forward", "dq", "dkv")}
+    config = CONFIGS[launch.chip_for("seed_attention").generation]
+    small = {name: config(block=32, stages=2, units=1) for name in ("forward", "dq", "dkv")}
     assert seed_mosaic.parts_of(3, operators.HEADS, layout.rows, 1, 32) == 2
 
     def call(layout, operands):
