@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import tiles
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+from pallas_kernels.xla import tiles
 
 
 def gdpa(

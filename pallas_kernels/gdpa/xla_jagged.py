@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import pairs, tiles
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+from pallas_kernels.xla import pairs, tiles
 
 _MOST_KEY_TILE_ROWS = 128
 

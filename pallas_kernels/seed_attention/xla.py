@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+from pallas_kernels.xla import softmax, tiles
 
 
 def seed_attention(

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels import pairs as tile_pairs
-from pallas_kernels import softmax, tiles
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 from pallas_kernels.window_attention.reference import each_head
+from pallas_kernels.xla import pairs as tile_pairs
+from pallas_kernels.xla import softmax, tiles
 
 
 def window_attention(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import tiles
+from pallas_kernels.xla import tiles
 from tests.pallas_kernels.operators import Layout
 
 SCHEDULES = st.tuples(

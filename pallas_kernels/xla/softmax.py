@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import tiles
 from pallas_kernels.dispatch import vary_like
+from pallas_kernels.xla import tiles
 
 
 class Running(NamedTuple):
