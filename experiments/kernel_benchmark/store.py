@@ -34,6 +34,7 @@ PACKAGES = (
     "tokamax",
 )
 KERNELS = Path(pallas_kernels.__file__).parent
+OPERATORS = KERNELS / "operators"
 RESULTS = Path("experiments/results")
 
 
@@ -66,7 +67,7 @@ def sources() -> str:
 
 def tuned(operator: str) -> str:
     """A digest of an operator's tuned block sizes for this device; "none" without any."""
-    path = KERNELS / operator / "tuning" / f"{slug(device_kind())}.json"
+    path = OPERATORS / operator / "tuning" / f"{slug(device_kind())}.json"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none"
 
 

@@ -5,7 +5,7 @@ Kinds take turns, three candidates for the first four shapes and one for the oth
 kind something; a candidate is timed in turn with the best so far, so that drifting clocks favour neither, and one whose
 result is wrong never wins. dq and dkv run in one backward pass, so each is varied with the other at its default. Every
 measurement goes into ``tuning.json`` beside the results, which a second run continues from, and the best into the
-tuning file of its operator, ``pallas_kernels/<operator>/tuning/<device>.json``.
+tuning file of its operator, ``pallas_kernels/operators/<operator>/tuning/<device>.json``.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from experiments.kernel_benchmark import cases, clock, store, subjects, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.run import AGAIN, ERROR_LIMIT, check_device
 from kunlun_jax.training.run_directory import write_atomic
-from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
 from pallas_kernels.mosaic.config import CONFIGS, Config
 from pallas_kernels.mosaic.tuning import Key
-from pallas_kernels.seed_attention import mosaic as seed_mosaic
-from pallas_kernels.window_attention import mosaic as window_mosaic
+from pallas_kernels.operators.gdpa import mosaic as gdpa_mosaic
+from pallas_kernels.operators.seed_attention import mosaic as seed_mosaic
+from pallas_kernels.operators.window_attention import mosaic as window_mosaic
 
 
 def _window(window: tuple[int, int], batch: int = 256, length: int = 1024, sparsity: float = 0.5, **fields) -> Case:
@@ -290,7 +290,7 @@ class Tuner:
         return "\n".join(lines)
 
 
-def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool, root: Path = store.KERNELS) -> int:
+def run(path: Path, deadline: float, *, rounds: int, limit_s: float, fresh: bool, root: Path = store.OPERATORS) -> int:
     """Tunes until the deadline; returns the exit code, 1 if nothing can be tuned here."""
     if jax.default_backend() != "gpu":
         print(f"cannot tune: Mosaic kernels need a GPU and this is {store.device_kind()!r}", file=sys.stderr)

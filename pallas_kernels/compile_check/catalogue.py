@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chips import B200, H100, Chip
-from pallas_kernels.gdpa import block_mosaic
 from pallas_kernels.mosaic import launch, schedule, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import pointwise
-from pallas_kernels.seed_attention import mosaic as seed
-from pallas_kernels.window_attention import mosaic as window
+from pallas_kernels.operators.gdpa import block_mosaic
+from pallas_kernels.operators.seed_attention import mosaic as seed
+from pallas_kernels.operators.window_attention import mosaic as window
 
 CHIPS = {chip.name: chip for chip in (H100, B200)}
 

@@ -5,7 +5,7 @@ import pytest
 
 from pallas_kernels import roofline
 from pallas_kernels.chips import B200, H100, chip_of
-from pallas_kernels.gdpa import shapes
+from pallas_kernels.operators.gdpa import shapes
 
 FULL = np.full(1152, 1024)
 

@@ -8,7 +8,7 @@ import pytest
 from pallas_kernels.mosaic import launch, schedule, sm100, target, tuning
 from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.score import LOWEST, pointwise, softmax
-from pallas_kernels.window_attention import mosaic as window_attention
+from pallas_kernels.operators.window_attention import mosaic as window_attention
 
 if jax.default_backend() == "gpu":
     pytest.skip("the tests of the operators run these kernels on the chip", allow_module_level=True)

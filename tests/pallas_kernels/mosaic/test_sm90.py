@@ -10,8 +10,8 @@ from pallas_kernels.mosaic.config import Sm90Config
 from pallas_kernels.mosaic.score import pointwise, softmax
 from pallas_kernels.mosaic.streaming import STAGED, tiles_in_reach
 from pallas_kernels.mosaic.tuning import Key
-from pallas_kernels.window_attention import mosaic as window_mosaic
-from pallas_kernels.window_attention import reference
+from pallas_kernels.operators.window_attention import mosaic as window_mosaic
+from pallas_kernels.operators.window_attention import reference
 from tests.pallas_kernels.mosaic.conftest import ON_GPU
 from tests.pallas_kernels.operators import Layout, with_gradients
 

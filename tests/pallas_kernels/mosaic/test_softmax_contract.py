@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pallas_kernels.mosaic import launch
 from pallas_kernels.mosaic.config import CONFIGS
-from pallas_kernels.seed_attention import mosaic as seed_mosaic
+from pallas_kernels.operators.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
 from tests.pallas_kernels.one_program import ShorterContract

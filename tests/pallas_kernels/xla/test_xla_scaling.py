@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.gdpa import xla_jagged
-from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels import gdpa, seed_attention, window_attention
 from pallas_kernels.jagged import aligned
-from pallas_kernels.seed_attention.api import seed_attention
-from pallas_kernels.window_attention import xla as window_xla
-from pallas_kernels.window_attention.api import window_attention
+from pallas_kernels.operators.gdpa import xla_jagged
+from pallas_kernels.operators.window_attention import xla as window_xla
 from pallas_kernels.xla import tiles
 
 HEADS, DIM, KEYS, SEEDS = 2, 8, 16, 8

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
-from pallas_kernels.window_attention.reference import each_head
+from pallas_kernels.operators.window_attention.reference import each_head
 from pallas_kernels.xla import pairs as tile_pairs
 from pallas_kernels.xla import softmax, tiles
 
@@ -29,7 +29,7 @@ def window_attention(
     window: tuple[int, int],
     scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.window_attention.api.window_attention`."""
+    """See `pallas_kernels.window_attention`."""
     k, v = (each_head(x, q.shape[1]) for x in (k, v))
     return _window_attention(window, scale, *vary_alike(q, k, v, row_splits, lengths))
 

@@ -28,7 +28,7 @@ def window_attention(
     window: tuple[int, int],
     scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.window_attention.api.window_attention`, which asks `refusal` first."""
+    """See `pallas_kernels.window_attention`, which asks `refusal` first."""
     problem = launch.Problem(target.require("window_attention"), "softmax", scale, window=window)
     # Heads of keys that several heads of queries read are written out: the kernels know one of each.
     k, v = (x if x.shape[1] == q.shape[1] else jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))

@@ -35,7 +35,7 @@ def gdpa(
     pre_scale: float,
     post_scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`."""
+    """See `pallas_kernels.gdpa`."""
     arrays = vary_alike(q, k, v, row_splits, lengths, key_splits, key_lengths)
     return _gdpa(activation, pre_scale, post_scale, *arrays)
 

@@ -23,7 +23,7 @@ class Static(NamedTuple):
     """What of a call is known when it is traced.
 
     Attributes:
-      activation, pre_scale, post_scale: see `pallas_kernels.gdpa.api.gdpa`.
+      activation, pre_scale, post_scale: see `pallas_kernels.gdpa`.
       keys: dense keys of an example, None for jagged ones.
       configs: block sizes by pass.
       chip: to run on.
@@ -63,7 +63,7 @@ def gdpa(
     post_scale: float,
     configs: Mapping[str, Config] | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`, which asks `launch.refusal` first.
+    """See `pallas_kernels.gdpa`, which asks `launch.refusal` first.
 
     `configs` overrides the block sizes by pass.
     """

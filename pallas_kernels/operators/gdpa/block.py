@@ -3,7 +3,7 @@
     q' = LayerNorm(q);   z = gdpa(q', k, v) + q';   out = RMSNorm(z) + q
 
 Norms run over all heads, heads * dim channels of a row, without affine parameters. Where a Mosaic kernel can do the
-whole forward pass in one, it does (`pallas_kernels.gdpa.block_mosaic`); elsewhere the norms are XLA's, around any
+whole forward pass in one, it does (`block_mosaic`); elsewhere the norms are XLA's, around any
 implementation of gdpa. Source: the block and its norms from Meta's published kernels (M).
 """
 
@@ -13,9 +13,9 @@ import logging
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.gdpa import block_mosaic
-from pallas_kernels.gdpa.api import gdpa
-from pallas_kernels.gdpa.norms import layer_norm, rms_norm
+from pallas_kernels.operators.gdpa import block_mosaic
+from pallas_kernels.operators.gdpa.api import gdpa
+from pallas_kernels.operators.gdpa.norms import layer_norm, rms_norm
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def gdpa_block(
       v: values, shape and dtype of k.
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
-      activation: see `pallas_kernels.gdpa.api.gdpa`, also on the scales.
+      activation: see `pallas_kernels.gdpa`, also on the scales.
       pre_scale: factor of the scores.
       post_scale: factor of the output of gdpa.
       implementation: that of gdpa. With None and ``"mosaic"`` the norms are fused where they can be; the log says once
@@ -51,7 +51,7 @@ def gdpa_block(
       them.
 
     Raises:
-      TypeError, ValueError: as `pallas_kernels.gdpa.api.gdpa`.
+      TypeError, ValueError: as `pallas_kernels.gdpa`.
     """
     options = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
     if implementation in (None, "mosaic"):

@@ -34,7 +34,7 @@ def seed_attention(
     scale: float,
     configs: Mapping[str, Config] | None = None,
 ) -> Float[Array, "batch seeds heads dim"]:
-    """See `pallas_kernels.seed_attention.api.seed_attention`, which asks `launch.refusal` first.
+    """See `pallas_kernels.seed_attention`, which asks `launch.refusal` first.
 
     `configs` overrides the block sizes by pass.
     """

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.gdpa import mosaic, reference, triton, xla, xla_jagged
 from pallas_kernels.mosaic import launch
+from pallas_kernels.operators.gdpa import mosaic, reference, triton, xla, xla_jagged
 
 FUSED = (
     Implementation("mosaic", mosaic.gdpa, launch.refusal),

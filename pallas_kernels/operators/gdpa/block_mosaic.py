@@ -18,10 +18,10 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch, jagged
-from pallas_kernels.gdpa import mosaic
-from pallas_kernels.gdpa.norms import EPSILON, layer_norm, rms_norm
 from pallas_kernels.mosaic import launch, schedule, target
 from pallas_kernels.mosaic.config import SHARED_MEMORY, Config, Sm90Config, Sm100Config
+from pallas_kernels.operators.gdpa import mosaic
+from pallas_kernels.operators.gdpa.norms import EPSILON, layer_norm, rms_norm
 
 MOST_KEYS = 512
 """Keys up to which fusing pays, see above."""
@@ -30,7 +30,7 @@ _MOST_STAGES = 4
 
 def kernel_of(chip: target.Target) -> types.ModuleType:
     """The kernel of a generation; Mosaic is imported only where one is built."""
-    return importlib.import_module(f"pallas_kernels.gdpa.block_{chip.generation}")
+    return importlib.import_module(f"pallas_kernels.operators.gdpa.block_{chip.generation}")
 
 
 def config_for(chip: target.Target, heads: int, dim: int, itemsize: int, activation: str) -> Config | None:
@@ -77,7 +77,7 @@ def gdpa_block(
     pre_scale: float,
     post_scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.block.gdpa_block`, which asks `refusal` first; rows without an event are zero."""
+    """See `pallas_kernels.gdpa_block`, which asks `refusal` first; rows without an event are zero."""
     dispatch.check_operands("gdpa_block", {"q": q, "k": k, "v": v}, row_splits, lengths)
     rows = q.shape[0]
     q = launch.fill(q, 0)

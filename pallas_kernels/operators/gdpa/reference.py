@@ -24,7 +24,7 @@ def gdpa(
     post_scale: float,
     upcast: bool = True,
 ) -> Float[Array, "rows heads dim"]:
-    """``Act(pre_scale q k^T) v post_scale`` row by row; see `pallas_kernels.gdpa.api.gdpa`.
+    """``Act(pre_scale q k^T) v post_scale`` row by row; see `pallas_kernels.gdpa`.
 
     With ``upcast=False`` scores, activations and sums are kept in the dtype of the operands: what a plain bfloat16
     program gives, the yardstick for a kernel's error.

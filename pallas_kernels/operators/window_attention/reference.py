@@ -39,7 +39,7 @@ def window_attention(
     scale: float,
     upcast: bool = True,
 ) -> Float[Array, "rows heads dim"]:
-    """``softmax(scale q k^T) v`` under `window_mask`; see `pallas_kernels.window_attention.api.window_attention`.
+    """``softmax(scale q k^T) v`` under `window_mask`; see `pallas_kernels.window_attention`.
 
     With ``upcast=False`` everything is kept in the dtype of the operands: what a plain bfloat16 program gives.
     """

@@ -28,7 +28,7 @@ def gdpa(
     pre_scale: float,
     post_scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`."""
+    """See `pallas_kernels.gdpa`."""
     return _gdpa(activation, pre_scale, post_scale, *vary_alike(q, k, v, row_splits, lengths))
 
 

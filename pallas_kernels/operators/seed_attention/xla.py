@@ -24,7 +24,7 @@ def seed_attention(
     *,
     scale: float,
 ) -> Float[Array, "batch seeds heads dim"]:
-    """See `pallas_kernels.seed_attention.api.seed_attention`."""
+    """See `pallas_kernels.seed_attention`."""
     return _seed_attention(scale, *vary_alike(q, k, v, row_splits, lengths))
 
 

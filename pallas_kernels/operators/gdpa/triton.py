@@ -31,7 +31,7 @@ def gdpa(
     pre_scale: float,
     post_scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.gdpa.api.gdpa`, which asks `refusal` first."""
+    """See `pallas_kernels.gdpa`, which asks `refusal` first."""
     problem = launch.Problem(target.require("gdpa"), activation, pre_scale, post_scale)
     keys = None
     if k.ndim == 4:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.dispatch import Implementation
 from pallas_kernels.mosaic import launch
-from pallas_kernels.window_attention import mosaic, reference, triton, xla
+from pallas_kernels.operators.window_attention import mosaic, reference, triton, xla
 
 IMPLEMENTATIONS = (
     Implementation("mosaic", mosaic.window_attention, launch.refusal),

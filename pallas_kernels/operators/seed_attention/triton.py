@@ -28,7 +28,7 @@ def seed_attention(
     *,
     scale: float,
 ) -> Float[Array, "batch seeds heads dim"]:
-    """See `pallas_kernels.seed_attention.api.seed_attention`, which asks `refusal` first."""
+    """See `pallas_kernels.seed_attention`, which asks `refusal` first."""
     problem = launch.Problem(target.require("seed_attention"), "softmax", scale, shared=q.ndim == 3)
     out: jax.Array = _seed_attention(problem, *vary_alike(q, k, v, row_splits, lengths))
     return out

@@ -20,7 +20,7 @@ def seed_attention(
     scale: float,
     upcast: bool = True,
 ) -> Float[Array, "batch seeds heads dim"]:
-    """``softmax(scale q k^T) v`` over the rows of each example; see `pallas_kernels.seed_attention.api.seed_attention`.
+    """``softmax(scale q k^T) v`` over the rows of each example; see `pallas_kernels.seed_attention`.
 
     With ``upcast=False`` everything is kept in the dtype of the operands: what a plain bfloat16 program gives.
     """

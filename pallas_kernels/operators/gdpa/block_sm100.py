@@ -1,6 +1,6 @@
 """The block of the personalized FFN as one kernel for Blackwell: gdpa with its two norms and residuals, forward.
 
-It computes what `pallas_kernels.gdpa.block_sm90` does, which says how and why. A block of threads takes 128 rows with
+It computes what `block_sm90` does, which says how and why. A block of threads takes 128 rows with
 all of their heads: one compute warpgroup normalises them, turns scores into weights and writes the results; one warp
 loads, one issues the products. The products of a step overlap the activation of the step before, and those of a head
 the residual of the head before, for scores and sums have two slots each in tensor memory.
@@ -46,7 +46,7 @@ def attend(
     config: Sm100Config,
     processors: int,
 ) -> tuple[Float[Array, "rows heads dim"], Float[Array, "rows heads dim"]]:
-    """Runs the kernel; arguments and results are those of `pallas_kernels.gdpa.block_sm90.attend`.
+    """Runs the kernel; arguments and results are those of `pallas_kernels.operators.gdpa.block_sm90.attend`.
 
     Raises:
       ValueError: a config of other sizes than ``block`` 64, ``units`` 1, ``score_stages`` 2 and ``run`` 1.

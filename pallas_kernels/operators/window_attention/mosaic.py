@@ -31,7 +31,7 @@ def window_attention(
     scale: float,
     configs: Mapping[str, Config] | None = None,
 ) -> Float[Array, "rows heads dim"]:
-    """See `pallas_kernels.window_attention.api.window_attention`, which asks `launch.refusal` first.
+    """See `pallas_kernels.window_attention`, which asks `launch.refusal` first.
 
     `configs` overrides the block sizes by pass.
     """
