@@ -78,6 +78,11 @@ class Case:
 
 BATCH, HEADS, ROWS = 64, 4, 64 * 512
 """Sizes of every case; no kernel is compiled for them in particular, so small ones do."""
+OFFSETS = tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
+
+
+def _rows(case: Case, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*shape, HEADS, case.dim), jnp.dtype(case.dtype))
 
 
 def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
@@ -106,10 +111,8 @@ def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
             processors=chip.multiprocessors,
         )
 
-    packed = jax.ShapeDtypeStruct((ROWS, HEADS, case.dim), jnp.dtype(case.dtype))
-    dense = jax.ShapeDtypeStruct((BATCH, case.keys, HEADS, case.dim), jnp.dtype(case.dtype))
-    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
-    return run, (splits, lengths, packed, dense, dense, packed)
+    packed, dense = _rows(case, ROWS), _rows(case, BATCH, case.keys)
+    return run, (*OFFSETS, packed, dense, dense, packed)
 
 
 def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
@@ -122,10 +125,8 @@ def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
                 q, k, v, row_splits, lengths, activation=case.activation, pre_scale=1.0, post_scale=1.0
             )
 
-    packed = jax.ShapeDtypeStruct((ROWS, HEADS, case.dim), jnp.dtype(case.dtype))
-    dense = jax.ShapeDtypeStruct((BATCH, case.keys, HEADS, case.dim), jnp.dtype(case.dtype))
-    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
-    return run, (splits, lengths, packed, dense, dense)
+    dense = _rows(case, BATCH, case.keys)
+    return run, (*OFFSETS, _rows(case, ROWS), dense, dense)
 
 
 def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
@@ -145,13 +146,9 @@ def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
             dq, dk, dv = jax.vjp(lambda *operands: call(*operands, row_splits, lengths), q, k, v)[1](grad)
             return dq if case.direction == "dq" else (dk, dv)
 
-    dtype = jnp.dtype(case.dtype)
-    packed = jax.ShapeDtypeStruct((ROWS, HEADS, case.dim), dtype)
-    seeds = (case.seeds or 1, HEADS, case.dim)
-    q = jax.ShapeDtypeStruct(seeds, dtype) if case.seeds else packed
-    out = jax.ShapeDtypeStruct((BATCH, *seeds), dtype) if case.seeds else packed
-    splits, lengths = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
-    return run, (splits, lengths, q, packed, packed, out)
+    packed = _rows(case, ROWS)
+    q, out = (_rows(case, case.seeds), _rows(case, BATCH, case.seeds)) if case.seeds else (packed, packed)
+    return run, (*OFFSETS, q, packed, packed, out)
 
 
 def gdpa() -> Iterator[Case]:

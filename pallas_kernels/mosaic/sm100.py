@@ -25,17 +25,13 @@ The work of the issuing warps is in `pallas_kernels.mosaic.sm100_issue`, that of
 
 import functools
 
-import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 from jax import lax
-from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import streaming
 from pallas_kernels.mosaic.config import Sm100Config, check_room
 from pallas_kernels.mosaic.plan import Operands, Slots
-from pallas_kernels.mosaic.schedule import WorkList
-from pallas_kernels.mosaic.score import Score
 from pallas_kernels.mosaic.sm100_compute import compute
 from pallas_kernels.mosaic.sm100_issue import issue
 from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Scratch, tensor_barrier
@@ -83,63 +79,24 @@ def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Sm100Config
     return config.units * (scores + outputs * dim)
 
 
-def attend(
-    stationary: tuple[Float[Array, "_ heads dim"], ...],
-    streamed: tuple[Float[Array, "other other_heads dim"], Float[Array, "others other_heads dim"]],
-    work: WorkList,
-    *,
-    score: Score,
-    sums: tuple[str, ...],
-    ragged: bool,
-    config: Sm100Config,
-    processors: int,
-    statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
-    window: tuple[int, int] | None = None,
-    out_rows: int | None = None,
-    out_dtype: jax.typing.DTypeLike | None = None,
-) -> tuple[Array, ...]:
-    """Runs the streaming kernel; arguments and results are those of `pallas_kernels.mosaic.sm90.attend`.
-
-    Raises:
-      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or
-        one that needs more shared or tensor memory than there is.
-    """
-    plan = Plan.of(
-        stationary,
-        streamed,
-        work,
-        config=config,
-        processors=processors,
-        statistics=statistics,
-        out_rows=out_rows,
-        out_dtype=out_dtype,
-        score=score,
-        sums=sums,
-        ragged=ragged,
-        window=window,
-    )
-    check_room(
-        config,
+def _check(plan: Plan) -> None:
+    needed = shared_memory(
         plan.dim,
-        shared_memory=shared_memory(
-            plan.dim,
-            plan.dtype.itemsize,
-            backward=plan.backward,
-            config=config,
-            outputs=len(sums),
-            statistics=plan.statistics,
-            online=plan.online,
-            out_itemsize=plan.out_dtype.itemsize,
-        ),
-        tensor_memory=tensor_memory(plan.dim, backward=plan.backward, outputs=len(sums), config=config),
+        plan.dtype.itemsize,
+        backward=plan.backward,
+        config=plan.config,
+        outputs=len(plan.sums),
+        statistics=plan.statistics,
+        online=plan.online,
+        out_itemsize=plan.out_dtype.itemsize,
     )
+    columns = tensor_memory(plan.dim, backward=plan.backward, outputs=len(plan.sums), config=plan.config)
+    check_room(plan.config, plan.dim, shared_memory=needed, tensor_memory=columns)
 
-    def entry(*refs):
-        slots = Slots.of(plan, plan.tiled, tensor_barrier)
-        kernel = functools.partial(_kernel, plan, Operands.of(refs, plan))
-        pl.run_scoped(kernel, slots, Scratch.of(plan), collective_axes="wg")
 
-    return streaming.run(plan, entry, 16, work, *stationary, *streamed, *statistics)
+def _run(plan: Plan, arrays: Operands) -> None:
+    slots = Slots.of(plan, plan.tiled, tensor_barrier)
+    pl.run_scoped(functools.partial(_kernel, plan, arrays), slots, Scratch.of(plan), collective_axes="wg")
 
 
 def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
@@ -168,3 +125,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
     # One switch and not a condition for each warpgroup: nothing then is kept, and spilled, for the next condition.
     computing = [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)]
     lax.switch(lax.axis_index("wg"), [*computing, serve])
+
+
+attend = functools.partial(streaming.attend, Plan, _check, _run, 16)
+"""Runs the kernel, see `streaming.attend`; the compiler asks for 16 bytes for each reduction."""

@@ -21,18 +21,14 @@ and passes the others by; scores are masked in the tiles at its edges.
 
 import functools
 
-import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import streaming
 from pallas_kernels.mosaic.config import Sm90Config, check_room
 from pallas_kernels.mosaic.plan import Operands, Slots, tiled_smem
-from pallas_kernels.mosaic.schedule import WorkList
-from pallas_kernels.mosaic.score import Score
 from pallas_kernels.mosaic.sm90_compute import TILE_ROWS, Plan, Scratch, compute
 from pallas_kernels.mosaic.streaming import STAGED
 
@@ -71,90 +67,35 @@ def shared_memory(
     return itemsize * (dim * (stationary + streamed) + weights) + staging + statistics
 
 
-def attend(
-    stationary: tuple[Float[Array, "_ heads dim"], ...],
-    streamed: tuple[Float[Array, "_ other_heads dim"], Float[Array, "_ other_heads dim"]],
-    work: WorkList,
-    *,
-    score: Score,
-    sums: tuple[str, ...],
-    ragged: bool,
-    config: Sm90Config,
-    processors: int,
-    statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
-    window: tuple[int, int] | None = None,
-    out_rows: int | None = None,
-    out_dtype: jax.typing.DTypeLike | None = None,
-) -> tuple[Array, ...]:
-    """Runs the streaming kernel.
-
-    Args:
-      stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes.
-      streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`). Its heads may be fewer or more than those
-        that stay: one is a multiple of the other, and the heads of one group follow each other.
-      work: items of ``config.units * config.run * TILE_ROWS`` rows.
-      score: the score function.
-      sums: which sums to keep, of ``"value"`` and ``"key"``, in the order of the results.
-      ragged: False if the number of streamed rows is known to be a multiple of the block.
-      config: block sizes.
-      processors: multiprocessors of the chip, the number of persistent blocks.
-      statistics: float32, of each row of queries, for `score.backward`: with one sum, for dq, they stay beside ``b``;
-        with two, for dk and dv, they stream beside ``y``.
-      window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.
-      out_rows: rows of the results, those of ``a`` unless given.
-      out_dtype: of the sums, that of ``a`` unless given.
-
-    Returns:
-      For each of `sums` ``[out_rows, heads, dim]`` with the heads of ``a``; rows that hold nothing are zero. With
-      `score.online` the forward pass also gives the log-sum-exps of rows to the base 2, float32 ``[heads,
-      out_rows]``; `LOWEST` in rows that hold nothing or met nothing.
-
-    Raises:
-      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or one that
-        needs more shared memory than there is.
-    """
-    plan = Plan.of(
-        stationary,
-        streamed,
-        work,
-        config=config,
-        processors=processors,
-        statistics=statistics,
-        out_rows=out_rows,
-        out_dtype=out_dtype,
-        score=score,
-        sums=sums,
-        ragged=ragged,
-        window=window,
-    )
+def _check(plan: Plan) -> None:
+    config = plan.config
     if plan.other_statistics and config.block % 32:
         raise ValueError(f"attend: config.block={config.block} streams statistics; it must be a multiple of 32")
     needed = shared_memory(
         plan.dim,
         plan.dtype.itemsize,
         backward=plan.backward,
-        outputs=len(sums),
+        outputs=len(plan.sums),
         config=config,
         out_itemsize=plan.out_dtype.itemsize,
         softmax=plan.softmax,
     )
     check_room(config, plan.dim, shared_memory=needed)
-    units = config.units
+
+
+def _run(plan: Plan, arrays: Operands) -> None:
+    config, units = plan.config, plan.config.units
 
     def tiled(shape, dtype=plan.dtype):
         return tiled_smem(shape, dtype, min(128, shape[-1] * jnp.dtype(dtype).itemsize))
 
-    def entry(*refs):
-        scratch = Scratch(
-            out=[tiled((units, TILE_ROWS, plan.dim), plan.out_dtype) for _ in sums],
-            log_sums=plgpu.SMEM((units, 2, STAGED), jnp.float32) if plan.online else None,
-            weights=[tiled((units, TILE_ROWS, config.block)) for _ in sums if config.weights_in_smem],
-            turn=plgpu.Barrier(num_arrivals=2) if config.ping_pong and units == 2 else None,
-        )
-        kernel = functools.partial(_kernel, plan, Operands.of(refs, plan))
-        pl.run_scoped(kernel, Slots.of(plan, tiled), scratch, collective_axes="wg")
-
-    return streaming.run(plan, entry, 0, work, *stationary, *streamed, *statistics)
+    scratch = Scratch(
+        out=[tiled((units, TILE_ROWS, plan.dim), plan.out_dtype) for _ in plan.sums],
+        log_sums=plgpu.SMEM((units, 2, STAGED), jnp.float32) if plan.online else None,
+        weights=[tiled((units, TILE_ROWS, config.block)) for _ in plan.sums if config.weights_in_smem],
+        turn=plgpu.Barrier(num_arrivals=2) if config.ping_pong and units == 2 else None,
+    )
+    pl.run_scoped(functools.partial(_kernel, plan, arrays), Slots.of(plan, tiled), scratch, collective_axes="wg")
 
 
 def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
@@ -171,3 +112,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
         if units == 2:
             plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         compute(wg, plan, arrays, slots, scratch)
+
+
+attend = functools.partial(streaming.attend, Plan, _check, _run, 0)
+"""Runs the kernel, see `streaming.attend`."""

@@ -10,9 +10,13 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
+from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.plan import Operands, Plan, Slots, slot_of
+from pallas_kernels.mosaic.schedule import WorkList
+from pallas_kernels.mosaic.score import Score
 
 LAUNCH_REGISTERS = 168
 """Registers of a thread when three warpgroups are launched: 65536 / 384, a multiple of 8.
@@ -105,20 +109,85 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
             plgpu.barrier_wait(barrier.at[slot])
 
 
-def run(
-    plan: Plan, entry: Callable, scratch_bytes: int, work: schedule.WorkList, *arrays: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Runs ``entry(*refs)`` in persistent blocks of a warpgroup for each unit and one more."""
+def attend[P: Plan](
+    kind: type[P],
+    check: Callable[[P], None],
+    run: Callable[[P, Operands], None],
+    reduction_bytes: int,
+    stationary: tuple[Float[Array, "_ heads dim"], ...],
+    streamed: tuple[Float[Array, "_ other_heads dim"], Float[Array, "_ other_heads dim"]],
+    work: WorkList,
+    *,
+    score: Score,
+    sums: tuple[str, ...],
+    ragged: bool,
+    config: Config,
+    processors: int,
+    statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
+    window: tuple[int, int] | None = None,
+    out_rows: int | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+) -> tuple[Array, ...]:
+    """Runs the streaming kernel of a generation, as `sm90.attend` and `sm100.attend`.
+
+    Args:
+      kind: its plan.
+      check: refuses what it cannot do.
+      run: allocates its memory and does the work of a block.
+      reduction_bytes: shared memory for reductions, which all stay within a warp.
+      stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
+        the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
+      streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`). Its heads may be fewer or more than those
+        that stay: one is a multiple of the other, and the heads of one group follow each other.
+      work: items of ``config.units * config.run * TILE_ROWS`` rows.
+      score: the score function.
+      sums: which sums to keep, of ``"value"`` and ``"key"``, in the order of the results.
+      ragged: False if the number of streamed rows is known to be a multiple of the block.
+      config: block sizes.
+      processors: multiprocessors of the chip, the number of persistent blocks.
+      statistics: float32, of each row of queries, for `score.backward`: with one sum, for dq, they stay beside ``b``;
+        with two, for dk and dv, they stream beside ``y``.
+      window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.
+      out_rows: rows of the results, those of ``a`` unless given.
+      out_dtype: of the sums, that of ``a`` unless given.
+
+    Returns:
+      For each of `sums` ``[out_rows, heads, dim]`` with the heads of ``a``; rows that hold nothing are zero. With
+      `score.online` the forward pass also gives the log-sum-exps of rows to the base 2, float32 ``[heads,
+      out_rows]``; `LOWEST` in rows that hold nothing or met nothing.
+
+    Raises:
+      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or one that
+        needs more shared or tensor memory than there is.
+    """
+    plan = kind.of(
+        stationary,
+        streamed,
+        work,
+        config=config,
+        processors=processors,
+        statistics=statistics,
+        out_rows=out_rows,
+        out_dtype=out_dtype,
+        score=score,
+        sums=sums,
+        ragged=ragged,
+        window=window,
+    )
+    check(plan)
+
+    def entry(*refs):
+        run(plan, Operands.of(refs, plan))
+
     return plgpu.kernel(
         entry,
         out_type=plan.results,
         grid=(plan.blocks,),
         grid_names=("processor",),
-        num_threads=plan.config.units + 1,
+        num_threads=config.units + 1,
         thread_name="wg",
-        # Reductions stay within a warp and need no shared memory; on sm_100 the compiler asks for some for each.
-        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=scratch_bytes),
-    )(work.items, work.used, *arrays)
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=reduction_bytes),
+    )(work.items, work.used, *stationary, *streamed, *statistics)
 
 
 def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):
