@@ -66,7 +66,7 @@ def pieces(library: Path | None) -> tuple[Piece, ...]:
         Piece("kernels", (kernels, "--where", "inside", "--budget-s", "60", *limit), 95),
         Piece("peers", (kernels, "--where", "outside", "--budget-s", "25", *limit, *checkout), 85),
         Piece("scaling", (kernels, "scaling", "--budget-s", "15", "--call-limit-s", "25"), 45),
-        _tests("triton", 30, "triton", "--ignore", "triton/test_triton_compile.py"),
+        _tests("triton", 30, "triton"),
         _tests("operators", 20, "test_contract.py"),
         _tests("others", 20, "mosaic", "--ignore", gdpa, "--ignore", softmax),
     )

@@ -19,7 +19,7 @@ a new one goes on with the rest. Without a GPU the shapes are toys and the times
 minute). Exit code 1: a result is wrong. All of it takes about half an hour on one GPU by estimate, not yet measured.
 
 ``tune`` measures block sizes of the Mosaic kernels for each kind of shape, in turn with the best so far, and writes the
-best to ``pallas_kernels/<operator>/tuning/<device>.json``, which the kernels read from then on.
+best to ``pallas_kernels/operators/<operator>/tuning/<device>.json``, which the kernels read from then on.
 
 ``scaling`` shows that window attention takes time in proportion to rows times window: (100, 100) over sequences of 512
 to 32k rows, with the exponent of a fit; ``experiments/results/<device>/window_scaling.json`` and a picture. Without a

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.roofline import chip_of
+from pallas_kernels.chips import chip_of
 
 MEASURED_SIZE = 2048
 """Rows and columns of the matrices of a measured peak: 17 GFLOPs, a tenth of a second on two CPU cores."""
@@ -52,7 +52,7 @@ def peak(dtype: jnp.dtype) -> Peak:
     device, devices = jax.devices()[0].device_kind, jax.device_count()
     chip = chip_of(device) if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else None
     if chip is not None:
-        return Peak(devices * chip.flops, jnp.dtype(dtype).name, f"datasheet of {chip.name}", device, devices)
+        return Peak(devices * chip.flops, jnp.dtype(dtype).name, f"datasheet of {chip.model}", device, devices)
     # The cores of a CPU are one device's, however many devices it is told to look like.
     count = devices if jax.default_backend() == "gpu" else 1
     return Peak(

@@ -11,6 +11,7 @@ takes half as long as both matrix products on H100, and as long on B200.
 import dataclasses
 from typing import Literal
 
+from pallas_kernels.chips import Chip
 from pallas_kernels.costs import Cost
 
 Pass = Literal["forward", "backward"]
@@ -31,54 +32,6 @@ _SPECIAL = {
 }
 """Special-function operations per score, forward and backward. An erf counts as one, which is what its exponential
 takes; its derivative needs another. silu counts as the tanh that it can be written with."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a chip can do at most.
-
-    Attributes:
-      name: for tables.
-      flops: bf16 matrix products, FLOP/s.
-      bandwidth: device memory, bytes/s.
-      processors: multiprocessors.
-      clock: of the multiprocessors, Hz.
-      source: "datasheet" or "measured".
-    """
-
-    name: str
-    flops: float
-    bandwidth: float
-    processors: int
-    clock: float
-    source: str = "datasheet"
-
-    @property
-    def special(self) -> float:
-        """Special-function operations per second."""
-        return SPECIAL_PER_CLOCK * self.processors * self.clock
-
-    def measured(self, *, flops: float, bandwidth: float) -> "Chip":
-        """The same chip with peaks that were measured on it, FLOP/s and bytes/s."""
-        return dataclasses.replace(self, flops=flops, bandwidth=bandwidth, source="measured")
-
-
-H100 = Chip("H100 SXM", 989e12, 3.35e12, 132, 1.83e9)
-H200 = Chip("H200", 989e12, 4.8e12, 132, 1.83e9)
-B200 = Chip("B200", 2250e12, 8e12, 148, 1.85e9)
-
-_BY_KIND = {"h100": H100, "h200": H200, "b200": B200}
-
-
-def chip_of(device_kind: str) -> Chip | None:
-    """The datasheet of a device by the name that JAX gives it; None for one whose datasheet is not here.
-
-    H100 cards for PCIe are slower than the SXM ones and have no datasheet here.
-    """
-    kind = device_kind.lower()
-    if "pcie" in kind or "nvl" in kind:
-        return None
-    return next((chip for name, chip in _BY_KIND.items() if name in kind), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +72,7 @@ def limit(cost: Cost, pass_: Pass, chip: Chip, *, heads: int, activation: str, p
     Args:
       cost: counted work of the call, see `pallas_kernels.costs`.
       pass_: "forward" or "backward".
-      chip: peaks, of a datasheet or measured.
+      chip: its rates.
       heads: heads, as `cost.pairs` counts those of one.
       activation: a name of `pallas_kernels.activations`, or "softmax".
       polynomial: share of the scores, 0 to 1, that take their activation from polynomials on the FMA units instead.
@@ -139,4 +92,5 @@ def limit(cost: Cost, pass_: Pass, chip: Chip, *, heads: int, activation: str, p
     flops = cost.forward_flops if forward else cost.backward_flops
     moved = cost.forward_bytes if forward else cost.backward_bytes
     special = cost.pairs * heads * _SPECIAL[activation][0 if forward else 1] * (1 - polynomial)
-    return Limit(flops / chip.flops, moved / chip.bandwidth, special / chip.special, flops)
+    special /= SPECIAL_PER_CLOCK * chip.multiprocessors * chip.clock
+    return Limit(flops / chip.flops, moved / chip.bandwidth, special, flops)

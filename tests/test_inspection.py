@@ -10,8 +10,7 @@ from kunlun_jax.inspection import example_rows, seed_weights, window_weights
 from kunlun_jax.nn.attention import WindowAttention
 from kunlun_jax.nn.pooling import SeedAttention
 from kunlun_jax.nn.rotary import RoteConfig
-from pallas_kernels.seed_attention.api import seed_attention
-from pallas_kernels.window_attention.api import window_attention
+from pallas_kernels import seed_attention, window_attention
 from tests.examples import build, random_jagged
 
 DIM, HEADS, SEEDS, WINDOW, ROWS = 8, 2, 3, 2, 48

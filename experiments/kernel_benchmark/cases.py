@@ -15,9 +15,9 @@ import numpy as np
 
 from pallas_kernels import jagged
 from pallas_kernels.costs import Cost
-from pallas_kernels.gdpa import shapes as gdpa_shapes
-from pallas_kernels.seed_attention import shapes as seed_shapes
-from pallas_kernels.window_attention import shapes as window_shapes
+from pallas_kernels.operators.gdpa import shapes as gdpa_shapes
+from pallas_kernels.operators.seed_attention import shapes as seed_shapes
+from pallas_kernels.operators.window_attention import shapes as window_shapes
 
 SUBSET = 4
 """Examples whose results are compared with float32."""

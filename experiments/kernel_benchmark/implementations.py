@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from experiments.kernel_benchmark import clock, libraries, torch_attention, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
 from experiments.kernel_benchmark.subjects import Subject, on_packed, on_padded
-from pallas_kernels.gdpa import api as gdpa_api
-from pallas_kernels.seed_attention import api as seed_api
-from pallas_kernels.window_attention import api as window_api
+from pallas_kernels.operators.gdpa import api as gdpa_api
+from pallas_kernels.operators.seed_attention import api as seed_api
+from pallas_kernels.operators.window_attention import api as window_api
 
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))

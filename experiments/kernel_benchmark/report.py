@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.kernel_benchmark.implementations import NAMES, OURS
 from experiments.kernel_benchmark.store import unable
-from pallas_kernels import roofline
+from pallas_kernels.chips import chip_of
 
 COLORS = {
     "mosaic": "#2f6fb0",
@@ -162,7 +162,7 @@ def _lines(axes: Axes, rows: list[dict[str, Any]], content: dict[str, Any], scal
         (used["roofline of the datasheet"],) = axes.plot(at, [roofs[x] / scale for x in at], "k_-", linewidth=1)
     matmul = content["peaks"]["matmul_flops_per_second"] / scale
     used["matrix product measured"] = axes.axhline(matmul, color="#555555", linestyle=":", linewidth=1.2)
-    chip = roofline.chip_of(content["device"])
+    chip = chip_of(content["device"])
     if chip is not None:
         used["datasheet"] = axes.axhline(chip.flops / scale, color="#bbbbbb", linewidth=1.2)
     lengths = sorted({row["max_length"] for row in rows})

@@ -16,6 +16,7 @@ from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.subjects import Subject
 from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect, reason
 from pallas_kernels import roofline
+from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
 
 PASSES: tuple[Pass, ...] = ("forward", "backward")
@@ -167,7 +168,7 @@ def rated(store: Store, row: Row, fields: dict[str, Any]) -> dict[str, Any]:
         # Written so that NaN is wrong.
         "wrong": bool(errors) and not all(ratio <= limit for ratio in errors),
     }
-    chip = roofline.chip_of(store.device)
+    chip = chip_of(store.device)
     if chip is not None:
         bound = roofline.limit(cost, row.pass_, chip, heads=case.heads, activation=case.activation)
         found |= {

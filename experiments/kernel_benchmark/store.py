@@ -35,6 +35,7 @@ PACKAGES = [
     "tokamax",
 ]
 KERNELS = Path(pallas_kernels.__file__).parent
+OPERATORS = KERNELS / "operators"
 RESULTS = Path("experiments/results")
 
 
@@ -120,7 +121,7 @@ class Store:
         """What a row holds for, as one string: sources, versions and, for our GPU kernels, tuned block sizes."""
         parts = [sources(), *(f"{name} {version}" for name, version in versions().items())]
         if row.implementation == "mosaic":
-            path = KERNELS / row.case.operator / "tuning" / f"{slug(self.device)}.json"
+            path = OPERATORS / row.case.operator / "tuning" / f"{slug(self.device)}.json"
             parts.append(hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none")
         return " ".join(filter(None, [*parts, self.extra.get(row.implementation)]))
 

@@ -5,7 +5,7 @@ Kinds take turns, three candidates for the first four shapes and one for the oth
 kind something; a candidate is timed in turn with the best so far, so that drifting clocks favour neither, and one whose
 result is wrong never wins. dq and dkv run in one backward pass, so each is varied with the other at its default. Every
 measurement goes into ``tuning.json`` beside the results, which a second run continues from, and the best into the
-tuning file of its operator, ``pallas_kernels/<operator>/tuning/<device>.json``.
+tuning file of its operator, ``pallas_kernels/operators/<operator>/tuning/<device>.json``.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
 from experiments.kernel_benchmark.subjects import Subject, on_packed
 from experiments.kernel_benchmark.worker import CannotRun, Report, Worker, collect, reason
 from kunlun_jax.training.run_directory import write_atomic
-from pallas_kernels.gdpa import mosaic as gdpa_mosaic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import CONFIGS, Config
 from pallas_kernels.mosaic.tuning import Key
-from pallas_kernels.seed_attention import mosaic as seed_mosaic
-from pallas_kernels.window_attention import mosaic as window_mosaic
+from pallas_kernels.operators.gdpa import mosaic as gdpa_mosaic
+from pallas_kernels.operators.seed_attention import mosaic as seed_mosaic
+from pallas_kernels.operators.window_attention import mosaic as window_mosaic
 
 
 def _window(window: tuple[int, int], batch: int = 256, length: int = 1024, sparsity: float = 0.5, **fields) -> Case:
@@ -137,7 +137,7 @@ def time_candidate(
             raise CannotRun(f"wrong: its errors are {ratios} times those of plain bf16")
         winner, relative = config, 1.0
         if best is not None:
-            winner = Config(**best["config"])
+            winner = CONFIGS[generation](**best["config"])
             known = _best_calls.get(name, {}).get(winner)
             calls[winner] = known or build(problem, defaults | {key.pass_: winner}).call(pass_)
         times = clock.take_turns(calls, rounds)
@@ -188,7 +188,7 @@ class Tuner:
         turns: list[tuple[float, tuple[Case, Key, Config]]] = []
         for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
             key, weight = key_of(case, pass_), 3 if case in self.shapes[:FIRST] else 1
-            done = [Config(**entry["config"]) for entry in self.measured(case.operator, key)]
+            done = [CONFIGS[self.generation](**entry["config"]) for entry in self.measured(case.operator, key)]
             wanted = itertools.islice(tuning.candidates(key, self.generation, case.operator), MOST)
             left = [config for config in wanted if config not in done]
             turns += [(turn / weight, (case, key, config)) for turn, config in enumerate(left)]
@@ -248,7 +248,7 @@ class Tuner:
             if best is None:
                 lines.append(f"{name:<62} {'-':>8} {'-':>8}  {counted}")
                 continue
-            first = dataclasses.asdict(Config())
+            first = dataclasses.asdict(CONFIGS[self.generation]())
             changed = {field: value for field, value in best["config"].items() if first[field] != value}
             default = best["seconds"] / best["relative"]
             lines.append(f"{name:<62} {best['seconds'] * 1e3:8.3f} {default * 1e3:8.3f}  {counted}  {changed}")
@@ -275,7 +275,7 @@ def run(device: str, worker: Worker, path: Path, deadline: float, *, rounds: int
         return 1
     if fresh:
         path.unlink(missing_ok=True)
-    tuner = Tuner(path, store.KERNELS, device, generation, rounds=rounds)
+    tuner = Tuner(path, store.OPERATORS, device, generation, rounds=rounds)
     todo = tuner.plan()
     with tqdm(todo, unit="config", dynamic_ncols=True) as bar:
         for case, key, config in bar:

@@ -15,9 +15,9 @@ from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.rotary import RoteConfig, event_times, rotate
+from pallas_kernels import window_attention
 from pallas_kernels.dispatch import accumulator
-from pallas_kernels.window_attention import shapes
-from pallas_kernels.window_attention.api import window_attention
+from pallas_kernels.operators.window_attention import shapes
 
 WHOLE_HISTORY = 1 << 20
 """A half window longer than any history: full attention."""

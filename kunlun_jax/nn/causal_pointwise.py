@@ -4,9 +4,9 @@
     o_i  = sum_j A_ij v_j
 
 The fused kernels have neither a bias nor a causal mask for this function, so plain XLA runs here: a loop over the pairs
-of a query tile and a key tile of one example, the key tile not newer, by the schedule of `pallas_kernels.tiles`. Time
-follows the number of pairs, memory is that of the operands in tiles and one chunk of scores; nothing is padded to the
-longest. The backward pass recomputes the scores.
+of a query tile and a key tile of one example, the key tile not newer, by the schedule of `pallas_kernels.xla.tiles`.
+Time follows the number of pairs, memory is that of the operands in tiles and one chunk of scores; nothing is padded to
+the longest. The backward pass recomputes the scores.
 
 Source: HSTU, arXiv 2402.17152 (P); the buckets are those of its published code (M): floor(ln(max(1, gap)) / 0.301).
 """
@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import pairs, tiles
 from pallas_kernels.activations import activation
 from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
+from pallas_kernels.xla import pairs, tiles
 
 BUCKET_WIDTH = 0.301
 """Of a bucket in the natural logarithm of a gap in seconds."""

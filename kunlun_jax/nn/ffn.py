@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.init import LECUN, Linear, near_identity, normal, scaled
 from kunlun_jax.nn.mlp import linear_flops
-from pallas_kernels.gdpa import shapes
-from pallas_kernels.gdpa.block import gdpa_block
+from pallas_kernels import gdpa_block
+from pallas_kernels.operators.gdpa import shapes
 
 
 class TokenToWeights(nnx.Module):

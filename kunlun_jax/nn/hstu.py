@@ -19,10 +19,10 @@ from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.causal_pointwise import causal_pointwise
 from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels import gdpa
 from pallas_kernels.dispatch import accumulator
-from pallas_kernels.gdpa import shapes as gdpa_shapes
-from pallas_kernels.gdpa.api import gdpa
-from pallas_kernels.window_attention import shapes as window_shapes
+from pallas_kernels.operators.gdpa import shapes as gdpa_shapes
+from pallas_kernels.operators.window_attention import shapes as window_shapes
 
 
 class HSTUBlock(nnx.Module):

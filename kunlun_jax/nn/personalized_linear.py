@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.init import Linear, normal_of
 from kunlun_jax.nn.mlp import linear_flops
-from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels import gdpa
 
 
 class PersonalizedLinear(nnx.Module):

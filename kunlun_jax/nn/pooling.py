@@ -22,9 +22,9 @@ from kunlun_jax.nn.context import mean_by_example
 from kunlun_jax.nn.event_input import unit_rank
 from kunlun_jax.nn.init import LECUN, Linear, near_identity, normal, normal_of
 from kunlun_jax.nn.mlp import linear_flops
+from pallas_kernels import seed_attention
 from pallas_kernels.dispatch import accumulator
-from pallas_kernels.seed_attention import shapes
-from pallas_kernels.seed_attention.api import seed_attention
+from pallas_kernels.operators.seed_attention import shapes
 
 
 class SeedAttention(nnx.Module):

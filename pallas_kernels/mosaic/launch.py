@@ -1,6 +1,5 @@
 """What the operators do around the streaming kernels of Mosaic: whether they can run, block sizes, and filling up."""
 
-import dataclasses
 import functools
 import importlib
 import types
@@ -72,11 +71,11 @@ def configs_for(
         found[name] = (
             tuning.default(key, chip.generation, operator)
             if chip.device_kind is None
-            else tuning.lookup(key, chip.device_kind, Path(__file__).parent.parent / operator / "tuning")
+            else tuning.lookup(key, chip.device_kind, Path(__file__).parents[1] / "operators" / operator / "tuning")
         )
     found |= dict(override or {})
     if chip.interpreted:
-        found = {name: dataclasses.replace(config, **target.INTERPRETED) for name, config in found.items()}
+        found = {name: config.interpreted() for name, config in found.items()}
     return found
 
 

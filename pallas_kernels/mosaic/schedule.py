@@ -3,9 +3,9 @@
 A kernel keeps a tile of rows (the stationary side) and streams the rows of the same example past it (the streamed
 side). In the forward pass and for dq the queries stay and the keys stream; for dk and dv it is the other way round. An
 item of the list is a run of stationary tiles of one example. The list has a static bound and a count of the items in
-use; a persistent kernel, one block for each multiprocessor, deals them out in turns that reverse each round, so the
-longest items, which come first, do not all fall to the same block. Items cover every row of the stationary array that
-an example owns, and those behind the last one, so that the kernel writes all of its output and nothing is zeroed first.
+use; a persistent kernel, one block for each multiprocessor, deals them out in turn. The longest come first, so that no
+block is left with one of them at the end. Items cover every row of the stationary array that an example owns, and those
+behind the last one, so that the kernel writes all of its output and nothing is zeroed first.
 """
 
 from typing import NamedTuple

@@ -1,129 +1,42 @@
 """The compute warpgroups of the Blackwell kernel: scores to weights, running softmax, and writing the sums out."""
 
+import dataclasses
+from typing import Any
+
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.mosaic import schedule, sm100_rows
+from pallas_kernels.mosaic import schedule
+from pallas_kernels.mosaic.plan import Operands, Slots, slot_of, when
 from pallas_kernels.mosaic.score import LOWEST
-from pallas_kernels.mosaic.sm100_plan import CHUNK, Plan, Refs, for_static, slot_of, when
-from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
-from pallas_kernels.mosaic.streaming import for_each_item, store
+from pallas_kernels.mosaic.sm100_plan import CHUNK, Plan, Scratch, for_static, takes_polynomial
+from pallas_kernels.mosaic.sm100_rows import (
+    PER_COLUMN,
+    PER_ROW,
+    TILE,
+    TILE_ROWS,
+    Meeting,
+    allowed,
+    any_rises,
+    every_row,
+    is_whole,
+    log_sums,
+    over_columns,
+    over_rows,
+    store_rows,
+)
+from pallas_kernels.mosaic.streaming import for_each_item, give_free, store
 
 
-def compute(unit: int, plan: Plan, refs: Refs) -> None:
+def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
     """The work of a unit's compute warpgroup."""
-    config, score, sums, window = plan.config, plan.score, plan.sums, plan.window
-    block, stages, units = config.block, config.stages, config.units
-    own_slots, score_slots, chunk = config.stationary_stages, config.score_stages, plan.chunk
-    starts, group, online = range(0, block, chunk), plan.group, plan.online
-    exponent = 1.0 if score.online is None else score.online
-    items, row_smem, out_smem, sum_tmem = refs.items, refs.row_smem, refs.out_smem, refs.sum_tmem
-    own_full, own_free, full, free, sum_full = refs.own_full, refs.own_free, refs.full, refs.free, refs.sum_full
-    score_full, weights_full, score_free = refs.score_full, refs.weights_full, refs.score_free
-
-    for slot in range(own_slots):
-        for _ in range(plan.own_readers):
-            plgpu.barrier_arrive(own_free.at[unit * own_slots + slot])
-    for slot in range(stages):
-        for barrier, readers in zip(free, plan.other_readers, strict=True):
-            for _ in range(readers):
-                plgpu.barrier_arrive(barrier.at[slot])
-    if score_free is not None:
-        for slot in range(score_slots):
-            plgpu.barrier_arrive(score_free.at[unit * score_slots + slot])
-
-    def part(source, start):
-        return plgpu.async_load_tmem(source.at[:, pl.ds(start, chunk)], layout=sm100_rows.TILE)
-
-    def weigh(at, score_slot, given):
-        """Scores to weights; `at` a `sm100_rows.Meeting`, `given` from start of a chunk to its statistics."""
-        barrier = unit * score_slots + score_slot
-        sources, targets = plan.score_tiles(refs.score_tmem, unit, score_slot)
-        plgpu.barrier_wait(score_full.at[barrier])
-        results = []
-        for start in starts:
-            # The chunks with the polynomial lie between the others, so that both kinds of units are busy.
-            shares = [(start + add) * config.polynomial // block for add in (0, chunk)]
-            polynomial = shares[0] < shares[1]
-            s = part(sources[0], start)
-            if plan.backward:
-                weights, derivative = score.backward(s, part(sources[1], start), polynomial, given(start))
-                result = {"value": weights, "key": derivative}
-            else:
-                result = {"value": score.weights(s, polynomial)}
-            result = {name: result[name].astype(plan.dtype) for name in sums}
-            # Finishes a chunk before the next one: all of them at once do not fit in the registers.
-            results.append(lax.optimization_barrier(result))
-        # The weights lie where the scores were, so all of those are read first.
-        plgpu.wait_load_tmem()
-
-        def put(mask):
-            for start, result in zip(starts, results, strict=True):
-                for name in sums:
-                    plgpu.async_store_tmem(targets[name].at[:, pl.ds(start, chunk)], mask(result[name], start))
-
-        def masked(weights, start):
-            inside = sm100_rows.allowed(at, start, chunk, window)
-            return jnp.where(inside, weights, jnp.zeros((), plan.dtype))
-
-        whole = sm100_rows.is_whole(at, block, window) if plan.masks else True
-        if plan.masks:
-            pl.when(jnp.logical_not(whole))(lambda: put(masked))
-        when(whole, lambda: put(lambda weights, _: weights))
-        plgpu.commit_tmem()
-        plgpu.barrier_arrive(weights_full.at[barrier])
-
-    def weigh_online(at, score_slot, begun, kept):
-        """As `weigh`, for a softmax; keeps maximum and sum of each row, and rescales the sums if `begun`."""
-        barrier = unit * score_slots + score_slot
-        (source,), targets = plan.score_tiles(refs.score_tmem, unit, score_slot)
-        sums_of_values = sum_tmem[unit]["value"]
-        before, total = kept
-        plgpu.barrier_wait(score_full.at[barrier])
-
-        # The mask goes into tensor memory, so that what follows need not be there twice.
-        @pl.when(jnp.logical_not(sm100_rows.is_whole(at, block, window)))
-        def _mask():
-            for start in starts:
-                inside = sm100_rows.allowed(at, start, chunk, window)
-                masked = jnp.where(inside, part(source, start), -jnp.inf)
-                plgpu.wait_load_tmem()
-                plgpu.async_store_tmem(source.at[:, pl.ds(start, chunk)], masked)
-            plgpu.commit_tmem()
-
-        highest = before
-        for start in starts:
-            highest = jnp.maximum(highest, part(source, start).max(axis=1) * exponent)
-        rises = sm100_rows.any_rises(highest - before, row_smem.at[unit])
-        peak = lax.cond(rises, lambda: highest, lambda: before)
-        factor = jnp.exp2(before - peak)
-        total, results = total * factor, []
-        for start in starts:
-            weights = jnp.exp2(part(source, start) * exponent - sm100_rows.over_columns(peak, chunk))
-            total += weights.sum(axis=1)
-            total, result = lax.optimization_barrier((total, weights.astype(plan.dtype)))
-            results.append(result)
-        plgpu.wait_load_tmem()
-        for start, result in zip(starts, results, strict=True):
-            plgpu.async_store_tmem(targets["value"].at[:, pl.ds(start, chunk)], result)
-
-        # The product with the weights of the step before has to be in the sums.
-        pl.when(begun)(lambda: plgpu.barrier_wait(sum_full.at[unit]))
-
-        @pl.when(begun & rises)
-        def _rescale():
-            for start in range(0, plan.dim, CHUNK):
-                columns = sums_of_values.at[:, pl.ds(start, CHUNK)]
-                value = plgpu.async_load_tmem(columns, layout=sm100_rows.TILE)
-                value = value * sm100_rows.over_columns(factor, CHUNK)
-                plgpu.wait_load_tmem()
-                plgpu.async_store_tmem(columns, value)
-
-        plgpu.commit_tmem()
-        plgpu.barrier_arrive(weights_full.at[barrier])
-        return peak, total
+    config, items, online, group = plan.config, arrays.items, plan.online, plan.group
+    give_free(plan, slots, unit)
+    if scratch.score_free is not None:
+        for slot in range(config.score_stages):
+            plgpu.barrier_arrive(scratch.score_free.at[unit * config.score_stages + slot])
 
     def compute_item(item, head, steps):
         turns, count = plan.tiles_of(items, item)
@@ -131,131 +44,29 @@ def compute(unit: int, plan: Plan, refs: Refs) -> None:
 
         def compute_turn(t, first, last, steps):
             score_step, own_step, other_step = steps
-            start = (t * units + unit) * TILE_ROWS
+            start = (t * config.units + unit) * TILE_ROWS
             held, extent = items[item, schedule.COUNT] - start, items[item, schedule.EXTENT] - start
             # A unit without rows, or whose rows meet none, only writes zeros.
             active, begin, end = plan.tiles_for(items, item, start, count)
-            tiles = jnp.where(active, count if window is None else end - begin, 0)
+            tiles = jnp.where(active, count if plan.window is None else end - begin, 0)
             own_numbers = []
             if plan.own_statistics:
-                slot = slot_of(own_step, own_slots)
-                barrier = unit * own_slots + slot
-
-                def read():
-                    plgpu.barrier_wait(own_full.at[barrier])
-                    found = [plgpu.load(smem.at[unit, slot], layout=sm100_rows.PER_ROW) for smem in refs.number_smem]
-                    # The next copy comes into the place after these reads.
-                    plgpu.commit_smem()
-                    plgpu.barrier_arrive(own_free.at[barrier])
-                    return found
-
-                own_numbers = lax.cond(count > 0, read, lambda: [sm100_rows.every_row(0.0) for _ in refs.number_smem])
+                own_numbers = read_own(unit, plan, slots, own_step, count)
                 own_step += jnp.where(count > 0, 1, 0)
-
-            def pass_by(first_step, begin, end):
-                """Gives the statistics of streamed tiles free that the unit does not work on."""
-
-                @pl.loop(begin, end)
-                def _step(j):
-                    slot = slot_of(first_step + j, stages)
-                    plgpu.barrier_wait(full[1].at[slot])
-                    plgpu.barrier_arrive(free[1].at[slot])
+            turn = Turn(
+                plan, arrays, slots, scratch, unit, item, start, held, count, other_count, begin, tiles, own_numbers
+            )
 
             def compute_head(i, kept):
                 first_step = other_step if group == 1 or other_step is None else other_step + i * count
                 first_score = score_step if group == 1 else score_step + i * tiles
-                if plan.other_statistics:
-                    pass_by(first_step, 0, begin)
-
-                def compute_tile(k, kept):
-                    j = k if window is None else begin + k
-                    # In a softmax the weights of rows that hold nothing may be infinite, or set the maximum.
-                    at = sm100_rows.Meeting(
-                        left=other_count - j * block,
-                        ahead=None if window is None else start + items[item, schedule.SHIFT] - j * block,
-                        held=held if plan.softmax else None,
-                    )
-                    score_slot = slot_of(first_score + k, score_slots)
-                    if online:
-                        return for_static(
-                            score_slot,
-                            score_slots,
-                            lambda slot, kept: weigh_online(at, slot, k > 0, kept),
-                            kept,
-                        )
-                    if plan.other_statistics:
-                        slot = slot_of(first_step + j, stages)
-                        plgpu.barrier_wait(full[1].at[slot])
-
-                        def given(start):
-                            return tuple(
-                                sm100_rows.over_rows(
-                                    plgpu.load(smem.at[slot, pl.ds(start, chunk)], layout=sm100_rows.PER_COLUMN)
-                                )
-                                for smem in refs.number_smem
-                            )
-                    else:
-
-                        def given(start):
-                            return tuple(sm100_rows.over_columns(x, chunk) for x in own_numbers)
-
-                    for_static(score_slot, score_slots, lambda slot, _: weigh(at, slot, given))
-                    if plan.other_statistics:
-                        plgpu.commit_smem()
-                        plgpu.barrier_arrive(free[1].at[slot])
-                    return kept
-
-                kept = lax.fori_loop(0, tiles, compute_tile, kept)
-                if plan.other_statistics:
-                    pass_by(first_step, begin + tiles, count)
-                return kept
+                return turn.compute_head(first_step, first_score, kept)
 
             if online:
                 # The vectors of rows are written from here on; the copy before has read them.
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            kept = (sm100_rows.every_row(LOWEST), sm100_rows.every_row(0.0)) if online else None
-            kept = plan.over_heads(compute_head, kept)
-            pl.when(tiles > 0)(lambda: plgpu.barrier_wait(sum_full.at[unit]))
-            row = items[item, schedule.OUT_ROW] + start
-            inverse = None
-            if online:
-                # Through shared memory from the layout of tensor memory to the one that is written out.
-                peak, total = kept
-                row_smem.at[unit][...] = jnp.where(total > 0, 1 / total, 0.0)
-                plgpu.commit_smem()
-                inverse = plgpu.load(row_smem.at[unit], layout=plgpu.Layout.TCGEN05.reduce(1))
-            for i, name in enumerate(sums):
-                scale = score.value_scale if name == "value" else score.key_scale
-                for column in range(0, plan.dim, plan.piece):
-                    columns = pl.ds(column, plan.piece)
-                    # The copy before has read the staging tile.
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-                    @pl.when(tiles > 0)
-                    def _sum(name=name, columns=columns, scale=scale):
-                        layout = plgpu.Layout.TCGEN05
-                        value = plgpu.async_load_tmem(sum_tmem[unit][name].at[:, columns], layout=layout)
-                        value = value * scale
-                        if inverse is not None:
-                            value *= lax.broadcast_in_dim(inverse, value.shape, [0])
-                        row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, plan.piece), 0, layout=layout)
-                        out_smem.at[unit][...] = jnp.where(row < held, value, 0.0).astype(plan.out_dtype)
-
-                    @pl.when(tiles == 0)
-                    def _zero():
-                        # The sums were never begun, and may hold NaN.
-                        zero = jnp.zeros((TILE_ROWS, plan.piece), plan.out_dtype)
-                        out_smem.at[unit][...] = plgpu.layout_cast(zero, plgpu.Layout.TCGEN05)
-
-                    plgpu.commit_smem()
-                    store(out_smem.at[unit], refs.outputs[i].at[:, head, columns], row, extent)
-                    plgpu.commit_smem_to_gmem_group()
-            if online:
-                row_smem.at[unit][...] = sm100_rows.log_sums(peak, total)
-                plgpu.commit_smem()
-                sm100_rows.store_rows(row_smem.at[unit], refs.outputs[-1].at[head], row, extent)
-                plgpu.commit_smem_to_gmem_group()
-
+            kept = (every_row(LOWEST), every_row(0.0)) if online else None
+            turn.write(head, extent, plan.over_heads(compute_head, kept))
             return (
                 score_step + tiles * group,
                 own_step,
@@ -270,5 +81,260 @@ def compute(unit: int, plan: Plan, refs: Refs) -> None:
         jnp.int32(0) if plan.own_statistics else None,
         jnp.int32(0) if plan.other_statistics else None,
     )
-    for_each_item(refs.used[0], plan.heads, plan.blocks, compute_item, steps)
+    for_each_item(arrays.used[0], plan.heads, plan.blocks, compute_item, steps)
     plgpu.wait_smem_to_gmem(0)
+
+
+def read_own(unit: int, plan: Plan, slots: Slots, step, count) -> list[Any]:
+    """The statistics of the stationary rows of a unit, zeros where nothing streams."""
+    slot = slot_of(step, plan.config.stationary_stages)
+    barrier = unit * plan.config.stationary_stages + slot
+
+    def read():
+        plgpu.barrier_wait(slots.own_full.at[barrier])
+        found = [plgpu.load(smem.at[unit, slot], layout=PER_ROW) for smem in slots.numbers]
+        # The next copy comes into the place after these reads.
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(slots.own_free.at[barrier])
+        return found
+
+    return lax.cond(count > 0, read, lambda: [every_row(0.0) for _ in slots.numbers])
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A stationary tile of a unit.
+
+    Attributes:
+      plan, arrays, slots, scratch: the kernel.
+      unit: whose tile it is.
+      item: of the work list.
+      start: the tile's first row in the item.
+      held: its rows that hold something.
+      count: streamed tiles of a head.
+      other_count: their rows.
+      begin: the first of them that the unit works on.
+      tiles: how many it works on.
+      own_numbers: statistics of the rows.
+    """
+
+    plan: Plan
+    arrays: Operands
+    slots: Slots
+    scratch: Scratch
+    unit: int
+    item: Any
+    start: Any
+    held: Any
+    count: Any
+    other_count: Any
+    begin: Any
+    tiles: Any
+    own_numbers: Any
+
+    def compute_head(self, first_step, first_score, kept):
+        """Turns the scores with one streamed head into weights.
+
+        Args:
+          first_step: step of the first streamed tile; None where nobody counts them.
+          first_score: step of the first scores.
+          kept: maximum and sum of each row so far, for an online score.
+        """
+        plan = self.plan
+        if plan.other_statistics:
+            self.pass_by(first_step, 0, self.begin)
+
+        def compute_tile(k, kept):
+            j = k if plan.window is None else self.begin + k
+            at = self.meeting(j)
+            score_slot = slot_of(first_score + k, plan.config.score_stages)
+            if plan.online:
+                return for_static(
+                    score_slot,
+                    plan.config.score_stages,
+                    lambda slot, kept: self.weigh_online(at, slot, k > 0, kept),
+                    kept,
+                )
+            slot = slot_of(first_step + j, plan.config.stages) if plan.other_statistics else None
+            if plan.other_statistics:
+                plgpu.barrier_wait(self.slots.full[1].at[slot])
+            for_static(score_slot, plan.config.score_stages, lambda score, _: self.weigh(at, score, slot))
+            if plan.other_statistics:
+                plgpu.commit_smem()
+                plgpu.barrier_arrive(self.slots.free[1].at[slot])
+            return kept
+
+        kept = lax.fori_loop(0, self.tiles, compute_tile, kept)
+        if plan.other_statistics:
+            self.pass_by(first_step, self.begin + self.tiles, self.count)
+        return kept
+
+    def pass_by(self, first_step, begin, end) -> None:
+        """Gives the statistics of streamed tiles free that the unit does not work on."""
+
+        @pl.loop(begin, end)
+        def _step(j):
+            slot = slot_of(first_step + j, self.plan.config.stages)
+            plgpu.barrier_wait(self.slots.full[1].at[slot])
+            plgpu.barrier_arrive(self.slots.free[1].at[slot])
+
+    def meeting(self, j) -> Meeting:
+        """How the rows meet streamed tile `j`."""
+        plan, block = self.plan, self.plan.config.block
+        # In a softmax the weights of rows that hold nothing may be infinite, or set the maximum.
+        return Meeting(
+            left=self.other_count - j * block,
+            ahead=None
+            if plan.window is None
+            else self.start + self.arrays.items[self.item, schedule.SHIFT] - j * block,
+            held=self.held if plan.softmax else None,
+        )
+
+    def part(self, source, start):
+        """A chunk of columns of a tile in tensor memory."""
+        return plgpu.async_load_tmem(source.at[:, pl.ds(start, self.plan.chunk)], layout=TILE)
+
+    def statistics(self, slot, start):
+        """Those of a chunk of scores from column `start` on; streamed ones are in `slot`."""
+        chunk = self.plan.chunk
+        if not self.plan.other_statistics:
+            return tuple(over_columns(x, chunk) for x in self.own_numbers)
+        parts = (smem.at[slot, pl.ds(start, chunk)] for smem in self.slots.numbers)
+        return tuple(over_rows(plgpu.load(x, layout=PER_COLUMN)) for x in parts)
+
+    def weigh(self, at: Meeting, score_slot: int, slot) -> None:
+        """Scores to weights, of the streamed tile in `slot`."""
+        plan, config, chunk = self.plan, self.plan.config, self.plan.chunk
+        barrier, starts = self.unit * config.score_stages + score_slot, range(0, config.block, chunk)
+        sources, targets = plan.score_tiles(self.scratch.scores, self.unit, score_slot)
+        plgpu.barrier_wait(self.scratch.score_full.at[barrier])
+        results = []
+        for start in starts:
+            polynomial = takes_polynomial(config, start)
+            s = self.part(sources[0], start)
+            if plan.backward:
+                d = self.part(sources[1], start)
+                weights, derivative = plan.score.backward(s, d, polynomial, self.statistics(slot, start))
+                result = {"value": weights, "key": derivative}
+            else:
+                result = {"value": plan.score.weights(s, polynomial)}
+            result = {name: result[name].astype(plan.dtype) for name in plan.sums}
+            # Finishes a chunk before the next one: all of them at once do not fit in the registers.
+            results.append(lax.optimization_barrier(result))
+        # The weights lie where the scores were, so all of those are read first.
+        plgpu.wait_load_tmem()
+
+        def put(mask):
+            for start, result in zip(starts, results, strict=True):
+                for name in plan.sums:
+                    plgpu.async_store_tmem(targets[name].at[:, pl.ds(start, chunk)], mask(result[name], start))
+
+        def masked(weights, start):
+            return jnp.where(allowed(at, start, chunk, plan.window), weights, jnp.zeros((), plan.dtype))
+
+        whole = is_whole(at, config.block, plan.window) if plan.masks else True
+        if plan.masks:
+            pl.when(jnp.logical_not(whole))(lambda: put(masked))
+        when(whole, lambda: put(lambda weights, _: weights))
+        plgpu.commit_tmem()
+        plgpu.barrier_arrive(self.scratch.weights_full.at[barrier])
+
+    def weigh_online(self, at: Meeting, score_slot: int, begun, kept):
+        """As `weigh`, for a softmax; keeps maximum and sum of each row, and rescales the sums if `begun`."""
+        plan, scratch, config, chunk = self.plan, self.scratch, self.plan.config, self.plan.chunk
+        barrier, starts = self.unit * config.score_stages + score_slot, range(0, config.block, chunk)
+        exponent = plan.score.online
+        assert exponent is not None
+        (source,), targets = plan.score_tiles(scratch.scores, self.unit, score_slot)
+        before, total = kept
+        plgpu.barrier_wait(scratch.score_full.at[barrier])
+
+        # The mask goes into tensor memory, so that what follows need not be there twice.
+        @pl.when(jnp.logical_not(is_whole(at, config.block, plan.window)))
+        def _mask():
+            for start in starts:
+                inside = allowed(at, start, chunk, plan.window)
+                masked = jnp.where(inside, self.part(source, start), -jnp.inf)
+                plgpu.wait_load_tmem()
+                plgpu.async_store_tmem(source.at[:, pl.ds(start, chunk)], masked)
+            plgpu.commit_tmem()
+
+        highest = before
+        for start in starts:
+            highest = jnp.maximum(highest, self.part(source, start).max(axis=1) * exponent)
+        rises = any_rises(highest - before, scratch.rows.at[self.unit])
+        peak = lax.cond(rises, lambda: highest, lambda: before)
+        factor = jnp.exp2(before - peak)
+        total, results = total * factor, []
+        for start in starts:
+            weights = jnp.exp2(self.part(source, start) * exponent - over_columns(peak, chunk))
+            total += weights.sum(axis=1)
+            total, result = lax.optimization_barrier((total, weights.astype(plan.dtype)))
+            results.append(result)
+        plgpu.wait_load_tmem()
+        for start, result in zip(starts, results, strict=True):
+            plgpu.async_store_tmem(targets["value"].at[:, pl.ds(start, chunk)], result)
+
+        # The product with the weights of the step before has to be in the sums.
+        pl.when(begun)(lambda: plgpu.barrier_wait(scratch.sum_full.at[self.unit]))
+
+        @pl.when(begun & rises)
+        def _rescale():
+            for start in range(0, plan.dim, CHUNK):
+                columns = scratch.sums[self.unit]["value"].at[:, pl.ds(start, CHUNK)]
+                value = plgpu.async_load_tmem(columns, layout=TILE)
+                value = value * over_columns(factor, CHUNK)
+                plgpu.wait_load_tmem()
+                plgpu.async_store_tmem(columns, value)
+
+        plgpu.commit_tmem()
+        plgpu.barrier_arrive(scratch.weights_full.at[barrier])
+        return peak, total
+
+    def write(self, head, extent, kept) -> None:
+        """Waits for the sums and writes `extent` rows of them, with the log-sum-exps of `kept` for an online score."""
+        plan, scratch, unit, outputs = self.plan, self.scratch, self.unit, self.arrays.outputs
+        pl.when(self.tiles > 0)(lambda: plgpu.barrier_wait(scratch.sum_full.at[unit]))
+        row = self.arrays.items[self.item, schedule.OUT_ROW] + self.start
+        inverse = None
+        if plan.online:
+            # Through shared memory from the layout of tensor memory to the one that is written out.
+            peak, total = kept
+            scratch.rows.at[unit][...] = jnp.where(total > 0, 1 / total, 0.0)
+            plgpu.commit_smem()
+            inverse = plgpu.load(scratch.rows.at[unit], layout=plgpu.Layout.TCGEN05.reduce(1))
+        for name, output in zip(plan.sums, outputs, strict=False):
+            for column in range(0, plan.dim, plan.piece):
+                columns = pl.ds(column, plan.piece)
+                # The copy before has read the staging tile.
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                self.stage(name, columns, inverse)
+                plgpu.commit_smem()
+                store(scratch.out.at[unit], output.at[:, head, columns], row, extent)
+                plgpu.commit_smem_to_gmem_group()
+        if plan.online:
+            peak, total = kept
+            scratch.rows.at[unit][...] = log_sums(peak, total)
+            plgpu.commit_smem()
+            store_rows(scratch.rows.at[unit], outputs[-1].at[head], row, extent)
+            plgpu.commit_smem_to_gmem_group()
+
+    def stage(self, name: str, columns, inverse) -> None:
+        """Puts some columns of a sum, times `inverse` of each row, into the staging tile."""
+        plan, layout, target = self.plan, plgpu.Layout.TCGEN05, self.scratch.out.at[self.unit]
+        scale = plan.score.value_scale if name == "value" else plan.score.key_scale
+
+        @pl.when(self.tiles > 0)
+        def _sum():
+            value = plgpu.async_load_tmem(self.scratch.sums[self.unit][name].at[:, columns], layout=layout)
+            value = value * scale
+            if inverse is not None:
+                value *= lax.broadcast_in_dim(inverse, value.shape, [0])
+            row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, plan.piece), 0, layout=layout)
+            target[...] = jnp.where(row < self.held, value, 0.0).astype(plan.out_dtype)
+
+        @pl.when(self.tiles == 0)
+        def _zero():
+            # The sums were never begun, and may hold NaN.
+            zero = jnp.zeros((TILE_ROWS, plan.piece), plan.out_dtype)
+            target[...] = plgpu.layout_cast(zero, layout)

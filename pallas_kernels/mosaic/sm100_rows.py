@@ -61,7 +61,7 @@ def reached(first: jax.Array, held: jax.Array, count: jax.Array, block: int, win
       held: its rows that hold something, maybe none and maybe more than `TILE_ROWS`.
       count: streamed tiles of the item.
       block: rows of a streamed tile.
-      window: see `sm100.attend`.
+      window: see `streaming.attend`.
     """
     below, above = window
     behind = first + jnp.minimum(held, TILE_ROWS) + above

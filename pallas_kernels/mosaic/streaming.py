@@ -1,4 +1,7 @@
-"""What the streaming kernels of every chip have in common: dealing out the work list, windows, storing ragged tiles."""
+"""What the streaming kernels of every generation have in common: dealing out the work list, loading, storing tiles.
+
+Nobody tells a warp what to do: each walks the work list by itself, and comes to the same tiles in the same order.
+"""
 
 from collections.abc import Callable
 
@@ -7,8 +10,13 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from pallas_kernels.mosaic import schedule
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.plan import Operands, Plan, Slots, slot_of
+from pallas_kernels.mosaic.schedule import WorkList
+from pallas_kernels.mosaic.score import Score
 
 LAUNCH_REGISTERS = 168
 """Registers of a thread when three warpgroups are launched: 65536 / 384, a multiple of 8.
@@ -18,14 +26,168 @@ the others have given up waits for ever.
 """
 
 
-def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int):
-    """Shared memory for tiles as the tensor cores read them; `swizzle` is the bytes of a row that stay together."""
-    columns = swizzle // jnp.dtype(dtype).itemsize
-    transforms = (
-        plgpu.TilingTransform((8, columns)),  # pyright: ignore[reportAbstractUsage]
-        plgpu.SwizzleTransform(swizzle),  # pyright: ignore[reportAbstractUsage]
+def give_free(plan: Plan, slots: Slots, unit) -> None:
+    """A unit's readers give all slots free, before the first load."""
+    number = plan.config.stationary_stages
+    for slot in range(number):
+        for _ in range(plan.own_readers):
+            plgpu.barrier_arrive(slots.own_free.at[unit * number + slot])
+    for slot in range(plan.config.stages):
+        for barrier, readers in zip(slots.free, plan.other_readers, strict=True):
+            for _ in range(readers):
+                plgpu.barrier_arrive(barrier.at[slot])
+
+
+def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty: bool) -> None:
+    """The work of who loads: every tile of the items of this block, each into its slot as soon as that is free.
+
+    Args:
+      plan: the kernel.
+      arrays: what to load.
+      slots: where to.
+      aligned: makes the compiler see that a row is a multiple of 8.
+      empty: whether stationary tiles past which nothing streams are loaded, too.
+    """
+    items, block, units, stages = arrays.items, plan.config.block, plan.config.units, plan.config.stages
+    own_slots = plan.config.stationary_stages
+
+    def load_item(item, head, steps):
+        turns, count = plan.tiles_of(items, item)
+        own_rows = [items[item, field] for field in (schedule.ROW, schedule.OUT_ROW)[: len(arrays.own)]]
+        other_rows = [items[item, field] for field in (schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW)]
+
+        def load_turn(t, first, last, steps):
+            own_step, other_step = steps
+            for unit in range(units):
+                slot = slot_of(own_step, own_slots)
+                barrier = unit * own_slots + slot
+                starts = [aligned(row + (t * units + unit) * plan.TILE_ROWS) for row in own_rows]
+                plgpu.barrier_wait(slots.own_free.at[barrier])
+                for start, gmem, smem in zip(starts, arrays.own, slots.own, strict=True):
+                    plgpu.copy_gmem_to_smem(
+                        gmem.at[pl.ds(start, plan.TILE_ROWS), head], smem.at[unit, slot], slots.own_full.at[barrier]
+                    )
+                for gmem, smem in zip(arrays.numbers, slots.numbers, strict=True) if plan.own_statistics else ():
+                    plgpu.copy_gmem_to_smem(
+                        gmem.at[head, pl.ds(starts[1], plan.TILE_ROWS)],
+                        smem.at[unit, slot],
+                        slots.own_full.at[barrier],
+                    )
+
+            def load_head(i, other_step):
+                other_head = head if plan.share == 1 else lax.div(head, jnp.int32(plan.share))
+                other_head = other_head if plan.group == 1 else head * plan.group + i
+
+                def load_tile(j, other_step):
+                    slot = slot_of(other_step, stages)
+                    starts = [aligned(row + j * block) for row in other_rows]
+                    for start, gmem, smem, full, free in zip(
+                        starts, arrays.other, slots.other, slots.full, slots.free, strict=True
+                    ):
+                        plgpu.barrier_wait(free.at[slot])
+                        plgpu.copy_gmem_to_smem(gmem.at[pl.ds(start, block), other_head], smem.at[slot], full.at[slot])
+                    for gmem, smem in zip(arrays.numbers, slots.numbers, strict=True) if plan.other_statistics else ():
+                        plgpu.copy_gmem_to_smem(
+                            gmem.at[other_head, pl.ds(starts[1], block)], smem.at[slot], slots.full[1].at[slot]
+                        )
+                    return other_step + 1
+
+                return lax.fori_loop(0, count if first is True else jnp.where(first, count, 0), load_tile, other_step)
+
+            return own_step + 1, plan.over_heads(load_head, other_step)
+
+        if empty:
+            return plan.over_turns(turns, load_turn, steps)
+        return lax.cond(count > 0, lambda: plan.over_turns(turns, load_turn, steps), lambda: steps)
+
+    for_each_item(arrays.used[0], plan.heads, plan.blocks, load_item, (jnp.int32(0), jnp.int32(0)))
+    # Every slot has been given free once more than it was filled.
+    for slot in range(units * own_slots):
+        plgpu.barrier_wait(slots.own_free.at[slot])
+    for slot in range(stages):
+        for barrier in slots.free:
+            plgpu.barrier_wait(barrier.at[slot])
+
+
+def attend[P: Plan](
+    kind: type[P],
+    check: Callable[[P], None],
+    run: Callable[[P, Operands], None],
+    reduction_bytes: int,
+    stationary: tuple[Float[Array, "_ heads dim"], ...],
+    streamed: tuple[Float[Array, "_ other_heads dim"], Float[Array, "_ other_heads dim"]],
+    work: WorkList,
+    *,
+    score: Score,
+    sums: tuple[str, ...],
+    ragged: bool,
+    config: Config,
+    processors: int,
+    statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
+    window: tuple[int, int] | None = None,
+    out_rows: int | None = None,
+    out_dtype: jax.typing.DTypeLike | None = None,
+) -> tuple[Array, ...]:
+    """Runs the streaming kernel of a generation, as `sm90.attend` and `sm100.attend`.
+
+    Args:
+      kind: its plan.
+      check: refuses what it cannot do.
+      run: allocates its memory and does the work of a block.
+      reduction_bytes: shared memory for reductions, which all stay within a warp.
+      stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
+        the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
+      streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`). Its heads may be fewer or more than those
+        that stay: one is a multiple of the other, and the heads of one group follow each other.
+      work: items of ``config.units * config.run * TILE_ROWS`` rows.
+      score: the score function.
+      sums: which sums to keep, of ``"value"`` and ``"key"``, in the order of the results.
+      ragged: False if the number of streamed rows is known to be a multiple of the block.
+      config: block sizes.
+      processors: multiprocessors of the chip, the number of persistent blocks.
+      statistics: float32, of each row of queries, for `score.backward`: with one sum, for dq, they stay beside ``b``;
+        with two, for dk and dv, they stream beside ``y``.
+      window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.
+      out_rows: rows of the results, those of ``a`` unless given.
+      out_dtype: of the sums, that of ``a`` unless given.
+
+    Returns:
+      For each of `sums` ``[out_rows, heads, dim]`` with the heads of ``a``; rows that hold nothing are zero. With
+      `score.online` the forward pass also gives the log-sum-exps of rows to the base 2, float32 ``[heads,
+      out_rows]``; `LOWEST` in rows that hold nothing or met nothing.
+
+    Raises:
+      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or one that
+        needs more shared or tensor memory than there is.
+    """
+    plan = kind.of(
+        stationary,
+        streamed,
+        work,
+        config=config,
+        processors=processors,
+        statistics=statistics,
+        out_rows=out_rows,
+        out_dtype=out_dtype,
+        score=score,
+        sums=sums,
+        ragged=ragged,
+        window=window,
     )
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+    check(plan)
+
+    def entry(*refs):
+        run(plan, Operands.of(refs, plan))
+
+    return plgpu.kernel(
+        entry,
+        out_type=plan.results,
+        grid=(plan.blocks,),
+        grid_names=("processor",),
+        num_threads=config.units + 1,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=reduction_bytes),
+    )(work.items, work.used, *stationary, *streamed, *statistics)
 
 
 def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import jax
 
-from pallas_kernels.mosaic import chips
+from pallas_kernels.chips import B200, H100
 
-GENERATIONS = {"9.0": "sm90", "10.0": "sm100"}
-"""Compute capability -> generation that has kernels."""
+GENERATIONS = {"sm90": H100, "sm100": B200}
+"""Generation that has kernels -> the chip of it that the interpreter stands for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,7 @@ class Target:
     device_kind: str | None = None
 
 
-INTERPRETED = {"weights_in_smem": True}
-"""Fields of a config that the interpreter needs."""
-
-
 _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
-_KINDS = {"sm90": chips.H100.device_kind, "sm100": chips.B200.device_kind}
 
 
 @contextlib.contextmanager
@@ -59,7 +54,9 @@ def interpret(generation: str, *, processors: int = 4, detect_races: bool = Fals
     """
     import jax.experimental.pallas.mosaic_gpu as plgpu  # slow to import, and of use here alone
 
-    device = jax.sharding.AbstractDevice(device_kind=_KINDS[generation], platform="gpu", num_cores=processors)
+    device = jax.sharding.AbstractDevice(
+        device_kind=GENERATIONS[generation].device_kind, platform="gpu", num_cores=processors
+    )
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     parameters = plgpu.InterpretGPUParams(detect_races=detect_races)
     with (
@@ -81,9 +78,10 @@ def current() -> Target | str:
             f"the default device is a {device.platform}, and the kernels need a GPU of compute capability 9.0 or 10.0"
         )
     capability = str(device.compute_capability)
-    if capability not in GENERATIONS:
+    generation = f"sm{capability.replace('.', '')}"
+    if generation not in GENERATIONS:
         return (
-            f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for "
-            f"{' and '.join(GENERATIONS)}"
+            f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for 9.0 and "
+            "10.0"
         )
-    return Target(GENERATIONS[capability], device.core_count, device_kind=device.device_kind)
+    return Target(generation, device.core_count, device_kind=device.device_kind)

@@ -22,8 +22,7 @@ from typing import Any
 
 from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import sm90, sm100
-from pallas_kernels.mosaic.chips import B200
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import CONFIGS, SHARED_MEMORY, TENSOR_MEMORY, Config, Sm90Config, Sm100Config
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +32,6 @@ CLASSES = ("special", "plain", "softmax")
 """Activations that need the special-function units, and those that do not: one kernel's time is much like another's."""
 DTYPES = ("bfloat16", "float16")
 JAGGED = "jagged"
-SHARED_MEMORY = 227 * 1024 - 1024
-"""Bytes that the tiles of a block may take: what a block can have on sm_90 and sm_100, less what barriers need."""
 
 _PLAIN = ("relu", "leaky_relu", "relu_squared", "hardswish", "identity")
 _OUTPUTS = {"forward": 1, "dq": 1, "dkv": 2}
@@ -100,26 +97,34 @@ def generation(device_kind: str) -> str:
     raise ValueError(f"device {device_kind!r}: Mosaic kernels are for Hopper and data-center Blackwell chips")
 
 
+def polynomial_share(activation: str, generation: str) -> int:
+    """Built-in `Config.polynomial` for a class of activations.
+
+    On sm_100 a tanh for each score would take as long as the products, by the clocks of the datasheet: half go
+    elsewhere.
+    """
+    return 4 if activation == "special" and generation == "sm100" else 0
+
+
 def default(key: Key, generation: str, operator: str = "gdpa") -> Config:
     """The built-in config: fits, and compiles without spills; ValueError for a generation without one."""
-    if generation not in ("sm90", "sm100"):
-        raise ValueError(f"generation={generation!r} has no built-in block sizes; there are sm90 and sm100")
+    if generation not in CONFIGS:
+        raise ValueError(f"generation={generation!r} has no built-in block sizes; there are {' and '.join(CONFIGS)}")
     if key.activation == "softmax":
         return _default_softmax(key, generation, operator)
     stages = 4 if key.dim < 128 else 2
     if generation == "sm90":
         config = {
-            "forward": Config(block=128, stages=stages, stationary_stages=2),
-            "dq": Config(block=64, stages=4),
-            "dkv": Config(block=64, stages=2),
+            "forward": Sm90Config(block=128, stages=stages, stationary_stages=2),
+            "dq": Sm90Config(block=64, stages=4),
+            "dkv": Sm90Config(block=64, stages=2),
         }[key.pass_]
     else:
-        # By the clocks of the datasheet a tanh for each score would take as long as the products: half go elsewhere.
-        share = 4 if key.activation == "special" else 0
+        share = polynomial_share(key.activation, generation)
         config = {
-            "forward": Config(block=128, stages=stages, polynomial=share),
-            "dq": Config(block=64, stages=stages, polynomial=share),
-            "dkv": Config(block=64, stages=4, units=1, score_stages=2, polynomial=share),
+            "forward": Sm100Config(block=128, stages=stages, polynomial=share),
+            "dq": Sm100Config(block=64, stages=stages, polynomial=share),
+            "dkv": Sm100Config(block=64, stages=4, units=1, score_stages=2, polynomial=share),
         }[key.pass_]
     # Where all keys of an example fit, they stay in shared memory for four tiles of queries.
     kept = dataclasses.replace(config, run=4)
@@ -133,20 +138,20 @@ def _default_softmax(key: Key, generation: str, operator: str) -> Config:
     if generation == "sm90":
         # A narrow window is covered by long tiles with much beside it.
         narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) < 512
-        wide = Config(block=128, stages=2 if key.dim == 128 else 4)
+        wide = Sm90Config(block=128, stages=2 if key.dim == 128 else 4)
         config = {
-            "forward": Config(block=64, stages=4) if narrow else wide,
-            "dq": Config(block=64, stages=3),
-            "dkv": Config(block=64, stages=2),
+            "forward": Sm90Config(block=64, stages=4) if narrow else wide,
+            "dq": Sm90Config(block=64, stages=3),
+            "dkv": Sm90Config(block=64, stages=2),
         }[key.pass_]
         return dataclasses.replace(config, units=1) if few else config
     stages = 4 if key.dim < 128 else 2
     # A unit passes whole tiles by: of a narrow window shorter tiles leave less to mask.
     narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) <= 2 * module.TILE_ROWS
     config = {
-        "forward": Config(block=64, stages=4, score_stages=2) if narrow else Config(block=128, stages=stages),
-        "dq": Config(block=64, stages=stages),
-        "dkv": Config(block=64, stages=4, units=1, score_stages=2),
+        "forward": Sm100Config(block=64, stages=4, score_stages=2) if narrow else Sm100Config(block=128, stages=stages),
+        "dq": Sm100Config(block=64, stages=stages),
+        "dkv": Sm100Config(block=64, stages=4, units=1, score_stages=2),
     }[key.pass_]
     return dataclasses.replace(config, units=1, score_stages=2) if few else config
 
@@ -161,12 +166,12 @@ def _holds(key: Key, config: Config) -> bool:
     )
 
 
-def fits(key: Key, config: Config, generation: str) -> bool:
+def fits(key: Key, config: Config) -> bool:
     """Whether the tiles fit into shared memory, tensor memory and, by estimate, registers, and a run into its slots."""
     backward, outputs = key.pass_ != "forward", _OUTPUTS[key.pass_]
     if config.run > 1 and not _holds(key, config):
         return False
-    if generation == "sm100":
+    if isinstance(config, Sm100Config):
         # Seeds' dq, and parts of their output, are float32.
         vectors = {"online": not backward, "statistics": 2 * backward, "out_itemsize": 4}
         used = sm100.shared_memory(
@@ -178,7 +183,8 @@ def fits(key: Key, config: Config, generation: str) -> bool:
             **(vectors if key.activation == "softmax" else {}),
         )
         columns = sm100.tensor_memory(key.dim, backward=backward, outputs=outputs, config=config)
-        return used <= SHARED_MEMORY and columns <= B200.tensor_memory_columns
+        return used <= SHARED_MEMORY and columns <= TENSOR_MEMORY
+    assert isinstance(config, Sm90Config)
     softmax = key.activation == "softmax"
     # Seeds have float32 results in all passes but the last; windows could do with less, but the key does not tell.
     out_itemsize = 4 if softmax and outputs == 1 else 2
@@ -211,8 +217,9 @@ def candidates(key: Key, generation: str, operator: str = "gdpa") -> Iterator[Co
             blocks, (2, 3, 4), (1, 2), runs, polynomials, variants
         )
     ]
-    found = [config for config in dict.fromkeys(found) if config != first and fits(key, config, generation)]
-    changes = {config: sum(getattr(config, f.name) != getattr(first, f.name) for f in FIELDS) for config in found}
+    found = [config for config in dict.fromkeys(found) if config != first and fits(key, config)]
+    names = dataclasses.asdict(first)
+    changes = {config: sum(getattr(config, name) != getattr(first, name) for name in names) for config in found}
     yield from sorted(found, key=lambda config: (changes[config], -config.block, -config.stages))
 
 
@@ -221,25 +228,26 @@ _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sm100": tuple({"units": units, "score_stages": slots} for units in (1, 2) for slots in (1, 2)),
 }
 _ONE_UNIT: tuple[dict[str, Any], ...] = ({"units": 1},)
-FIELDS = dataclasses.fields(Config)
 
 
-def config_from_json(fields: Any, where: str) -> Config:
+def config_from_json(fields: Any, generation: str, where: str) -> Config:
     """A config from its JSON object; ValueError naming the file, the field and what would be right."""
-    names = [field.name for field in FIELDS]
+    kind = CONFIGS[generation]
+    known = dataclasses.fields(kind)
+    names = [field.name for field in known]
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: config is {fields!r}; it must be an object of {', '.join(names)}")
     unknown = sorted(set(fields) - set(names))
     if unknown:
         raise ValueError(f"{where}: config has the unknown fields {', '.join(unknown)}; there are {', '.join(names)}")
-    for field in FIELDS:
+    for field in known:
         value = fields.get(field.name, field.default)
         if type(value) is not type(field.default):
             raise ValueError(
                 f"{where}: config.{field.name} is {value!r}; it must be of type {type(field.default).__name__}"
             )
     try:
-        return Config(**fields)
+        return kind(**fields)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -263,6 +271,9 @@ def read(path: Path) -> dict[Key, Config]:
     lacking = [name for name in ("device", "generation", "made_by", "entries") if name not in content]
     if lacking:
         raise ValueError(f"{path.name} lacks {', '.join(lacking)}")
+    generation = content["generation"]
+    if generation not in CONFIGS:
+        raise ValueError(f"{path.name}: generation is {generation!r}; it must be one of {', '.join(CONFIGS)}")
     found: dict[Key, Config] = {}
     needed, noted = {"pass", "dim", "keys", "activation", "dtype", "config"}, {"seconds", "default_seconds", "measured"}
     for number, entry in enumerate(content["entries"]):
@@ -275,9 +286,9 @@ def read(path: Path) -> dict[Key, Config]:
             key = Key(entry["pass"], entry["dim"], entry["keys"], entry["activation"], entry["dtype"])
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        config = config_from_json(entry["config"], where)
-        if not fits(key, config, content["generation"]):
-            raise ValueError(f"{where}: {config} does not fit {key} on {content['generation']}")
+        config = config_from_json(entry["config"], generation, where)
+        if not fits(key, config):
+            raise ValueError(f"{where}: {config} does not fit {key} on {generation}")
         if key in found:
             raise ValueError(f"{where}: {key} stands there twice")
         found[key] = config

@@ -18,7 +18,7 @@ from kunlun_jax.data.open import DataConfig, open_dataset
 from kunlun_jax.serialization import from_json, to_json
 from kunlun_jax.training.config import TrainConfig
 from pallas_kernels.dispatch import Implementation
-from pallas_kernels.seed_attention import api
+from pallas_kernels.operators.seed_attention import api
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs/extending.md").read_text()
 FILES = {

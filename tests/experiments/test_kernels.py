@@ -30,7 +30,7 @@ from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
 from pallas_kernels import jagged
 from pallas_kernels.mosaic import launch, target, tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm90Config
 from tests.experiments.in_this_process import InThisProcess
 from tests.processes import run as run_process
 
@@ -234,14 +234,14 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     """With a stand-in for the kernel: larger blocks are slower, and blocks of 32 give a wrong result."""
     shape = Case("tune", 4, 16, 0.5, keys=16, dim=32, heads=2)
     monkeypatch.setattr(tune, "MOST", 8)
-    monkeypatch.setattr(tuning, "candidates", lambda *_: iter([Config(block=b) for b in (128, 32, 64)]))
+    monkeypatch.setattr(tuning, "candidates", lambda *_: iter([Sm90Config(block=b) for b in (128, 32, 64)]))
     times = []
 
     def take_turns(calls, rounds):
         return {name: clock.Times([times.pop(0)] * rounds, 10, 0.0) for name in calls}
 
     def build(problem, configs):
-        factor = 3.0 if Config(block=32) in configs.values() else 1.0
+        factor = 3.0 if Sm90Config(block=32) in configs.values() else 1.0
         operator = implementations.operator(problem.case, "reference")
         return subjects.on_packed(problem, lambda *x: operator(*x) * jnp.bfloat16(factor))
 
@@ -264,7 +264,7 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     assert len(tuner.plan()) == len(todo) - 2
     tuner.measure(*forward[2], worker)
     key = forward[0][1]
-    assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Config(block=64)
+    assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Sm90Config(block=64)
     assert "wrong" in tuner.measured("gdpa", key)[1]["cannot_run"] and "cannot run: gdpa forward d32" in tuner.table()
     (entry,) = json.loads((tmp_path / "gdpa/tuning/cpu.json").read_text())["entries"]
     assert entry["seconds"] == 0.001 and entry["default_seconds"] == 0.002
@@ -321,7 +321,7 @@ def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
     tuner.write()
     for case, block in zip(shapes, (32, 96), strict=True):
         folder = tmp_path / case.operator / "tuning"
-        assert tuning.lookup(tune.key_of(case, "forward"), "cpu", folder) == Config(block=block)
+        assert tuning.lookup(tune.key_of(case, "forward"), "cpu", folder) == Sm90Config(block=block)
     assert "window_attention forward d128 keys 11 softmax bfloat16" in tuner.table()
 
 
@@ -355,7 +355,7 @@ def test_the_pieces_take_nine_minutes_at_most():
     assert list(pieces)[: len(names)] == names and {"contract-operators", "contract-others"} <= set(pieces)
     assert sum(piece.limit_s for piece in pieces.values()) <= 540
     paths = [part for piece in pieces.values() for part in piece.command if part.startswith("tests/")]
-    assert len(paths) == 8 and all((gpu.REPOSITORY / path).exists() for path in paths)
+    assert len(paths) == 7 and all((gpu.REPOSITORY / path).exists() for path in paths)
     assert pieces["peers"].command[-2:] == ("--peers.ads-kernel-library", "library")
     changes = gpu.environment(pieces["contract-softmax"], Path("logs"))
     assert changes["JAX_DEFAULT_MATMUL_PRECISION"] == "highest"

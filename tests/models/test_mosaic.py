@@ -11,8 +11,8 @@ from flax import nnx
 
 from kunlun_jax.nn.embedding import lookup
 from pallas_kernels import dispatch
-from pallas_kernels.gdpa import block
 from pallas_kernels.mosaic import target
+from pallas_kernels.operators.gdpa import block
 from tests.examples import CONFIG, EVENT, random_batch, tiny_model, tiny_tables
 
 # The narrowest head that the kernels take, in their dtype.

@@ -44,7 +44,7 @@ def by_definition(packed, q, k, v, age, position_bias, time_bias):
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
 def test_outputs_and_gradients_are_those_of_the_definition(monkeypatch, chunk):
     """With one pair of tiles a step, and with all of them in one."""
-    monkeypatch.setattr("pallas_kernels.tiles.chunk_tiles", lambda scores: min(chunk, 16))
+    monkeypatch.setattr("pallas_kernels.xla.tiles.chunk_tiles", lambda scores: min(chunk, 16))
     packed, arrays = operands()
     target = jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, HEADS, DIM)), jnp.float32)
     clean = [jnp.nan_to_num(x) for x in arrays]

@@ -19,7 +19,9 @@ def test_numbers_are_those_of_the_shape(shape):
         batch_axis = tuple(range(len(shape) - 2))
         expected = nnx.initializers.lecun_normal(batch_axis=batch_axis)(KEY, shape, jnp.float32)
         np.testing.assert_array_equal(init.LECUN(KEY, shape), expected)
-        np.testing.assert_array_equal(init.normal_of(0.3)(KEY, shape), nnx.initializers.normal(0.3)(KEY, shape))
+        # Newer versions of jax multiply by the deviation in another place.
+        expected = nnx.initializers.normal(0.3)(KEY, shape, jnp.float32)
+        np.testing.assert_allclose(init.normal_of(0.3)(KEY, shape), expected, rtol=1e-6)
 
 
 def test_a_linear_map_starts_as_that_of_flax():

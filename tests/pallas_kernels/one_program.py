@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.pallas_kernels.contract import Contract, Traced
+from tests.pallas_kernels.mosaic.accuracy import slow
 from tests.pallas_kernels.operators import Layout, Operator
 
 
@@ -74,3 +75,16 @@ class MosaicContract(OneProgramContract):
     @pytest.fixture
     def run(self, operator, generation):
         return program(operator, "mosaic", generation)
+
+
+def on_generations(*chosen: Operator) -> pytest.MarkDecorator:
+    """Each operator on each generation of chips; interpreted, only one of the two is not slow.
+
+    What differs between operators is known to both generations' kernels, and they take turns.
+    """
+    cases = []
+    for number, operator in enumerate(chosen):
+        for turn, generation in enumerate(("chip",) if jax.default_backend() == "gpu" else ("sm100", "sm90")):
+            marks = () if number % 2 == turn else slow
+            cases.append(pytest.param(generation, operator, id=f"{generation}-{operator.name}", marks=marks))
+    return pytest.mark.parametrize(("generation", "operator"), cases, indirect=["generation"])

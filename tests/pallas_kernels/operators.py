@@ -14,13 +14,13 @@ import numpy as np
 
 from pallas_kernels import jagged
 from pallas_kernels.activations import activation as activation_by_name
-from pallas_kernels.gdpa import api as gdpa_api
-from pallas_kernels.gdpa import block, block_mosaic, norms
-from pallas_kernels.gdpa import reference as gdpa_reference
-from pallas_kernels.seed_attention import api as seed_api
-from pallas_kernels.seed_attention import reference as seed_reference
-from pallas_kernels.window_attention import api as window_api
-from pallas_kernels.window_attention import reference as window_reference
+from pallas_kernels.operators.gdpa import api as gdpa_api
+from pallas_kernels.operators.gdpa import block, block_mosaic, norms
+from pallas_kernels.operators.gdpa import reference as gdpa_reference
+from pallas_kernels.operators.seed_attention import api as seed_api
+from pallas_kernels.operators.seed_attention import reference as seed_reference
+from pallas_kernels.operators.window_attention import api as window_api
+from pallas_kernels.operators.window_attention import reference as window_reference
 
 HEADS, DIM, KEYS, SEEDS = 2, 4, 5, 3
 # Empty, single, around one and several row blocks, around a tile, long; empty ones in front, between and at the end.

@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import dispatch
-from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels import dispatch, gdpa, seed_attention, window_attention
 from pallas_kernels.mosaic import target
-from pallas_kernels.seed_attention.api import seed_attention
-from pallas_kernels.window_attention.api import window_attention
 
 SPLITS, LENGTHS = jnp.array([0, 8, 16], jnp.int32), jnp.array([5, 8], jnp.int32)
 ROWS = jnp.ones((16, 2, 4), jnp.float32)

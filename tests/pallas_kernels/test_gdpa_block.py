@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.gdpa import block, block_mosaic
-from pallas_kernels.gdpa.norms import layer_norm, rms_norm
 from pallas_kernels.mosaic import target
+from pallas_kernels.operators.gdpa import block, block_mosaic
+from pallas_kernels.operators.gdpa.norms import layer_norm, rms_norm
 from tests.pallas_kernels.operators import Layout
 
 
@@ -52,7 +52,7 @@ def test_the_log_says_once_whether_they_are(caplog, monkeypatch):
     block._log_choice.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(block_mosaic, "gdpa_block", lambda q, *_, **__: q)
-    with caplog.at_level("INFO", logger="pallas_kernels.gdpa.block"):
+    with caplog.at_level("INFO", logger="pallas_kernels.operators.gdpa.block"):
         with target.build_for(target.Target("sm90", 132)):
             for _ in range(2):
                 jax.eval_shape(block.gdpa_block, *operands())

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import tiles
-from pallas_kernels.gdpa import xla_jagged
-from pallas_kernels.gdpa.api import gdpa
+from pallas_kernels import gdpa
+from pallas_kernels.operators.gdpa import xla_jagged
+from pallas_kernels.xla import tiles
 from tests.pallas_kernels.operators import Layout
 
 BATCH, ROWS = 4, 320

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.gdpa import shapes as gdpa_shapes
-from pallas_kernels.seed_attention import shapes as seed_shapes
-from pallas_kernels.window_attention import shapes as window_shapes
-from pallas_kernels.window_attention.reference import window_mask
+from pallas_kernels.operators.gdpa import shapes as gdpa_shapes
+from pallas_kernels.operators.seed_attention import shapes as seed_shapes
+from pallas_kernels.operators.window_attention import shapes as window_shapes
+from pallas_kernels.operators.window_attention.reference import window_mask
 from tests.pallas_kernels.operators import Layout
 
 LENGTHS = np.array([0, 1, 7, 40, 12, 0])

@@ -8,7 +8,7 @@ from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import launch
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.one_program import MosaicContract
+from tests.pallas_kernels.one_program import MosaicContract, on_generations
 from tests.pallas_kernels.operators import Layout
 
 # Kept keys with a fill of zeros (5 is no multiple of 8), and jagged keys of other lengths. The queries' own rows as
@@ -17,7 +17,7 @@ OPERATORS = (operators.gdpa(dim=64), operators.gdpa(keys="jagged", dim=32))
 pytestmark = pytest.mark.usefixtures("chip")
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@on_generations(*OPERATORS)
 class TestMosaicContract(MosaicContract):
     """Bases hold the tests."""
 

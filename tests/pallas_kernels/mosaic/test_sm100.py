@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.mosaic import schedule, sm100, target
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.score import pointwise
 
 if jax.default_backend() == "gpu":
@@ -25,17 +25,17 @@ for _start, _length in zip(SPLITS, LENGTHS, strict=False):
 
 # Every block size and schedule at least once: units, runs, slots, the share of polynomials.
 FORWARD = (
-    ("dense", 64, Config(block=64, score_stages=2)),
-    ("dense", 32, Config(block=96, units=1, run=3)),
-    ("jagged", 64, Config(block=128, run=3, polynomial=3)),
+    ("dense", 64, Sm100Config(block=64, score_stages=2)),
+    ("dense", 32, Sm100Config(block=96, units=1, run=3)),
+    ("jagged", 64, Sm100Config(block=128, run=3, polynomial=3)),
 )
 DQ = (
-    ("dense", 32, Config(block=64, units=2, polynomial=4)),
-    ("jagged", 64, Config(block=64, units=1, run=3, stages=4, score_stages=2)),
+    ("dense", 32, Sm100Config(block=64, units=2, polynomial=4)),
+    ("jagged", 64, Sm100Config(block=64, units=1, run=3, stages=4, score_stages=2)),
 )
 DKV = (
-    ("dense", 64, Config(block=64, units=1, stages=3, score_stages=2, polynomial=4)),
-    ("jagged", 32, Config(block=64, units=2, run=3, stages=4, stationary_stages=2)),
+    ("dense", 64, Sm100Config(block=64, units=1, stages=3, score_stages=2, polynomial=4)),
+    ("jagged", 32, Sm100Config(block=64, units=2, run=3, stages=4, stationary_stages=2)),
 )
 
 
@@ -136,12 +136,17 @@ def test_dk_and_dv(keys, dim, config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Config(block=256, stages=2), "bytes of shared memory"),
-        (Config(block=128, stages=2, score_stages=2), "columns of tensor memory"),
-        (Config(block=48), "multiple of 32"),
+        (Sm100Config(block=256, stages=2), "bytes of shared memory"),
+        (Sm100Config(block=128, stages=2, score_stages=2), "columns of tensor memory"),
     ],
 )
 def test_block_sizes_that_do_not_fit_are_refused(config, message):
     p = Problem("dense", 128)
     with pytest.raises(ValueError, match=message):
         p.attend((p.q,), (p.k, p.v), (p.queries, p.keys), ("value",), config)
+
+
+def test_a_block_that_the_chip_does_not_know_is_refused():
+    for fields in ({"block": 48}, {"block": 32, "polynomial": 4}):
+        with pytest.raises(ValueError, match="block must be a multiple of 32, and of 64 for a share of polynomials"):
+            Sm100Config(**fields)

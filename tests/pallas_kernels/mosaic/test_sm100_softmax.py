@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from pallas_kernels.mosaic import launch, schedule, sm100, target, tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.score import LOWEST, pointwise, softmax
-from pallas_kernels.window_attention import mosaic as window_attention
+from pallas_kernels.operators.window_attention import mosaic as window_attention
 
 if jax.default_backend() == "gpu":
     pytest.skip("the tests of the operators run these kernels on the chip", allow_module_level=True)
 
 DIM, SCALE = 32, 0.3
-SMALL = {name: Config(block=64, stages=2) for name in ("forward", "dq")} | {
-    "dkv": Config(block=32, stages=2, units=1, score_stages=2)
+SMALL = {name: Sm100Config(block=64, stages=2) for name in ("forward", "dq")} | {
+    "dkv": Sm100Config(block=32, stages=2, units=1, score_stages=2)
 }
 
 
@@ -118,7 +118,7 @@ def attend(score, config, *, heads=(1, 1), **arguments):
 
 def test_log_sums_and_wide_results():
     """float32 results, and the log-sum-exps of rows with keys, without keys, and that nobody owns."""
-    q, k, (out, log_sum) = attend(softmax(SCALE), Config(block=32, stages=2, units=1), out_dtype=jnp.float32)
+    q, k, (out, log_sum) = attend(softmax(SCALE), Sm100Config(block=32, stages=2, units=1), out_dtype=jnp.float32)
     scores = jnp.einsum("qhd,khd->hqk", q.astype(jnp.float32)[:20], k.astype(jnp.float32)[:17]) * SCALE
     expected = jax.nn.logsumexp(scores, axis=-1) / np.log(2)
     np.testing.assert_allclose(log_sum[:, :20], expected, rtol=0, atol=1e-4)
@@ -132,15 +132,19 @@ def test_log_sums_and_wide_results():
 @pytest.mark.parametrize(
     ("score", "arguments", "message"),
     [
-        (softmax(SCALE), {}, "score.online is given, so config.run must be 1 and not 2"),
-        (pointwise("relu", 1.0, 1.0), {"window": (1, 1)}, "window is given, so config.run must be 1 and not 2"),
-        (pointwise("relu", 1.0, 1.0), {"statistics": (jnp.zeros((1, 32)),)}, "statistics is given"),
-        (pointwise("relu", 1.0, 1.0), {"heads": (3, 2)}, "stationary has 3 heads and streamed 2"),
+        (softmax(SCALE), {}, "config.run=2 .* which score.online does not go with"),
+        (pointwise("relu", 1.0, 1.0), {"window": (1, 1)}, "config.run=2 .* which window does not go with"),
+        (
+            pointwise("relu", 1.0, 1.0),
+            {"statistics": (jnp.zeros((1, 32)),)},
+            "which statistics does not go with",
+        ),
+        (pointwise("relu", 1.0, 1.0), {"heads": (3, 2)}, "3 heads stay and 2 stream; one must be a multiple"),
     ],
 )
 def test_refusals(score, arguments, message):
     with pytest.raises(ValueError, match=message):
-        attend(score, Config(block=32, stages=2, units=1, run=2), **arguments)
+        attend(score, Sm100Config(block=32, stages=2, units=1, run=2), **arguments)
 
 
 @pytest.mark.parametrize("pass_", tuning.PASSES)
@@ -152,5 +156,5 @@ def test_refusals(score, arguments, message):
 def test_default_block_sizes_fit(operator, keys, dim, pass_):
     key = tuning.Key(pass_, dim, keys, "softmax")
     config = tuning.default(key, "sm100", operator)
-    assert tuning.fits(key, config, "sm100")
-    assert not tuning.fits(key, Config(block=256, stages=8), "sm100")
+    assert tuning.fits(key, config)
+    assert not tuning.fits(key, Sm100Config(block=256, stages=8))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pallas_kernels.mosaic import schedule, sm90, target, tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm90Config
 from pallas_kernels.mosaic.score import pointwise, softmax
 from pallas_kernels.mosaic.streaming import STAGED, tiles_in_reach
 from pallas_kernels.mosaic.tuning import Key
-from pallas_kernels.window_attention import mosaic as window_mosaic
-from pallas_kernels.window_attention import reference
+from pallas_kernels.operators.window_attention import mosaic as window_mosaic
+from pallas_kernels.operators.window_attention import reference
 from tests.pallas_kernels.mosaic.conftest import ON_GPU
 from tests.pallas_kernels.operators import Layout, with_gradients
 
@@ -60,7 +60,7 @@ def test_heads_of_queries_share_heads_of_keys(capfd, scale):
 
 def attend(heads=2, other_heads=2, config=None, score=None, **arguments):
     """A forward pass that is only traced; one example of `ROWS` rows."""
-    config = config or Config(block=64)
+    config = config or Sm90Config(block=64)
     side = schedule.packed(jnp.array([0, ROWS]), jnp.array([ROWS]), ROWS)
     item_rows = config.units * config.run * sm90.TILE_ROWS
     work = schedule.work_list(side, side, item_rows=item_rows, balance=False)
@@ -72,15 +72,19 @@ def attend(heads=2, other_heads=2, config=None, score=None, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heads": 3, "other_heads": 2}, "3 heads stay and 2 stream; one must be a multiple"),
-        ({"config": Config(run=4), "window": (1, 1)}, "config.run=4 .* which window does not go with"),
-        ({"config": Config(run=4), "score": softmax(1.0)}, "config.run=4 .* which score.online does not go with"),
         (
-            {"config": Config(run=4), "statistics": (jnp.zeros((2, ROWS)),)},
+            {"config": Sm90Config(block=256, stages=8)},
+            "needs 278528 bytes of shared memory at head width 32; there are",
+        ),
+        ({"heads": 3, "other_heads": 2}, "3 heads stay and 2 stream; one must be a multiple"),
+        ({"config": Sm90Config(run=4), "window": (1, 1)}, "config.run=4 .* which window does not go with"),
+        ({"config": Sm90Config(run=4), "score": softmax(1.0)}, "config.run=4 .* which score.online does not go with"),
+        (
+            {"config": Sm90Config(run=4), "statistics": (jnp.zeros((2, ROWS)),)},
             "config.run=4 .* which statistics does not go with",
         ),
         (
-            {"config": Config(block=48), "statistics": (jnp.zeros((2, ROWS)),), "sums": ("key", "value")},
+            {"config": Sm90Config(block=48), "statistics": (jnp.zeros((2, ROWS)),), "sums": ("key", "value")},
             "config.block=48 streams statistics; it must be a multiple of 32",
         ),
     ],
@@ -119,14 +123,14 @@ def test_defaults_and_candidates_of_a_softmax_fit(pass_, dim, keys):
     key = Key(pass_, dim, keys, "softmax")
     operators = ("window_attention",) if keys == tuning.JAGGED else ("window_attention", "seed_attention")
     for operator in operators:
-        assert tuning.fits(key, tuning.default(key, "sm90", operator), "sm90")
+        assert tuning.fits(key, tuning.default(key, "sm90", operator))
     for config in tuning.candidates(key, "sm90"):
-        assert tuning.fits(key, config, "sm90") and config.run == 1
+        assert tuning.fits(key, config) and config.run == 1
 
 
 def test_shared_memory_of_statistics_and_wide_results():
     """By hand: two units, tiles of 64 rows, d 32; dq has two statistics that stay, dk with dv two that stream."""
-    config = Config(block=128, stages=2)
+    config = Sm90Config(block=128, stages=2)
     plain, wide = (
         sm90.shared_memory(32, 2, backward=False, outputs=1, config=config, out_itemsize=size) for size in (2, 4)
     )

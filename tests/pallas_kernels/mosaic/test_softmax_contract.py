@@ -5,11 +5,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.mosaic import launch
-from pallas_kernels.mosaic.config import Config
-from pallas_kernels.seed_attention import mosaic as seed_mosaic
+from pallas_kernels.mosaic.config import CONFIGS
+from pallas_kernels.operators.seed_attention import mosaic as seed_mosaic
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow
-from tests.pallas_kernels.one_program import MosaicContract
+from tests.pallas_kernels.one_program import MosaicContract, on_generations
 from tests.pallas_kernels.operators import Layout
 
 pytestmark = pytest.mark.usefixtures("chip")
@@ -18,7 +18,7 @@ OPERATORS = (operators.window_attention(3, 9, dim=64), operators.seed_attention(
 WINDOWS = ((0, 0), (1, 0), (0, 2), (33, 40), (63, 64), (64, 65), (10**6, 10**6), (0, 10**6))
 
 
-@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+@on_generations(*OPERATORS)
 class TestSoftmaxContract(MosaicContract):
     """Bases hold the tests."""
 
@@ -50,7 +50,8 @@ def test_several_blocks_share_the_work(operator):
 @slow
 def test_keys_of_a_lonely_example_are_cut_into_parts():
     operator, layout = operators.seed_attention(dim=32), Layout((300,))
-    small = {name: Config(block=32, stages=2, units=1) for name in ("forward", "dq", "dkv")}
+    config = CONFIGS[launch.chip_for("seed_attention").generation]
+    small = {name: config(block=32, stages=2, units=1) for name in ("forward", "dq", "dkv")}
     assert seed_mosaic.parts_of(3, operators.HEADS, layout.rows, 1, 32) == 2
 
     def call(layout, operands):

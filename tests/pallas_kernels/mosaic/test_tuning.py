@@ -7,7 +7,7 @@ import pytest
 
 from pallas_kernels.activations import ACTIVATIONS
 from pallas_kernels.mosaic import sm90, sm100, tuning
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Sm90Config
 from pallas_kernels.mosaic.tuning import Key
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -37,8 +37,10 @@ def entry(**changes):
 def test_a_tuned_shape_and_one_that_is_not(tmp_path, caplog):
     write(tmp_path / "tuning", [entry(), entry(keys="jagged", config={"block": 96})])
     with caplog.at_level(logging.INFO):
-        assert tuning.lookup(KEY, H100, tmp_path / "tuning") == Config(block=64, stages=4)
-        assert tuning.lookup(Key("forward", 128, "jagged", "special"), H100, tmp_path / "tuning") == Config(block=96)
+        assert tuning.lookup(KEY, H100, tmp_path / "tuning") == Sm90Config(block=64, stages=4)
+        assert tuning.lookup(Key("forward", 128, "jagged", "special"), H100, tmp_path / "tuning") == Sm90Config(
+            block=96
+        )
         assert not caplog.records
         other = Key("dkv", 128, 256, "special")
         for _ in range(3):
@@ -66,6 +68,12 @@ def test_a_device_without_a_file_and_one_without_kernels(tmp_path):
         ([entry(), {"pass": "dq"}], {}, r"entry 1 lacks activation, config, dim, dtype, keys"),
         ([entry(speed=1)], {}, r"entry 0 has the unknown fields speed"),
         ([], {"format": 2}, r"format must be 1"),
+        ([], {"generation": "sm80"}, r"generation is 'sm80'; it must be one of sm90, sm100"),
+        (
+            [entry(config={"score_stages": 2})],
+            {},
+            r"config has the unknown fields score_stages; there are block, stages",
+        ),
     ],
 )
 def test_refusals(tmp_path, entries, changes, message):
@@ -84,7 +92,7 @@ def test_candidates_fit_and_begin_with_the_default(pass_, dim, keys, generation)
     assert found[0] == tuning.default(key, generation) and len(set(found)) == len(found) >= 4
     backward, outputs = pass_ != "forward", 1 + (pass_ == "dkv")
     for config in found:
-        assert tuning.fits(key, config, generation)
+        assert tuning.fits(key, config)
         if generation == "sm90":
             used = sm90.shared_memory(dim, 2, backward=backward, outputs=outputs, config=config)
         else:
@@ -104,7 +112,7 @@ def test_candidates_of_windows(pass_, dim, operator, keys, generation):
     found = list(tuning.candidates(key, generation, operator))
     assert found[0] == tuning.default(key, generation, operator) and len(set(found)) == len(found) >= 4
     for config in found:
-        assert tuning.fits(key, config, generation) and config.run == 1 and config.polynomial == 0
+        assert tuning.fits(key, config) and config.run == 1 and config.polynomial == 0
     assert min(config.block for config in found) == 32
     if generation == "sm90":  # on sm_100 tensor memory may hold the sums of one unit alone
         assert {config.units for config in found} == {1, 2}

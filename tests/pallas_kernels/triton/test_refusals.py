@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.gdpa.api import gdpa
-from pallas_kernels.seed_attention.api import seed_attention
+from pallas_kernels import gdpa, seed_attention, window_attention
 from pallas_kernels.triton import target
-from pallas_kernels.window_attention.api import window_attention
 from tests import processes
 
 SPLITS, LENGTHS = jnp.array([0, 8, 16], jnp.int32), jnp.array([5, 8], jnp.int32)
@@ -88,7 +86,7 @@ def test_a_jax_that_is_too_new_is_named(a100, monkeypatch):
 
 
 def test_an_operator_called_by_itself_says_why_it_cannot_run():
-    from pallas_kernels.gdpa import triton
+    from pallas_kernels.operators.gdpa import triton
 
     if not isinstance(target.current(), str):
         pytest.skip("here the kernels can run")
@@ -102,10 +100,10 @@ def test_an_operator_called_by_itself_says_why_it_cannot_run():
 def test_nothing_of_triton_is_imported_before_a_kernel_is_built():
     code = (
         "import sys\n"
-        "from pallas_kernels import compile_check\n"
-        "from pallas_kernels.gdpa import api\n"
-        "from pallas_kernels.seed_attention import api\n"
-        "from pallas_kernels.window_attention import api\n"
+        "from pallas_kernels.compile_check import check\n"
+        "from pallas_kernels.operators.gdpa import api\n"
+        "from pallas_kernels.operators.seed_attention import api\n"
+        "from pallas_kernels.operators.window_attention import api\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'triton', 'jax_triton', 'torch'}))"
     )
     done = processes.run([sys.executable, "-c", code])

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels import seed_attention
 from pallas_kernels.activations import ACTIVATIONS
-from pallas_kernels.seed_attention import triton as seed_triton
-from pallas_kernels.seed_attention.api import seed_attention
+from pallas_kernels.operators.seed_attention import triton as seed_triton
+from pallas_kernels.operators.window_attention import triton as window_triton
 from pallas_kernels.triton import blocks, target
-from pallas_kernels.window_attention import triton as window_triton
 from tests.pallas_kernels import operators
 from tests.pallas_kernels.contract import Contract, Traced
 from tests.pallas_kernels.mosaic.accuracy import assert_error_of_16_bits, slow

@@ -1,0 +1,241 @@
+"""Every kernel in the configs that are in use, as cases that the check compiles without a GPU.
+
+A new kernel adds a function that yields its cases to `GENERATORS`. A case's `build` is a function of a module, not a
+lambda, for the case travels to another process.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.chips import B200, H100, Chip
+from pallas_kernels.mosaic import launch, schedule, target
+from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.score import pointwise
+from pallas_kernels.operators.gdpa import block_mosaic
+from pallas_kernels.operators.seed_attention import mosaic as seed
+from pallas_kernels.operators.window_attention import mosaic as window
+
+CHIPS = {chip.name: chip for chip in (H100, B200)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kernel to compile.
+
+    Attributes:
+      operator: "gdpa", "gdpa_block", "window_attention" or "seed_attention".
+      direction: "forward", "dq" or "dkv".
+      generation: of the chips that it is for.
+      dim: width of a head.
+      build: (case, chip) -> the function to jit, and a ShapeDtypeStruct for each of its arguments.
+      config: block sizes.
+      dtype: name of the operands' dtype.
+      activation: a name of `pallas_kernels.activations`.
+      ragged: the streamed rows need not be a multiple of the block.
+      keys: dense keys of an example.
+      window: rows read to either side.
+      seeds: shared queries.
+    """
+
+    operator: str
+    direction: str
+    generation: str
+    dim: int
+    build: Callable
+    config: Config
+    dtype: str = "bfloat16"
+    activation: str = "gelu_tanh"
+    ragged: bool = False
+    keys: int = 256
+    window: tuple[int, int] | None = None
+    seeds: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells the case from all others; of the config, block and stages, and what is not the default."""
+        parts = [self.operator, self.generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
+        parts += [f"block{self.config.block}", f"stages{self.config.stages}"]
+        for field in dataclasses.fields(self.config):
+            value = getattr(self.config, field.name)
+            if field.name not in ("block", "stages") and value != field.default:
+                parts.append(f"{field.name}{int(value)}")
+        if self.keys != Case.keys:
+            parts.append(f"keys{self.keys}")
+        if self.ragged:
+            parts.append("ragged")
+        if self.window:
+            parts.append(f"window{self.window[0]}.{self.window[1]}")
+        if self.seeds:
+            parts.append(f"seeds{self.seeds}")
+        return "-".join(parts)
+
+
+BATCH, HEADS, ROWS = 64, 4, 64 * 512
+"""Sizes of every case; no kernel is compiled for them in particular, so small ones do."""
+OFFSETS = tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
+
+
+def _rows(case: Case, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*shape, HEADS, case.dim), jnp.dtype(case.dtype))
+
+
+def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """Jagged queries against dense keys, one pass of the streaming kernel."""
+    kernel = launch.kernel_of(target.Target(case.generation, chip.multiprocessors))
+
+    def run(row_splits, lengths, q, k, v, grad):
+        queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
+        k, v = (x.reshape(BATCH * case.keys, HEADS, case.dim) for x in (k, v))
+        own, other = (keys, queries) if case.direction == "dkv" else (queries, keys)
+        item_rows = case.config.units * case.config.run * kernel.TILE_ROWS
+        work = schedule.work_list(own, other, item_rows=item_rows, balance=case.direction == "dkv")
+        stationary, streamed, sums = {
+            "forward": ((q,), (k, v), ("value",)),
+            "dq": ((q, grad), (k, v), ("key",)),
+            "dkv": ((k, v), (q, grad), ("key", "value")),
+        }[case.direction]
+        return kernel.attend(
+            stationary,
+            streamed,
+            work,
+            score=pointwise(case.activation, 1.0, 1.0),
+            sums=sums,
+            ragged=case.ragged,
+            config=case.config,
+            processors=chip.multiprocessors,
+        )
+
+    packed, dense = _rows(case, ROWS), _rows(case, BATCH, case.keys)
+    return run, (*OFFSETS, packed, dense, dense, packed)
+
+
+def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """The forward pass of the personalized FFN's block, norms fused."""
+    chosen = target.Target(case.generation, chip.multiprocessors)
+
+    def run(row_splits, lengths, q, k, v):
+        with target.build_for(chosen):
+            return block_mosaic.gdpa_block(
+                q, k, v, row_splits, lengths, activation=case.activation, pre_scale=1.0, post_scale=1.0
+            )
+
+    dense = _rows(case, BATCH, case.keys)
+    return run, (*OFFSETS, _rows(case, ROWS), dense, dense)
+
+
+def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """One pass of window_attention or seed_attention, as the operator calls it; what is not used is not compiled."""
+    chosen = target.Target(case.generation, chip.multiprocessors)
+
+    def run(row_splits, lengths, q, k, v, grad):
+        configs = {case.direction: case.config}  # the defaults for the others
+        with target.build_for(chosen):
+            if case.window:
+                operator = functools.partial(window.window_attention, window=case.window)
+            else:
+                operator = seed.seed_attention
+            call = functools.partial(operator, scale=case.dim**-0.5, configs=configs)
+            if case.direction == "forward":
+                return call(q, k, v, row_splits, lengths)
+            dq, dk, dv = jax.vjp(lambda *operands: call(*operands, row_splits, lengths), q, k, v)[1](grad)
+            return dq if case.direction == "dq" else (dk, dv)
+
+    packed = _rows(case, ROWS)
+    q, out = (_rows(case, case.seeds), _rows(case, BATCH, case.seeds)) if case.seeds else (packed, packed)
+    return run, (*OFFSETS, q, packed, packed, out)
+
+
+def gdpa() -> Iterator[Case]:
+    """The default configs of gdpa: every width of a head with dense keys that are kept in shared memory and with jagged
+    ones; at the widest also float16, every activation, and with half of the scores by polynomials or none.
+
+    dk and dv stream the jagged queries, so they are always masked.
+    """
+    for generation in target.GENERATIONS:
+        for dim in launch.DIMS:
+            for keys in (256, None):
+                chip = target.Target(generation, 0)
+                configs = launch.configs_for("gdpa", chip, jnp.dtype("bfloat16"), dim, keys, Case.activation)
+                for direction in ("forward", "dq", "dkv"):
+                    if direction == "dkv" and keys is None:
+                        continue  # the same as with dense keys
+                    config = configs[direction]
+                    fields = {"ragged": keys is None or direction == "dkv", "keys": keys or 200}
+
+                    def case(config=config, dim=dim, direction=direction, fields=fields, **more):
+                        return Case("gdpa", direction, generation, dim, build_gdpa, config, **fields, **more)  # noqa: B023
+
+                    yield case()
+                    if dim < 128:
+                        continue
+                    for name in KERNEL_ACTIVATIONS:
+                        if name != Case.activation and keys is not None:
+                            yield case(activation=name)
+                    if keys is not None:
+                        yield case(dtype="float16")
+                        for share in {0, 4} - {config.polynomial}:
+                            yield case(dataclasses.replace(config, polynomial=share), activation="gelu")
+
+
+def attention() -> Iterator[Case]:
+    """The default configs of window and seed attention for every width of a head, float16 and a full window at the
+    widest, and seeds for one unit and for two.
+    """
+    for generation in target.GENERATIONS:
+        chip = target.Target(generation, 0)
+        for dim, direction in itertools.product(launch.DIMS, ("forward", "dq", "dkv")):
+
+            def case(operator, keys, dim=dim, direction=direction, chip=chip, generation=generation, **fields):
+                config = launch.configs_for(operator, chip, jnp.dtype("bfloat16"), dim, keys, "softmax")[direction]
+                return Case(
+                    operator, direction, generation, dim, build_attention, config, activation="softmax", **fields
+                )
+
+            yield case("window_attention", 201, window=(100, 100))
+            yield case("seed_attention", 64, seeds=64)
+            if dim == 128:
+                yield case("window_attention", 201, window=(100, 100), dtype="float16")
+                yield case("window_attention", None, window=(ROWS, 0))
+                yield case("seed_attention", 256, seeds=256)
+
+
+def block() -> Iterator[Case]:
+    """The block for every width of a head; at the widest also float16, keys that need a mask, and an erf."""
+    for generation in target.GENERATIONS:
+        for dim in launch.DIMS:
+
+            def case(dim=dim, generation=generation, dtype="bfloat16", **fields):
+                chip = target.Target(generation, 0)
+                activation = fields.get("activation", Case.activation)
+                config = block_mosaic.config_for(chip, HEADS, dim, jnp.dtype(dtype).itemsize, activation)
+                assert config is not None
+                return Case("gdpa_block", "forward", generation, dim, build_block, config, dtype, **fields)
+
+            yield case()
+            if dim == 128:
+                yield case(dtype="float16")
+                yield case(activation="gelu")
+                yield case(keys=200, ragged=True)
+
+
+GENERATORS = (gdpa, block, attention)
+
+
+def cases(chip: Chip) -> tuple[Case, ...]:
+    """The cases for this chip, in the order of `GENERATORS`.
+
+    Raises:
+      ValueError: two cases have one name.
+    """
+    found = [case for generator in GENERATORS for case in generator() if case.generation == chip.generation]
+    names = [case.name for case in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"catalogue: more than one case has the name {', '.join(twice)}")
+    return tuple(found)

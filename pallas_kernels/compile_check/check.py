@@ -1,0 +1,287 @@
+"""Compiles every kernel of the catalogue for chips that are not there, and fails on what would be slow or not run.
+
+    make kernels                                                     # all, for every chip
+    python -m pallas_kernels.compile_check --chip h100 --select dkv   # some
+
+Each case is compiled by a process of its own: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on.
+The latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory
+and tensor memory of each kernel and, after a run over a chip's whole catalogue, writes them to
+``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, or does not compile, 2
+if there was nothing to compile or to compile with. The compiler is no part of the environment, for with it JAX looks
+for a GPU at each start; `make kernels` installs it beside.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from pallas_kernels.chips import Chip
+from pallas_kernels.compile_check import catalogue, triton_catalogue, triton_report
+from pallas_kernels.compile_check.catalogue import Case
+from pallas_kernels.compile_check.report import DUMPS, Kernel, parse
+from pallas_kernels.triton import target as triton_target
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "experiments" / "results" / "compile"
+COMPILER_VARIABLE = "KUNLUN_CUDA_COMPILER"
+TIMEOUT = 600
+"""Seconds after which a compilation counts as failed; they take 2 to 5."""
+ALL_CHIPS = catalogue.CHIPS | triton_catalogue.CHIPS
+
+
+class CompilerMissing(RuntimeError):
+    """The compiler is not installed, or is that of another jax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one case.
+
+    Attributes:
+      case: its name.
+      kernels: what was compiled, empty if nothing could be.
+      faults: what is wrong, empty if nothing is.
+      seconds: that its process took.
+    """
+
+    case: str
+    kernels: tuple[Kernel, ...]
+    faults: tuple[str, ...]
+    seconds: float
+
+
+def compiler(folder: str | Path | None = None) -> Path:
+    """The folder with XLA's CUDA plugin and ptxas.
+
+    Args:
+      folder: None for the environment variable KUNLUN_CUDA_COMPILER, or, where that is not set, ``.cuda-compiler`` in
+        the repository.
+
+    Raises:
+      CompilerMissing: there is none, or it is not that of the running jax; the message says what to type.
+    """
+    folder = Path(folder or os.environ.get(COMPILER_VARIABLE) or REPOSITORY / ".cuda-compiler").resolve()
+    versions = [d.version for d in importlib.metadata.distributions(name="jax-cuda13-plugin", path=[str(folder)])]
+    if not versions or not _ptxas(folder).is_file():
+        raise CompilerMissing(f"no CUDA compiler in {folder}: `make kernels` installs it, 0.3 GB of downloads")
+    if versions != [jax.__version__]:
+        raise CompilerMissing(
+            f"the CUDA compiler in {folder} is of jax {versions[0]}, and this is jax {jax.__version__}: "
+            "requirements/compiler.txt and the environment must have one version, then type `make kernels`"
+        )
+    return folder
+
+
+def _ptxas(folder: Path) -> Path:
+    return folder / "nvidia" / "cu13" / "bin" / "ptxas"
+
+
+def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
+    """Every case for a chip of `ALL_CHIPS`."""
+    return triton_catalogue.cases(chip) if chip.name in triton_catalogue.CHIPS else catalogue.cases(chip)
+
+
+def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
+    """Compiles a case in a process of its own, which may fail in any way.
+
+    Args:
+      case: any case, in the catalogue or not; `build` is a function of a module.
+      chip: what to compile for.
+      folder: see `compiler`.
+    """
+    environment = os.environ | dict.fromkeys(DUMPS, "1")
+    # Unbuffered, so that what Python prints does not fall into the middle of what the compiler prints.
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "CUDA_ROOT": str(_ptxas(folder).parent.parent)}
+    environment["JAX_TRACEBACK_FILTERING"] = "off"  # else the last lines are about the filtering
+    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Reports in files, other options of the compiler, kernels fetched from a cache: none would be the check asked for.
+    for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        environment.pop(name, None)
+    if isinstance(case, triton_catalogue.Case):
+        worker, read = ("pallas_kernels.compile_check.triton_worker", str(_ptxas(folder))), triton_report.parse
+    else:
+        worker, read = ("pallas_kernels.compile_check.worker", chip.name), parse
+    started = time.perf_counter()
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", *worker],
+            input=pickle.dumps(case),
+            env=environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return Result(case.name, (), (f"did not compile in {TIMEOUT} s",), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        last = _last_lines(process.stderr.decode(errors="replace"))
+        return Result(case.name, (), (f"did not compile, exit status {process.returncode}:\n{last}",), seconds)
+    try:
+        kernels = read(process.stdout.decode(errors="replace"))
+    except ValueError as error:
+        return Result(case.name, (), (str(error),), seconds)
+    return Result(case.name, tuple(kernels), tuple(fault for k in kernels for fault in k.faults(chip)), seconds)
+
+
+def _last_lines(errors: str) -> str:
+    """What the compiler complained of, and the end of the traceback.
+
+    Files are named from their packages on: these lines go into a file that others read.
+    """
+    errors = re.sub(r'File "[^"]*/(?:site-packages|lib/python3\.\d+)/', 'File "', errors)
+    errors = errors.replace(f"{REPOSITORY}{os.sep}", "").partition("=== Source Location Trace")[0]
+    lines = errors.strip().splitlines()
+    return "\n".join([line for line in lines[:-8] if re.search(r"\berror: |^LLVM ERROR", line)][:3] + lines[-8:])
+
+
+def check_all(cases: Sequence[Case | triton_catalogue.Case], chip: Chip, folder: Path, jobs: int) -> Iterator[Result]:
+    """`check` of each case, `jobs` at once, in the order of the cases."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield from pool.map(lambda case: check(case, chip, folder), cases)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+HEADINGS = ("registers", "threads", "spill st/ld", "stack", "shared", "tmem", "s")
+
+
+def _row(name: str, width: int, values: Sequence[object]) -> str:
+    columns = (f"{value!s:>{max(len(heading), 3)}}" for value, heading in zip(values, HEADINGS, strict=True))
+    return " ".join([f"{name:{width}}", *columns])
+
+
+def rows(result: Result, width: int) -> list[str]:
+    """The lines of the table for one result, the case's name in `width` characters."""
+    verdict = "FAILED: " + "; ".join(result.faults) if result.faults else "ok"
+    seconds = f"{result.seconds:.0f}"
+    measured: list[tuple[object, ...]] = [
+        (k.registers, k.threads, f"{k.spill_stores}/{k.spill_loads}", k.stack, k.shared_memory, k.tensor_memory_columns)
+        for k in result.kernels
+    ]
+    return [
+        f"{_row(result.case, width, (*values, seconds))}  {verdict}"
+        for values in measured or [("-",) * (len(HEADINGS) - 1)]
+    ]
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bool:
+    """Writes the results as JSON, unless the file holds the same kernels by the same compiler; returns whether it did.
+
+    Compile times are left out and an unchanged file keeps its commit, so that a check changes no file that is kept.
+    """
+    release = subprocess.run([_ptxas(folder), "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"release \S+, V(\S+)", release)
+    made_by = {
+        "command": f"python -m pallas_kernels.compile_check --chip {chip.name}",
+        "commit": _commit(),
+        "jax": jax.__version__,
+        "ptxas": version[1] if version else release.strip(),
+    }
+    if chip.name in triton_catalogue.CHIPS:
+        made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
+    cases = {r.case: {"kernels": [*map(dataclasses.asdict, r.kernels)], "faults": [*r.faults]} for r in results}
+    content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by, "cases": cases}
+    if path.exists():
+        before = json.loads(path.read_text())
+        before["made_by"]["commit"] = made_by["commit"]
+        if before == content:
+            return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return True
+
+
+def _either(select: Sequence[str]) -> str:
+    return " or ".join(map(repr, select))
+
+
+def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path) -> list[Result]:
+    """Checks the cases of a chip with any of `select` in their name, or all; prints a table, and writes that of all."""
+    cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
+    if not cases:
+        print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))
+        return []
+    width = max(len(case.name) for case in cases)
+    print(
+        f"{chip.name}, {chip.architecture}: registers and spilled bytes of a thread; shared memory of a block in bytes,"
+    )
+    print("static and dynamic, as launched; columns of tensor memory; seconds of the whole process")
+    print(_row("case", width, HEADINGS), flush=True)
+    started, results = time.perf_counter(), []
+    with tqdm(total=len(cases), desc=chip.name, unit="kernel", dynamic_ncols=True, disable=None) as bar:
+        for result in check_all(cases, chip, folder, jobs):
+            results.append(result)
+            for row in rows(result, width):
+                bar.write(row, file=sys.stdout)
+            bar.update()
+    failed = sum(bool(result.faults) for result in results)
+    print(f"{chip.name}: {len(results)} cases, {failed} failed, {time.perf_counter() - started:.0f} s")
+    if not select:
+        path = output / f"{chip.name}.json"
+        print(f"{path}: {'written' if write(path, chip, results, folder) else 'unchanged'}")
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pallas_kernels.compile_check", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--chip", nargs="+", choices=ALL_CHIPS, default=list(ALL_CHIPS), help="chips, all unless given")
+    parser.add_argument(
+        "--select",
+        nargs="+",
+        default=(),
+        metavar="SUBSTRING",
+        help="only cases with one of these in their name; writes no JSON",
+    )
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
+    parser.add_argument(
+        "--compiler", help=f"folder of the CUDA compiler, else {COMPILER_VARIABLE}, else .cuda-compiler"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
+    try:
+        folder = compiler(options.compiler)
+        reason = triton_target.missing() if set(options.chip) & set(triton_catalogue.CHIPS) else None
+        if reason is not None:
+            raise CompilerMissing(reason)
+    except CompilerMissing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    results = [
+        (chip, result)
+        for chip in options.chip
+        for result in run(ALL_CHIPS[chip], options.select, options.jobs, folder, options.output)
+    ]
+    if not results:
+        print(f"error: no case has {_either(options.select)} in its name", file=sys.stderr)
+        return 2
+    failed = [(chip, result) for chip, result in results if result.faults]
+    for chip, result in failed:
+        print(f"FAILED {chip} {result.case}: " + "; ".join(result.faults), file=sys.stderr)
+    return 1 if failed else 0

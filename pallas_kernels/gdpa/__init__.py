@@ -1,1 +1,0 @@
-"""gdpa: attention with a pointwise activation; call `pallas_kernels.gdpa.api.gdpa`."""

@@ -1,0 +1,1 @@
+"""gdpa: attention with a pointwise activation; call `pallas_kernels.gdpa`."""

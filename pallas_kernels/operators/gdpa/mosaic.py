@@ -1,0 +1,141 @@
+"""gdpa as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic.sm90` and `sm100`).
+
+Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
+keys and values stay, queries and cotangent stream; nobody adds to what another block writes, so results do not depend
+on the order of the blocks. The scores are computed in each of the three, so the backward pass does 14 H d N FLOPs where
+10 would do; in exchange it keeps q, k and v alone and is the same bit for bit each time.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.mosaic import launch, schedule
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.score import Score, pointwise
+from pallas_kernels.mosaic.target import Target
+
+
+class Static(NamedTuple):
+    """What of a call is known when it is traced.
+
+    Attributes:
+      activation, pre_scale, post_scale: see `pallas_kernels.gdpa`.
+      keys: dense keys of an example, None for jagged ones.
+      configs: block sizes by pass.
+      chip: to run on.
+    """
+
+    activation: str
+    pre_scale: float
+    post_scale: float
+    keys: int | None
+    configs: tuple[tuple[str, Config], ...]
+    chip: Target
+
+    @classmethod
+    def of(cls, q, keys, activation, pre_scale, post_scale, configs=None, operator="gdpa") -> "Static":
+        """That of queries `q` on the chip at hand; `configs` overrides the block sizes by pass."""
+        chip = launch.chip_for(operator)
+        found = launch.configs_for("gdpa", chip, q.dtype, q.shape[-1], keys, activation, configs)
+        return cls(activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
+
+    @property
+    def score(self) -> Score:
+        """The score function."""
+        return pointwise(self.activation, self.pre_scale, self.post_scale)
+
+
+def gdpa(
+    q: Float[Array, "rows heads dim"],
+    k: Float[Array, "batch keys heads dim"] | Float[Array, "key_rows heads dim"],
+    v: Float[Array, "batch keys heads dim"] | Float[Array, "key_rows heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    key_splits: Int[Array, " splits"] | None = None,
+    key_lengths: Int[Array, " batch"] | None = None,
+    *,
+    activation: str,
+    pre_scale: float,
+    post_scale: float,
+    configs: Mapping[str, Config] | None = None,
+) -> Float[Array, "rows heads dim"]:
+    """See `pallas_kernels.gdpa`, which asks `launch.refusal` first.
+
+    `configs` overrides the block sizes by pass.
+    """
+    rows = q.shape[0]
+    # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
+    # zeros adds nothing to any output and gets no part in any gradient that is kept.
+    q = launch.fill(q, 0)
+    keys = None
+    if k.ndim == 4:
+        k, v = launch.fill(k, 1), launch.fill(v, 1)
+        batch, keys, heads, dim = k.shape
+        k, v = (x.reshape(batch * keys, heads, dim) for x in (k, v))
+    else:
+        k, v = launch.fill(k, 0), launch.fill(v, 0)
+    static = Static.of(q, keys, activation, pre_scale, post_scale, configs)
+    out: jax.Array = _gdpa(static, q, k, v, (row_splits, lengths, key_splits, key_lengths))
+    return out[:rows]
+
+
+def _sides(keys, q, k, offsets):
+    row_splits, lengths, key_splits, key_lengths = offsets
+    queries = schedule.packed(row_splits, lengths, q.shape[0])
+    if keys is None:
+        return queries, schedule.packed(key_splits, key_lengths, k.shape[0])
+    return queries, schedule.dense(lengths.shape[0], keys)
+
+
+def _run(static, pass_, stationary, streamed, sides, *, sums, keys) -> tuple[jax.Array, ...]:
+    """`keys`: dense keys that stream, None if what streams is jagged."""
+    config, chip = dict(static.configs)[pass_], static.chip
+    if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
+        raise ValueError(
+            f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "
+            f"stages={config.stages} tiles of block={config.block} rows; there are {keys} keys"
+        )
+    work = schedule.work_list(*sides, item_rows=launch.item_rows(chip, config), balance=keys is None)
+    return launch.kernel_of(chip).attend(
+        stationary,
+        streamed,
+        work,
+        score=static.score,
+        sums=sums,
+        ragged=keys is None or keys % config.block != 0,
+        config=config,
+        processors=chip.processors,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gdpa(static, q, k, v, offsets) -> jax.Array:
+    return _forward(static, q, k, v, offsets)[0]
+
+
+def _forward(static, q, k, v, offsets):
+    if static.keys is None:
+        behind = launch.block_of(dict(static.configs), ("forward", "dq"))
+        k, v = (schedule.clear_gaps(x, *offsets[2:], behind=behind) for x in (k, v))
+    sides = _sides(static.keys, q, k, offsets)
+    (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), keys=static.keys)
+    return out, (q, k, v, offsets)
+
+
+def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for those."""
+    q, k, v, offsets = saved
+    row_splits, lengths, _, _ = offsets
+    sides = _sides(static.keys, q, k, offsets)
+    behind = dict(static.configs)["dkv"].block
+    q, d_out = (schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=behind) for x in (q, d_out))
+    (dq,) = _run(static, "dq", (q, d_out), (k, v), sides, sums=("key",), keys=static.keys)
+    dk, dv = _run(static, "dkv", (k, v), (q, d_out), sides[::-1], sums=("key", "value"), keys=None)
+    return dq, dk, dv, None
+
+
+_gdpa.defvjp(_forward, backward)

@@ -1,0 +1,1 @@
+"""Seed attention; call `pallas_kernels.seed_attention`."""

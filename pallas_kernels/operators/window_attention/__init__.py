@@ -1,0 +1,1 @@
+"""Sliding-window self-attention; call `pallas_kernels.window_attention`."""

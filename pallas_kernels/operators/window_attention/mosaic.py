@@ -1,0 +1,95 @@
+"""window_attention as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic`).
+
+Forward and dq: a tile of queries stays, and the keys and values from `left` rows before its first row to `right` rows
+behind its last one stream past it; other tiles are never loaded. dk and dv: a tile of keys stays, and the queries that
+can read it stream. So time follows the rows times the window, whatever the sequence is long. Scores outside the window
+are masked in the tiles at its edges alone. Heads of keys may be shared by several heads of queries.
+
+ROTE's rotation is not done inside: XLA turns queries and keys in the pass that splits the projection, which has to
+write them anyway.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.mosaic import launch, schedule
+from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.score import softmax
+
+
+def window_attention(
+    q: Float[Array, "rows heads dim"],
+    k: Float[Array, "rows key_heads dim"],
+    v: Float[Array, "rows key_heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    *,
+    window: tuple[int, int],
+    scale: float,
+    configs: Mapping[str, Config] | None = None,
+) -> Float[Array, "rows heads dim"]:
+    """See `pallas_kernels.window_attention`, which asks `launch.refusal` first.
+
+    `configs` overrides the block sizes by pass.
+    """
+    rows = q.shape[0]
+    q, k, v = (launch.fill(x, 0) for x in (q, k, v))
+    left, right = (min(side, rows) for side in window)
+    chip = launch.chip_for("window_attention")
+    reach = None if max(left, right) == rows else left + right + 1
+    found = launch.configs_for("window_attention", chip, q.dtype, q.shape[-1], reach, "softmax", configs)
+    out: jax.Array = _window_attention((left, right, scale, tuple(found.items()), chip), q, k, v, row_splits, lengths)
+    return out[:rows]
+
+
+def _run(stationary, streamed, side, window, *, chip, config, statistics=(), **arguments):
+    work = schedule.work_list(side, side, item_rows=launch.item_rows(chip, config), balance=True, window=window)
+    return launch.kernel_of(chip).attend(
+        stationary,
+        streamed,
+        work,
+        statistics=statistics,
+        window=window,
+        ragged=True,
+        config=config,
+        processors=chip.processors,
+        **arguments,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _window_attention(static, q, k, v, row_splits, lengths) -> jax.Array:
+    return _forward(static, q, k, v, row_splits, lengths)[0]
+
+
+def _forward(static, q, k, v, row_splits, lengths):
+    left, right, scale, items, chip = static
+    configs = dict(items)
+    behind = launch.block_of(configs, ("forward", "dq"))
+    k, v = (schedule.clear_gaps(x, row_splits, lengths, behind=behind) for x in (k, v))
+    side = schedule.packed(row_splits, lengths, q.shape[0])
+    out, log_sum = _run(
+        (q,), (k, v), side, (left, right), score=softmax(scale), sums=("value",), config=configs["forward"], chip=chip
+    )
+    return out, (q, k, v, row_splits, lengths, out, log_sum)
+
+
+def _backward(static, saved, d_out):
+    left, right, scale, items, chip = static
+    configs = dict(items)
+    q, k, v, row_splits, lengths, out, log_sum = saved
+    side = schedule.packed(row_splits, lengths, q.shape[0])
+    q, d_out = (
+        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs["dkv"].block) for x in (q, d_out)
+    )
+    statistics = (log_sum, launch.delta(d_out, out))
+    arguments = {"score": softmax(scale), "statistics": statistics, "chip": chip}
+    (dq,) = _run((q, d_out), (k, v), side, (left, right), sums=("key",), config=configs["dq"], **arguments)
+    dk, dv = _run((k, v), (q, d_out), side, (right, left), sums=("key", "value"), config=configs["dkv"], **arguments)
+    return dq, dk, dv, None, None
+
+
+_window_attention.defvjp(_forward, _backward)

@@ -1,1 +1,0 @@
-"""Seed attention; call `pallas_kernels.seed_attention.api.seed_attention`."""

@@ -1,1 +1,0 @@
-"""Sliding-window self-attention; call `pallas_kernels.window_attention.api.window_attention`."""

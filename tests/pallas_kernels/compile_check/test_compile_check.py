@@ -1,0 +1,263 @@
+"""The compile check: what it reads, what it calls a fault, and a selection of the catalogue compiled in earnest."""
+
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from pallas_kernels.chips import B200, H100, Chip
+from pallas_kernels.compile_check import catalogue, check
+from pallas_kernels.compile_check.catalogue import CHIPS, Case
+from pallas_kernels.compile_check.report import allocated_columns, parse
+from pallas_kernels.compile_check.worker import description
+from pallas_kernels.mosaic import sm90, sm100
+from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
+from pallas_kernels.mosaic.config import Sm90Config
+
+CASES = {chip.name: {case.name: case for case in catalogue.cases(chip)} for chip in (H100, B200)}
+
+
+def pick(chip: Chip, direction: str, dim: int, dtype: str = "bfloat16") -> Case:
+    """The first such case of the catalogue."""
+    return next(c for c in CASES[chip.name].values() if (c.direction, c.dim, c.dtype) == (direction, dim, dtype))
+
+
+ONE_OF_EACH = [
+    (chip, pick(chip, *what))
+    for chip, *what in (
+        (H100, "forward", 128),
+        (H100, "dq", 64),
+        (H100, "dkv", 128, "float16"),
+        (B200, "forward", 128, "float16"),
+        (B200, "dq", 128),
+        (B200, "dkv", 64),
+    )
+]
+FORWARD = pick(H100, "forward", 64)
+
+SERIALIZED = "wgmma.mma_async instructions are serialized due to insufficient register resources in function 'kernel'"
+
+
+def report(stores=0, loads=0, registers=168, threads=384, dynamic=196712, columns=0, note="", architecture="sm_90a"):
+    """What the compiler prints of one kernel, other lines left out."""
+    return f"""
+Resources(smem_scratch_bytes=196608, tmem_scratch_cols={columns}, tmem_collective_scratch_cols=0, ...)
+ptxas info    : 0 bytes gmem
+{note}ptxas info    : Compiling entry function 'entry_mosaic_gpu_kernel' for '{architecture}'
+ptxas info    : Function properties for entry_mosaic_gpu_kernel
+    {stores} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
+ptxas info    : Used {registers} registers, used 16 barriers, 1 bytes smem
+ptxas info    : Compile time = 153.147 ms
+declare i32 @mosaic_gpu_launch_kernel(ptr, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, ptr, ptr)
+  %420 = call i32 @mosaic_gpu_launch_kernel(ptr %0, i32 132, i32 1, i32 1, i32 0, i32 0, i32 0, i32 {threads}, i32 1, \
+i32 1, i32 {dynamic}, i32 0, ptr %1, ptr %413)
+"""
+
+
+# --- the report ---
+
+
+def test_a_report_is_read():
+    (kernel,) = parse(report(columns=160, architecture="sm_100a"))
+    assert (kernel.registers, kernel.threads, kernel.shared_memory) == (168, 384, 196713)
+    assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
+    assert kernel.tensor_memory_columns == 256
+    assert kernel.faults(B200) == []
+
+
+def test_two_kernels_in_one_output():
+    first, second = parse(report() + report(stores=24, loads=28, registers=128))
+    assert (first.registers, first.spill_loads, first.faults(H100)) == (168, 0, [])
+    assert (second.registers, second.spill_stores, second.spill_loads) == (128, 24, 28)
+
+
+@pytest.mark.parametrize(
+    ("made", "fault"),
+    [
+        ({"stores": 320, "loads": 324}, "spills: 320 bytes of stores, 324 of loads"),
+        ({"loads": 4}, "spills: 0 bytes of stores, 4 of loads"),
+        ({"registers": 176}, "67584 registers in a block, of 65536"),
+        ({"dynamic": 227 * 1024}, "232449 bytes of shared memory, of 232448"),
+        ({"columns": 16}, "32 columns of tensor memory, of 0"),
+        ({"architecture": "sm_90"}, "compiled for sm_90, not sm_90a"),
+        ({"note": f"ptxas info    : (C7510) Potential Performance Loss: {SERIALIZED}\n"}, SERIALIZED),
+    ],
+)
+def test_a_fault_is_named_with_its_limit(made, fault):
+    (kernel,) = parse(report(**made))
+    assert kernel.faults(H100) == [fault]
+
+
+def test_too_many_columns_of_tensor_memory():
+    (kernel,) = parse(report(columns=520, architecture="sm_100a"))
+    assert kernel.faults(B200) == ["1024 columns of tensor memory, of 512"]
+    assert [allocated_columns(n) for n in (0, 1, 32, 33, 512)] == [0, 32, 32, 64, 512]
+
+
+def test_an_output_without_a_whole_report_is_refused():
+    with pytest.raises(ValueError, match="no kernel"):
+        parse("ptxas info    : 0 bytes gmem")
+    with pytest.raises(ValueError, match="2 reports of ptxas, 1 launches"):
+        parse(report() + "ptxas info    : Compiling entry function 'entry' for 'sm_90a'\n")
+    with pytest.raises(ValueError, match="cannot read"):
+        parse(report().replace("Used 168 registers", "no registers"))
+
+
+# --- chips and catalogue ---
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_a_chip_agrees_with_its_description(chip):
+    text = description(chip)
+    for field in (
+        f'name: "{chip.device_kind}"',
+        f"core_count: {chip.multiprocessors} ",
+        f"shared_memory_per_block_optin: {chip.shared_memory}\n",
+        f"registers_per_core_limit: {chip.registers} ",
+        f"Compute Capability {chip.architecture[3:-2]}.{chip.architecture[-2:]}",
+    ):
+        assert field in text
+    bandwidth = int(text.split("memory_bandwidth: ")[1].split()[0])
+    assert math.isclose(bandwidth, chip.bandwidth, rel_tol=0.05)
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_the_catalogue_has_every_pass_width_and_dtype_once(chip):
+    cases = catalogue.cases(chip)
+    assert {(c.direction, c.dim) for c in cases} >= {(p, d) for p in ("forward", "dq", "dkv") for d in (32, 64, 128)}
+    assert {c.dtype for c in cases} == {"bfloat16", "float16"}
+    assert {c.ragged for c in cases if c.direction == "forward"} == {False, True}
+    assert len({c.name for c in cases}) == len(cases)
+    for case in cases:
+        if case.operator in ("window_attention", "seed_attention"):
+            assert case.activation == "softmax"
+            assert (case.window is None) != (case.seeds is None)
+            continue
+        assert case.activation in KERNEL_ACTIVATIONS
+        assert case.keys % case.config.block == 0 or case.ragged
+        assert case.config.run == 1 or case.config.stages * case.config.block >= case.keys
+
+
+def test_two_cases_of_one_name_are_refused(monkeypatch):
+    monkeypatch.setattr(catalogue, "GENERATORS", (catalogue.gdpa, catalogue.gdpa))
+    with pytest.raises(ValueError, match="more than one case"):
+        catalogue.cases(H100)
+
+
+# --- compiled in earnest ---
+
+
+def first_of_each_chip(cases):
+    """One of each chip in `make test`; the others are slow, and `make kernels-ci` compiles many more."""
+    first = {chip.name: case for chip, case in reversed(cases)}
+    return [
+        (chip, case) if first[chip.name] is case else pytest.param(chip, case, marks=pytest.mark.slow)
+        for chip, case in cases
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """Raises where there is no compiler, with what to type: a skip would look like a check that passed."""
+    return check.compiler()
+
+
+@pytest.mark.parametrize(("chip", "case"), first_of_each_chip(ONE_OF_EACH), ids=[case.name for _, case in ONE_OF_EACH])
+def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
+    result = check.check(case, chip, folder)
+    assert result.faults == ()
+    (kernel,) = result.kernels
+    assert kernel.architecture == chip.architecture
+    assert kernel.threads == 128 * (case.config.units + 1)
+    backward, outputs = case.direction != "forward", 1 + (case.direction == "dkv")
+    if chip is H100:
+        tiles = sm90.shared_memory(case.dim, 2, backward=backward, outputs=outputs, config=case.config)
+    else:
+        tiles = sm100.shared_memory(case.dim, 2, backward=backward, config=case.config)
+        columns = sm100.tensor_memory(case.dim, backward=backward, outputs=outputs, config=case.config)
+        assert kernel.tensor_memory_columns == allocated_columns(columns)
+    assert tiles <= kernel.shared_memory <= tiles + 1024
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_a_kernel_that_spills_fails(chip, folder, monkeypatch):
+    # The process that compiles it finds it by its module's name.
+    here = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", here)
+    case = dataclasses.replace(FORWARD, build=importlib.import_module("spilling").build)
+    result = check.check(case, chip, folder)
+    assert len(result.faults) == 1 and result.faults[0].startswith("spills: ")
+    (kernel,) = result.kernels
+    assert kernel.spill_stores > 0 and kernel.spill_loads > 0
+    assert kernel.architecture == chip.architecture
+
+
+def test_a_config_that_is_too_large_fails_and_says_so(folder, monkeypatch, capsys, tmp_path):
+    case = dataclasses.replace(FORWARD, config=Sm90Config(block=256, stages=4))
+    monkeypatch.setattr(catalogue, "GENERATORS", (lambda: iter([case]),))
+    status = check.main(["--chip", "h100", "--jobs", "1", "--output", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert status == 1
+    assert f"FAILED h100 {case.name}" in printed.err
+    assert "needs 294912 bytes of shared memory at head width 64; there are 231424" in printed.err
+    written = json.loads((tmp_path / "h100.json").read_text())
+    assert written["cases"][case.name]["kernels"] == []
+    assert "shared memory" in written["cases"][case.name]["faults"][0]
+    assert set(written["made_by"]) == {"command", "commit", "jax", "ptxas"}
+
+
+def test_a_kernel_for_another_chip_fails_and_says_why(folder):
+    result = check.check(FORWARD, B200, folder)
+    assert result.kernels == ()
+    assert "did not compile" in result.faults[0] and "not supported on sm_100a" in result.faults[0]
+
+
+# --- the command ---
+
+
+def fake(case, chip, folder):
+    return check.Result(case.name, tuple(parse(report())), (), 1.0)
+
+
+def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(check, "check", fake)
+    output = ["--output", str(tmp_path)]
+    assert check.main(["--chip", "h100", "--select", "dkv", *output]) == 0
+    some = sum("dkv" in name or "d128-float16" in name for name in CASES["h100"])
+    assert check.main(["--chip", "h100", "--select", "dkv", "d128-float16", *output]) == 0
+    assert f"h100: {some} cases, 0 failed" in capsys.readouterr().out and 0 < some < len(CASES["h100"])
+    assert not (tmp_path / "h100.json").exists()
+    assert check.main(["--chip", "h100", *output]) == 0
+    first = (tmp_path / "h100.json").read_text()
+    assert set(json.loads(first)["cases"]) == set(CASES["h100"])
+    # The same kernels at another commit leave the file as it is.
+    monkeypatch.setattr(check, "_commit", lambda: "another")
+    assert check.main(["--chip", "h100", *output]) == 0
+    assert (tmp_path / "h100.json").read_text() == first
+    assert f"{len(CASES['h100'])} cases, 0 failed" in capsys.readouterr().out
+
+
+def test_a_selection_of_nothing_is_an_error(folder, capsys):
+    assert check.main(["--select", "no such kernel"]) == 2
+    assert "no case has 'no such kernel' in its name" in capsys.readouterr().err
+
+
+def test_without_a_compiler_it_says_what_to_type(tmp_path, capsys):
+    assert check.main(["--compiler", str(tmp_path)]) == 2
+    assert "`make kernels` installs it" in capsys.readouterr().err
+
+
+def test_the_compiler_of_another_jax_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(check.jax, "__version__", "0.0.1")
+    with pytest.raises(check.CompilerMissing, match=r"this is jax 0\.0\.1"):
+        check.compiler(folder)
+
+
+def test_a_case_is_named_by_what_differs():
+    config = Sm90Config(block=64, stages=3, run=2, ping_pong=False)
+    case = Case("gdpa", "dq", "sm90", 64, catalogue.build_gdpa, config, ragged=True, keys=128)
+    assert case.name == "gdpa-sm90-dq-d64-bfloat16-gelu_tanh-block64-stages3-run2-ping_pong0-keys128-ragged"
