@@ -84,11 +84,11 @@ def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
         rows, slots = jnp.unique(
             jnp.concatenate(list(features.values())), size=count, fill_value=total, return_inverse=True
         )
-        parts, start = {}, 0
+        own, start = {}, 0
         for name, ids in features.items():
-            parts[name] = slots[start : start + ids.size].astype(jnp.int32)
+            own[name] = slots[start : start + ids.size].astype(jnp.int32)
             start += ids.size
-        touched[table] = Touched(rows, parts)
+        touched[table] = Touched(rows, own)
     return touched
 
 
@@ -96,8 +96,8 @@ def embed(schema: Schema, batch: Batch, touched: dict[str, Touched], rows: dict[
     """Spreads the rows that were read over the features of the batch; its gradient sums over repeated ids."""
     by_feature = {
         name: rows[table].at[slots].get(mode="clip")
-        for table, part in touched.items()
-        for name, slots in part.slots.items()
+        for table, found in touched.items()
+        for name, slots in found.slots.items()
     }
     dim = next(iter(rows.values())).shape[-1] if rows else 0
     context = [by_feature[f"context/{feature.name}"] for feature in schema.categorical]
@@ -145,7 +145,7 @@ def gather_rows(
 ) -> dict[str, Float[Array, "_ dim"]]:
     """The touched rows of each table, ``[touched, dim]``; fill past the end repeats the last row."""
     return {
-        name: tables[name].at[part.rows].get(mode="clip", indices_are_sorted=True) for name, part in touched.items()
+        name: tables[name].at[found.rows].get(mode="clip", indices_are_sorted=True) for name, found in touched.items()
     }
 
 
