@@ -19,6 +19,7 @@ row of queries, which stay or stream with it. With a window each unit computes w
 and passes the others by; scores are masked in the tiles at its edges.
 """
 
+import dataclasses
 import functools
 
 import jax.experimental.pallas as pl
@@ -26,7 +27,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.mosaic import streaming
+from pallas_kernels.mosaic import streaming, target
 from pallas_kernels.mosaic.config import Sm90Config, check_room
 from pallas_kernels.mosaic.plan import Operands, Slots, tiled_smem
 from pallas_kernels.mosaic.sm90_compute import TILE_ROWS, Plan, Scratch, compute
@@ -71,12 +72,15 @@ def _check(plan: Plan) -> None:
     config = plan.config
     if plan.other_statistics and config.block % 32:
         raise ValueError(f"attend: config.block={config.block} streams statistics; it must be a multiple of 32")
+    chip = target.current()
+    interpreted = isinstance(chip, target.Target) and chip.interpreted
     needed = shared_memory(
         plan.dim,
         plan.dtype.itemsize,
         backward=plan.backward,
         outputs=len(plan.sums),
-        config=config,
+        # The interpreter keeps in shared memory, which is the host's, what the chip keeps in registers.
+        config=dataclasses.replace(config, weights_in_smem=False) if interpreted else config,
         out_itemsize=plan.out_dtype.itemsize,
         softmax=plan.softmax,
     )
