@@ -23,7 +23,7 @@ class PassedTests:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
         self.passed = set(lines[1:]) if lines[:1] == [sources] else set()
-        self.failed: set[str] = set()
+        self.left_out, self.failed = 0, set()
         if not self.passed:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{sources}\n")
@@ -31,8 +31,9 @@ class PassedTests:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leaves out what has passed."""
         done = [item for item in items if item.nodeid in self.passed]
+        self.left_out = len(done)
         config.hook.pytest_deselected(items=done)
-        items[:] = [item for item in items if item not in done]
+        items[:] = [item for item in items if item.nodeid not in self.passed]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Notes a test that passed in setup, call and teardown."""
@@ -44,7 +45,7 @@ class PassedTests:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Nothing left to run is no failure."""
-        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.passed:
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.left_out:
             session.exitstatus = pytest.ExitCode.OK
 
 

@@ -375,14 +375,14 @@ def test_a_test_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
         "def test_dies(): (here / 'mended').exists() or os._exit(9)\n"
     )
     command = [sys.executable, "-m", "pytest", "-v", "-p", "experiments.passed_tests", "-p", "no:cacheprovider"]
-    command += ["-c", os.devnull, "--rootdir", ".", "test_some.py"]
+    command += ["-c", os.devnull, "--rootdir", "."]
 
-    def run_with(sources):
+    def run_with(sources, file="test_some.py"):
         paths = [str(gpu.REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         changes = {"KUNLUN_PASSED_TESTS": str(tmp_path / "tests"), "KUNLUN_SOURCES": sources}
         changes["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         environment = os.environ | changes | {"PYTHONPATH": os.pathsep.join(paths)}
-        done = run_process(command, cwd=tmp_path, env=environment)
+        done = run_process([*command, file], cwd=tmp_path, env=environment)
         return done.returncode, done.stdout
 
     assert run_with("one")[0] == 9
@@ -392,5 +392,7 @@ def test_a_test_that_passed_is_not_run_again_for_the_same_sources(tmp_path):
     assert code == 0 and "2 passed, 1 deselected" in printed
     code, printed = run_with("one")
     assert code == 0 and "3 deselected" in printed
+    (tmp_path / "test_nothing.py").touch()
+    assert run_with("one", "test_nothing.py")[0] == pytest.ExitCode.NO_TESTS_COLLECTED
     code, printed = run_with("two")
     assert code == 0 and "3 passed" in printed
