@@ -1,7 +1,7 @@
 """The packed layout that every operator shares: rows of many examples in one array, nothing padded to the longest.
 
 ``values`` is ``[rows, ...]``. Example ``b`` owns rows ``row_splits[b] : row_splits[b] + lengths[b]``; every start is a
-multiple of `ROW_ALIGNMENT`, so up to seven rows behind an example and all rows behind the last one belong to nobody.
+multiple of `ROW_ALIGNMENT`, so up to seven rows after an example and all rows after the last one belong to nobody.
 Such rows may hold anything (the tests put NaN there): operators must neither read them into a result nor leave
 anything but zeros there.
 
@@ -22,7 +22,7 @@ def aligned(lengths: np.ndarray) -> np.ndarray:
 
 
 def example_ids(row_splits: Int[Array, " splits"], rows: int) -> Int[Array, " rows"]:
-    """Example of each row, int32; alignment gaps count to the example before them, rows behind the last get ``B``."""
+    """Example of each row, int32; alignment gaps count to the example before them, rows after the last get ``B``."""
     starts = jnp.zeros(rows + 1, jnp.int32).at[row_splits[1:]].add(1, mode="drop")
     return jnp.cumsum(starts[:rows], dtype=jnp.int32)
 
@@ -33,7 +33,7 @@ def positions(row_splits: Int[Array, " splits"], rows: int) -> Int[Array, " rows
 
 
 def row_mask(row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], rows: int) -> Bool[Array, " rows"]:
-    """True for rows that hold an event, False for alignment gaps and for rows behind the last example."""
+    """True for rows that hold an event, False for alignment gaps and for rows after the last example."""
     example = example_ids(row_splits, rows)
     length = jnp.append(lengths, 0)[example]
     return jnp.arange(rows, dtype=jnp.int32) - row_splits[example] < length

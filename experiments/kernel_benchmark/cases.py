@@ -1,7 +1,7 @@
 """What is measured: operators at the shapes that others publish, and toy ones for machines without a GPU.
 
 Lengths are uniform in ``[max(1, (2 s - 1) max), max]`` for sparsity s, so all equal for s = 1 and half as long on
-average for s = 0.5, drawn with a fixed seed. Examples start on multiples of 8 rows. Operands are N(0, 1), as behind the
+average for s = 0.5, drawn with a fixed seed. Examples start on multiples of 8 rows. Operands are N(0, 1), as under the
 norm of the block, never zeros: chips are faster on zeros. Scores are scaled by ``1 / sqrt(dim)``, so they are about
 N(0, 1), too, where activations curve.
 """

@@ -1,7 +1,7 @@
 """How calls are timed: in turn with each other, many in a row, and never two that are not finished.
 
-A round lets every subject run a number of calls one behind the other and waits for the last; the time of a call is the
-round's share, so what it costs to start a call hides behind the one before, as in a training step. Calls shorter than
+A round lets every subject run a number of calls one after another and waits for the last; the time of a call is the
+round's share, so what it costs to start a call hides in the one before, as in a training step. Calls shorter than
 10 ms run 10 or more in a row and at least 20 ms; longer ones 2 in a row, as starting them costs less than a
 thousandth; with 5 rounds no median rests on fewer than 10 calls. Subjects take turns in each round, so clocks and
 temperature drift alike for all. Where NVIDIA's CUPTI answers, the time of the kernels alone stands beside it.

@@ -46,7 +46,7 @@ def refusal(row: Row, library: Path | None) -> str | None:
 def ranges(torch, case) -> tuple[Any, Any, int]:
     """First and last row that each query may read, int32 and ascending, and the rows of keys.
 
-    Sequences lie one behind the other without gaps, queries likewise; both sides are filled up to whole tiles, and the
+    Sequences lie one after another without gaps, queries likewise; both sides are filled up to whole tiles, and the
     queries that fill up read the last row alone.
     """
     lengths = torch.tensor(case.lengths(), dtype=torch.int64)
@@ -146,7 +146,7 @@ class Padded:
             offset = at - at[:, None]
             inside = ((offset >= -case.window[0]) & (offset <= case.window[1]))[None, None]
             self.mask = inside if full else self.mask & inside
-            # A row behind the end reads itself, for a row that reads nothing is NaN, and so are then all gradients.
+            # A row after the end reads itself, for a row that reads nothing is NaN, and so are then all gradients.
             self.mask = self.mask | (offset == 0)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
         q = operands[0] if case.seeds else self._pad(operands[0])

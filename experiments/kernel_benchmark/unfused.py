@@ -22,7 +22,7 @@ def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Ar
       q: ``[batch, queries, heads, dim]``, or ``[seeds, heads, dim]`` for all examples.
       k: ``[batch, keys, heads, dim]``.
       v: likewise.
-      lengths: rows of each example. What is computed for queries behind it means nothing.
+      lengths: rows of each example. What is computed for queries after it means nothing.
 
     Returns:
       ``[batch, queries, heads, dim]``.
@@ -45,7 +45,7 @@ def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Ar
 
 
 def pad(values: jax.Array, splits: np.ndarray, lengths: np.ndarray, rows: int) -> jax.Array:
-    """Packed rows as ``[batch, rows, ...]``, zero behind each example's length."""
+    """Packed rows as ``[batch, rows, ...]``, zero past each example's length."""
     at = np.arange(rows)[None, :]
     index = np.where(at < lengths[:, None], splits[: len(lengths), None] + at, values.shape[0])
     return values.at[jnp.asarray(index, jnp.int32)].get(mode="fill", fill_value=0)

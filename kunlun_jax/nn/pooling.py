@@ -125,7 +125,7 @@ class SumKronLinear(nnx.Module):
     def __call__(self, x: Float[Array, "batch seeds dim"]) -> Float[Array, "batch tokens dim"]:
         """Y of each example."""
         z, w = self.token_maps[...].astype(self.dtype), self.channel_maps[...].astype(self.dtype)
-        # Tokens first: there are fewer of them than seeds, so the channel maps, the dear half, run on fewer rows.
+        # Tokens first: there are fewer of them than seeds, so the channel maps, the expensive half, run on fewer rows.
         mixed = jnp.einsum("bsd,kst->btkd", x, z)
         return jnp.einsum("btkd,kde->bte", mixed, w)
 

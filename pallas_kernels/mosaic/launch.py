@@ -99,5 +99,5 @@ def delta(d_out: jax.Array, out: jax.Array) -> jax.Array:
 
 
 def block_of(configs: Mapping[str, Config], passes: Sequence[str]) -> int:
-    """The longest streamed tile of some passes: rows that a tile can reach behind the last example."""
+    """The longest streamed tile of some passes: rows that a tile can reach after the last example."""
     return max(configs[name].block for name in passes)

@@ -5,7 +5,7 @@ side). In the forward pass and for dq the queries stay and the keys stream; for 
 item of the list is a run of stationary tiles of one example. The list has a static bound and a count of the items in
 use; a persistent kernel, one block for each multiprocessor, deals them out in turn. The longest come first, so that no
 block is left with one of them at the end. Items cover every row of the stationary array that an example owns, and those
-behind the last one, so that the kernel writes all of its output and nothing is zeroed first.
+after the last one, so that the kernel writes all of its output and nothing is zeroed first.
 """
 
 from typing import NamedTuple
@@ -25,8 +25,8 @@ class Side(NamedTuple):
     Attributes:
       start: first row, int32.
       length: rows that hold something, int32.
-      extent: rows up to the next example's, multiple of 8, int32; those behind `length` are written as zeros.
-      rows: static, rows of the array; those behind the last example belong to nobody.
+      extent: rows up to the next example's, multiple of 8, int32; those past `length` are written as zeros.
+      rows: static, rows of the array; those after the last example belong to nobody.
     """
 
     start: Int[Array, " batch"]
@@ -63,7 +63,7 @@ def dense(batch: int, keys: int) -> Side:
 
 
 def capacity(side: Side, item_rows: int) -> int:
-    """Most items of `item_rows` rows that the rows of this side can need, the ones behind the last example included."""
+    """Most items of `item_rows` rows that the rows of this side can need, the ones after the last example included."""
     segments, blocks, per_item = side.start.shape[0] + 1, side.rows // ROW_ALIGNMENT, item_rows // ROW_ALIGNMENT
     return (blocks + segments * (per_item - 1)) // per_item
 
@@ -80,14 +80,14 @@ def work_list(
       balance: put the examples with most streamed rows first. Costs a sort of the batch; of no use where every example
         streams the same number of rows.
       window: None to stream all rows of the example. ``(below, above)``, both sides being rows of the same positions:
-        only those from `below` positions before the first row of the item to `above` positions behind its last one,
+        only those from `below` positions before the first row of the item to `above` positions after its last one,
         both inclusive; the first is rounded down to a multiple of 8.
     """
-    behind = stationary.start[-1] + stationary.extent[-1]
+    stop = stationary.start[-1] + stationary.extent[-1]
     zero = jnp.zeros(1, jnp.int32)
-    start = jnp.append(stationary.start, behind)
+    start = jnp.append(stationary.start, stop)
     length = jnp.append(stationary.length, zero)
-    extent = jnp.append(stationary.extent, jnp.int32(stationary.rows) - behind)
+    extent = jnp.append(stationary.extent, jnp.int32(stationary.rows) - stop)
     # Nothing is to be streamed past rows that hold nothing: they are only written as zeros.
     other_start = jnp.append(streamed.start, zero)
     other_length = jnp.append(streamed.length, zero)
@@ -99,7 +99,7 @@ def work_list(
 
     ends = jnp.cumsum((extent + (item_rows - 1)) // item_rows, dtype=jnp.int32)
     item = jnp.arange(capacity(stationary, item_rows), dtype=jnp.int32)
-    # Items behind the last one in use belong to nobody; the kernel does not come to them.
+    # Items after the last one in use belong to nobody; the kernel does not come to them.
     owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="compare_all"), start.shape[0] - 1)
     owner = owner.astype(jnp.int32)
     first = (item - jnp.append(zero, ends[:-1])[owner]) * item_rows
@@ -153,16 +153,16 @@ def clear_gaps(
     row_splits: Int[Array, " splits"],
     lengths: Int[Array, " batch"],
     *,
-    behind: int,
+    tail: int,
 ) -> Float[Array, "rows heads dim"]:
     """`values` with zeros in the rows that a streamed tile can touch though no example owns them.
 
     A tile is a box of rows in memory, so the last one of an example reads on into the gap before the next example,
     which may hold NaN; a weight of zero does not remove that. The rows of the next example itself are finite wherever
-    training is. At most seven rows an example and `behind` rows after the last example are written.
+    training is. At most seven rows an example and `tail` rows after the last example are written.
     """
     gap = row_splits[:-1, None] + lengths[:, None] + jnp.arange(ROW_ALIGNMENT - 1, dtype=jnp.int32)[None, :]
     gap = jnp.where(gap < row_splits[1:, None], gap, values.shape[0])
-    tail = row_splits[-1] + jnp.arange(behind, dtype=jnp.int32)
-    index = jnp.append(gap.reshape(-1), tail)
+    after = row_splits[-1] + jnp.arange(tail, dtype=jnp.int32)
+    index = jnp.append(gap.reshape(-1), after)
     return values.at[index].set(jnp.zeros((), values.dtype), mode="drop")

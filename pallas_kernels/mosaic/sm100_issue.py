@@ -68,7 +68,7 @@ class Head:
       last: they go with this turn.
       count: streamed tiles.
       begin: the first that the unit works on.
-      end: the one behind the last that it works on.
+      end: the one after the last that it works on.
       first_step: step of the first streamed tile.
       first_score: step of the first scores.
     """

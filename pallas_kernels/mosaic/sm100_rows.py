@@ -64,9 +64,9 @@ def reached(first: jax.Array, held: jax.Array, count: jax.Array, block: int, win
       window: see `streaming.attend`.
     """
     below, above = window
-    behind = first + jnp.minimum(held, TILE_ROWS) + above
+    stop = first + jnp.minimum(held, TILE_ROWS) + above
     begin = jnp.minimum(lax.div(jnp.maximum(first - below, 0), jnp.int32(block)), count)
-    end = jnp.minimum(lax.div(jnp.maximum(behind + (block - 1), 0), jnp.int32(block)), count)
+    end = jnp.minimum(lax.div(jnp.maximum(stop + (block - 1), 0), jnp.int32(block)), count)
     return begin, jnp.where(held > 0, jnp.maximum(begin, end), begin)
 
 
@@ -74,7 +74,7 @@ class Meeting(NamedTuple):
     """How a unit meets a streamed tile.
 
     Attributes:
-      left: streamed rows of the item from the tile's first on; those behind belong to others.
+      left: streamed rows of the item from the tile's first on; those after belong to others.
       ahead: with a window, position of the unit's first row, counted from the tile's first row.
       held: rows of the unit that hold something, None where what the others meet does not matter.
     """
@@ -98,19 +98,19 @@ def is_whole(at: Meeting, block: int, window: tuple[int, int] | None) -> jax.Arr
 def allowed(at: Meeting, start: int, columns: int, window: tuple[int, int] | None) -> Bool[Array, "rows columns"]:
     """Which scores count, of `columns` columns of the tile from `start` on."""
     column = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, columns), 1, layout=TILE)
-    behind = at.left - start
+    stop = at.left - start
     if window is None and at.held is None:
-        return column < behind
-    # First column, and the one behind the last one, of each row.
+        return column < stop
+    # First column, and the one after the last one, of each row.
     row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS,), 0, layout=PER_ROW)
     if at.held is not None:
-        behind = jnp.where(row < at.held, behind, 0)
+        stop = jnp.where(row < at.held, stop, 0)
     if window is None or at.ahead is None:
-        return column < over_columns(behind, columns)
+        return column < over_columns(stop, columns)
     below, above = window
     position = row + (at.ahead - start)
-    behind = jnp.minimum(behind, position + (above + 1))
-    return (column >= over_columns(position - below, columns)) & (column < over_columns(behind, columns))
+    stop = jnp.minimum(stop, position + (above + 1))
+    return (column >= over_columns(position - below, columns)) & (column < over_columns(stop, columns))
 
 
 def any_rises(rise: jax.Array, smem) -> Bool[Array, ""]:
@@ -136,14 +136,14 @@ def log_sums(peak: jax.Array, total: jax.Array) -> Float[Array, " rows"]:
 def store_rows(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
     """Stores the first `extent` numbers of a float32 vector, as `streaming.store` does for tiles.
 
-    A copy begins on a multiple of 128 bytes in shared memory, which is 32 numbers. So what is left behind the last 32
+    A copy begins on a multiple of 128 bytes in shared memory, which is 32 numbers. So what is left after the last 32
     goes in one piece of 8, 16 or 24.
 
     Args:
       smem: ``[TILE_ROWS]`` in shared memory.
       gmem: ``[rows]`` in global memory.
       row: index in `gmem` that the vector begins at, a multiple of 8.
-      extent: numbers to store, a multiple of 8; those behind `TILE_ROWS` are ignored, and none are stored below 8.
+      extent: numbers to store, a multiple of 8; those past `TILE_ROWS` are ignored, and none are stored below 8.
     """
     aligned = 32
 

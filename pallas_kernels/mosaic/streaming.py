@@ -220,7 +220,7 @@ def store(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
       smem: ``[tile_rows, columns]`` in shared memory; the rows are a power of two.
       gmem: ``[rows, columns]`` in global memory.
       row: row of `gmem` that the tile begins at, a multiple of 8.
-      extent: rows to store, a multiple of 8; those behind `tile_rows` are ignored, and none are stored below 8.
+      extent: rows to store, a multiple of 8; those past `tile_rows` are ignored, and none are stored below 8.
     """
     rows = smem.shape[0]
 
@@ -256,7 +256,7 @@ def store_vector(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
       smem: float32 in shared memory, filled by `stage_vector`.
       gmem: ``[rows]`` in global memory.
       row: where in `gmem` the vector begins, a multiple of 8.
-      extent: numbers to store, a multiple of 8; those behind `VECTOR` are ignored, and none are stored below 8.
+      extent: numbers to store, a multiple of 8; those past `VECTOR` are ignored, and none are stored below 8.
     """
 
     def copy(size: int, offset: int | jax.Array = 0, shifted: bool = False):
@@ -290,13 +290,13 @@ def tiles_in_reach(
       block: rows of a tile.
 
     Returns:
-      The first tile, and the one behind the last; the same one for a unit without rows.
+      The first tile, and the one after the last; the same one for a unit without rows.
     """
     below, above = window
     held = jnp.minimum(field(schedule.COUNT) - first, rows)
     middle = first + field(schedule.SHIFT)
-    behind = jnp.minimum(middle + held + above, field(schedule.OTHER_COUNT))
+    stop = jnp.minimum(middle + held + above, field(schedule.OTHER_COUNT))
     begin = lax.div(jnp.maximum(middle - below, 0), jnp.int32(block))
-    end = lax.div(jnp.maximum(behind, 0) + (block - 1), jnp.int32(block))
+    end = lax.div(jnp.maximum(stop, 0) + (block - 1), jnp.int32(block))
     begin = jnp.minimum(begin, end)
     return begin, jnp.where(held > 0, end, begin)

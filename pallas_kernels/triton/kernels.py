@@ -93,7 +93,7 @@ def _store(
 
 @triton.jit
 def _numbers(pointer, row, head, count, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """``[TILE]`` of an array of one number for each row and head; zeros behind `count`."""
+    """``[TILE]`` of an array of one number for each row and head; zeros past `count`."""
     index = tl.arange(0, TILE)
     return tl.load(pointer + (row.to(tl.int64) * HEADS + head) + index * HEADS, mask=index < count, other=0.0)
 

@@ -1,7 +1,7 @@
 """The items of a Triton launch: which rows stay and which stream past them, made on the device from the offsets.
 
 An item is a run of rows of one example, a program of the kernel for each head. The items cover every row of the
-stationary array: those that hold something, the gap behind each example and the rows behind the last one, so that the
+stationary array: those that hold something, the gap after each example and the rows after the last one, so that the
 kernel writes all of its output. Loads are masked row by row, so rows need no alignment and gaps may hold anything.
 """
 
@@ -17,7 +17,7 @@ then a zero."""
 
 
 def capacity(side: Side, item_rows: int) -> int:
-    """Most items of `item_rows` rows that the rows of this side can need, those behind the last example included."""
+    """Most items of `item_rows` rows that the rows of this side can need, those after the last example included."""
     return (side.rows + (side.start.shape[0] + 1) * (item_rows - 1)) // item_rows
 
 
@@ -32,13 +32,13 @@ def items(own: Side, other: Side, *, item_rows: int, balance: bool) -> Int[Array
         the batch; of no use where every item streams about as many rows.
 
     Returns:
-      int32, the fields of `FIELDS`; entries behind the last item in use have no rows.
+      int32, the fields of `FIELDS`; entries after the last item in use have no rows.
     """
-    behind = own.start[-1] + own.extent[-1]
+    stop = own.start[-1] + own.extent[-1]
     zero = jnp.zeros(1, jnp.int32)
-    start = jnp.append(own.start, behind)
+    start = jnp.append(own.start, stop)
     length = jnp.append(own.length, zero)
-    extent = jnp.append(own.extent, jnp.int32(own.rows) - behind)
+    extent = jnp.append(own.extent, jnp.int32(own.rows) - stop)
     other_start = jnp.append(other.start, zero)
     other_length = jnp.append(other.length, zero)
     if balance:

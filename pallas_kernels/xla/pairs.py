@@ -28,8 +28,8 @@ class Step(NamedTuple):
 
     Attributes:
       index: number of each pair, consecutive.
-      used: False for entries behind the last pair.
-      tile: query tile of each pair, ascending without gaps; entries behind the last pair have the last tile.
+      used: False for entries after the last pair.
+      tile: query tile of each pair, ascending without gaps; entries after the last pair have the last tile.
     """
 
     index: Int[Array, " chunk"]
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def numbering(each: Int[Array, " tiles"], chunk: int) -> Numbering:
-    """Numbers the pairs, `each` of them for every query tile: 1 or more for a tile in use, 0 for those behind."""
+    """Numbers the pairs, `each` of them for every query tile: 1 or more for a tile in use, 0 for those after."""
     ends = jnp.cumsum(each, dtype=jnp.int32)
     return Numbering(ends[-1], jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max))
 

@@ -23,7 +23,7 @@ _MOST_TILE_ROWS = 32
 
 
 class Schedule(NamedTuple):
-    """Tiles of one packed batch, in the order of their rows; those behind `used` are empty.
+    """Tiles of one packed batch, in the order of their rows; those from `used` on are empty.
 
     Attributes:
       example: example that the tile belongs to, int32; 0 for an empty tile.

@@ -1,8 +1,8 @@
 """``python -m tests.experiments.interrupted POINT FLAGS``: experiments.train, sent a signal at an exact point.
 
-Points: ``step:K`` behind the K-th step of the run, ``line:K`` in the middle of writing its metrics line,
+Points: ``step:K`` after the K-th step of the run, ``line:K`` in the middle of writing its metrics line,
 ``commit:K`` when its checkpoint is written but not yet renamed to its final name, ``eval:SPLIT`` before the line of
-that split's evaluation at the end, each by SIGKILL; ``term:K`` is SIGTERM behind the K-th step, ``int:K`` SIGINT.
+that split's evaluation at the end, each by SIGKILL; ``term:K`` is SIGTERM after the K-th step, ``int:K`` SIGINT.
 """
 
 import os

@@ -11,7 +11,7 @@ from kunlun_jax.nn.hstu import HSTUBlock
 from tests.examples import build, random_jagged
 
 HEADS, DIM, POSITIONS, BUCKETS, N = 2, 4, 6, 12, 5.0
-# Tiles are of 16 rows here: one, two and four of them, and empty examples in front and behind.
+# Tiles are of 16 rows here: one, two and four of them, and empty examples before and after.
 LENGTHS, ROWS = (0, 5, 16, 40, 1, 0, 17), 128
 
 

@@ -20,7 +20,7 @@ def test_activation_stands_between_layers_and_not_behind_the_last(name):
         h = np.asarray(activation(name)(jnp.asarray(h))) if number < 2 else h
     y = np.asarray(jax.jit(mlp)(jnp.asarray(x)))
     np.testing.assert_allclose(y, h, atol=1e-5)
-    assert y.min() < -0.3, "all three activations are above that, so none stands behind the last layer"
+    assert y.min() < -0.3, "all three activations are above that, so none stands after the last layer"
 
 
 def test_gelu_is_the_exact_one():

@@ -45,14 +45,14 @@ class OneProgramContract(Contract):
     """The contract with batches of one size; a subclass has the fixture `run`, a `Program`.
 
     Attributes:
-      examples, rows: of every batch. The rows end off the alignment, behind the last of the examples in `lengths`.
+      examples, rows: of every batch. The rows end off the alignment, after the last of the examples in `lengths`.
     """
 
     examples: int
     rows: int
 
     def layout(self, lengths: tuple[int, ...], spare: int = 0) -> Layout:
-        """Examples of these lengths, empty ones behind them."""
+        """Examples of these lengths, empty ones after them."""
         del spare
         lengths += (0,) * (self.examples - len(lengths))
         return Layout(lengths, spare=self.rows - int(Layout(lengths).splits[-1]))

@@ -250,11 +250,11 @@ def test_losses_of_fifty_steps():
 
 
 def test_a_wrong_weight_is_found():
-    """The comparison names the part that differs, and those behind it."""
+    """The comparison names the part that differs, and those after it."""
     with parity.precision("float64"):
         pair = pair_of(dataclasses.replace(CONFIG, dtype="float64", implementation="reference", layers=1))
         pair.twin.layers[0].weight_generation.compress.weight.data[0, 0] += 1e-3
         outputs = parity.compare(pair, batch_of(), QUICK).outputs
     wrong = {name for name, difference in outputs.items() if difference > OUTPUT}
-    behind = {f"layers.0.{part}.event_{name}" for part in ("ffn", "pool", "to_context") for name in ("view", "context")}
-    assert wrong == {"layers.0.weight_generation", *behind, "layers.0.interaction", "head"}
+    after = {f"layers.0.{part}.event_{name}" for part in ("ffn", "pool", "to_context") for name in ("view", "context")}
+    assert wrong == {"layers.0.weight_generation", *after, "layers.0.interaction", "head"}

@@ -34,6 +34,6 @@ FLAGS = (
 
 
 def tiny_config(*flags: str, directory: Path | None = None) -> TrainConfig:
-    """The config of `FLAGS`, of more flags behind them, and of a run directory."""
+    """The config of `FLAGS`, of more flags after them, and of a run directory."""
     where = () if directory is None else ("--run.dir", str(directory))
     return tyro.cli(TrainConfig, default=BASE, args=[*FLAGS, *flags, *where])

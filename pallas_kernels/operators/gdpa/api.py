@@ -46,10 +46,10 @@ def gdpa(
     Source: Generalized Dot-Product Attention of Kunlun's PersonalizedFFN (R, M).
 
     Args:
-      q: queries, packed as in `pallas_kernels.jagged`. Rows behind an example's length may hold anything, NaN
+      q: queries, packed as in `pallas_kernels.jagged`. Rows past an example's length may hold anything, NaN
         included; their output and gradient are zero.
       k: keys, dtype of q: either dense, equally many for each example, or packed like q by `key_splits` and
-        `key_lengths`. Rows behind an example's length may hold anything, NaN included; their gradient is zero.
+        `key_lengths`. Rows past an example's length may hold anything, NaN included; their gradient is zero.
       v: values, shape and dtype of k.
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.

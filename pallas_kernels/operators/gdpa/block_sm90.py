@@ -188,7 +188,7 @@ def attend(
                 return (score.weights(s, polynomial).astype(dtype),)
 
             def masked(weights, left):
-                """`weights` with zero in the columns behind the last key."""
+                """`weights` with zero in the columns after the last key."""
                 if not ragged:
                     return weights
 

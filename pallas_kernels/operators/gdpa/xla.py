@@ -85,7 +85,7 @@ def _backward(activation, pre_scale, post_scale, saved, d_out):
         dp = jnp.einsum("chkd,chqd->chkq", v_tile, d_tile, preferred_element_type=acc)
         p = act.value(s).astype(q.dtype)
         ds = (act.derivative(s) * (pre_scale * post_scale) * dp).astype(q.dtype)
-        # Rows behind `count` are zero in q_tile and d_tile, so they add nothing here.
+        # Rows past `count` are zero in q_tile and d_tile, so they add nothing here.
         dv = tiles.add(dv, example, post_scale * jnp.einsum("chkq,chqd->chkd", p, d_tile, preferred_element_type=acc))
         dk = tiles.add(dk, example, jnp.einsum("chkq,chqd->chkd", ds, q_tile, preferred_element_type=acc))
         dq_tile = jnp.einsum("chkq,chkd->chqd", ds, k_tile, preferred_element_type=acc)

@@ -4,8 +4,8 @@ Queries and keys are cut into tiles of their own. Time follows the number of pai
 tiles, a float32 sum for each output, and one chunk of scores. Forward and backward save q, k and v only; the backward
 pass recomputes the scores, with keys in front of queries so that only one of its five products contracts over rows.
 
-No score is masked: behind the rows of a tile stand zeros. A value of zero takes the weight ``Act(0)`` of its key out
-of the output and of every gradient, and what a row behind the last one gathers is dropped with the row.
+No score is masked: after the rows of a tile stand zeros. A value of zero takes the weight ``Act(0)`` of its key out
+of the output and of every gradient, and what a row after the last one gathers is dropped with the row.
 """
 
 import functools
@@ -91,7 +91,7 @@ def _plan(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[int, int,
 
 
 def _chunk_of(plan: _Plan, step, chunk, reached) -> tuple[Int[Array, " chunk"], Int[Array, " chunk"]]:
-    """Query tile and key tile of the pairs of a step; entries behind the last pair have the empty key tile."""
+    """Query tile and key tile of the pairs of a step; entries after the last pair have the empty key tile."""
     index, used, tile = pairs.of_step(plan.numbering, step, chunk, reached, plan.queries.used)
     key_tile = jnp.where(used, index + tiles.take(plan.shift, tile), plan.keys.count.shape[0] - 1)
     return jax.lax.optimization_barrier((tile, key_tile))

@@ -36,7 +36,7 @@ def seed_attention(
 
     Args:
       q: the seeds, the same for every example, or each example's own.
-      k: keys, packed as in `pallas_kernels.jagged`, dtype of q. Rows behind an example's length may hold anything,
+      k: keys, packed as in `pallas_kernels.jagged`, dtype of q. Rows past an example's length may hold anything,
         NaN included; they are not read and their gradient is zero.
       v: values, packed likewise.
       row_splits: int32, first row of each example and the end, multiples of 8.

@@ -84,8 +84,8 @@ def _seed_attention(static, q, k, v, row_splits, lengths):
 def _forward(static, q, k, v, row_splits, lengths):
     seeds, _, scale, items, chip = static
     configs, batch = dict(items), lengths.shape[0]
-    behind = launch.block_of(configs, ("forward", "dq"))
-    k, v = (schedule.clear_gaps(x, row_splits, lengths, behind=behind) for x in (k, v))
+    tail = launch.block_of(configs, ("forward", "dq"))
+    k, v = (schedule.clear_gaps(x, row_splits, lengths, tail=tail) for x in (k, v))
     parts, work = _against_keys(static, "forward", k, row_splits, lengths)
     out, log_sum = launch.kernel_of(chip).attend(
         (q,),
@@ -102,7 +102,7 @@ def _forward(static, q, k, v, row_splits, lengths):
     if parts > 1:
         out, log_sum = _merge(out, log_sum, batch, parts)
     out = out.astype(q.dtype)
-    # The rows behind the seeds are zeros, like all that an item does not hold.
+    # The rows after the seeds are zeros, like all that an item does not hold.
     result = rearrange(out, "(batch seeds) heads dim -> batch seeds heads dim", batch=batch)[:, :seeds]
     return result, (q, k, v, row_splits, lengths, out, log_sum)
 

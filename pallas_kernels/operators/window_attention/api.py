@@ -38,7 +38,7 @@ def window_attention(
     Source: Kunlun's sliding-window self-attention (R).
 
     Args:
-      q: queries, packed as in `pallas_kernels.jagged`. Rows behind an example's length may hold anything, NaN
+      q: queries, packed as in `pallas_kernels.jagged`. Rows past an example's length may hold anything, NaN
         included; their output and gradient are zero and nothing else depends on them.
       k: keys, packed likewise, dtype of q. Their heads divide those of q: head ``h`` of q reads head
         ``h // (heads / key_heads)`` of k and v (grouped queries).

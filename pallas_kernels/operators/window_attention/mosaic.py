@@ -1,7 +1,7 @@
 """window_attention as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic`).
 
 Forward and dq: a tile of queries stays, and the keys and values from `left` rows before its first row to `right` rows
-behind its last one stream past it; other tiles are never loaded. dk and dv: a tile of keys stays, and the queries that
+after its last one stream past it; other tiles are never loaded. dk and dv: a tile of keys stays, and the queries that
 can read it stream. So time follows the rows times the window, whatever the sequence is long. Scores outside the window
 are masked in the tiles at its edges alone. Heads of keys may be shared by several heads of queries.
 
@@ -68,8 +68,8 @@ def _window_attention(static, q, k, v, row_splits, lengths) -> jax.Array:
 def _forward(static, q, k, v, row_splits, lengths):
     left, right, scale, items, chip = static
     configs = dict(items)
-    behind = launch.block_of(configs, ("forward", "dq"))
-    k, v = (schedule.clear_gaps(x, row_splits, lengths, behind=behind) for x in (k, v))
+    tail = launch.block_of(configs, ("forward", "dq"))
+    k, v = (schedule.clear_gaps(x, row_splits, lengths, tail=tail) for x in (k, v))
     side = schedule.packed(row_splits, lengths, q.shape[0])
     out, log_sum = _run(
         (q,), (k, v), side, (left, right), score=softmax(scale), sums=("value",), config=configs["forward"], chip=chip
@@ -83,7 +83,7 @@ def _backward(static, saved, d_out):
     q, k, v, row_splits, lengths, out, log_sum = saved
     side = schedule.packed(row_splits, lengths, q.shape[0])
     q, d_out = (
-        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, behind=configs["dkv"].block) for x in (q, d_out)
+        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, tail=configs["dkv"].block) for x in (q, d_out)
     )
     statistics = (log_sum, launch.delta(d_out, out))
     arguments = {"score": softmax(scale), "statistics": statistics, "chip": chip}

@@ -74,9 +74,9 @@ class _Chunk(NamedTuple):
     """The pairs of one step.
 
     Attributes:
-      tile: query tile of each pair, ascending without gaps; entries behind the last pair have the last tile.
+      tile: query tile of each pair, ascending without gaps; entries after the last pair have the last tile.
       key_tile: key tile of each pair.
-      mask: True where the query may read the key; all False for entries behind the last pair.
+      mask: True where the query may read the key; all False for entries after the last pair.
     """
 
     tile: Int[Array, " chunk"]

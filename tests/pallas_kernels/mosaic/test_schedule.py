@@ -121,19 +121,19 @@ def test_dense_side():
     assert int(work.used[0]) == 3 and np.asarray(work.items)[:3, schedule.COUNT].tolist() == [24, 24, 24]
 
 
-@pytest.mark.parametrize("behind", [8, 64])
-def test_gaps_are_cleared_and_nothing_else(behind):
+@pytest.mark.parametrize("tail", [8, 64])
+def test_gaps_are_cleared_and_nothing_else(tail):
     lengths = [0, 3, 8, 15, 1]
     _, splits, rows = packed(lengths, 24)
     values = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 2, 4)), jnp.float32)
     cleared = np.asarray(
-        jax.jit(lambda x: schedule.clear_gaps(x, jnp.asarray(splits), jnp.asarray(lengths, jnp.int32), behind=behind))(
+        jax.jit(lambda x: schedule.clear_gaps(x, jnp.asarray(splits), jnp.asarray(lengths, jnp.int32), tail=tail))(
             values
         )
     )
     mask = np.zeros(rows, bool)
     for start, length in zip(splits, lengths, strict=False):
         mask[start : start + length] = True
-    tail = np.arange(rows) >= splits[-1] + behind
-    np.testing.assert_array_equal(cleared[mask | tail], values[mask | tail])
-    np.testing.assert_array_equal(cleared[~mask & ~tail], 0)
+    untouched = np.arange(rows) >= splits[-1] + tail
+    np.testing.assert_array_equal(cleared[mask | untouched], values[mask | untouched])
+    np.testing.assert_array_equal(cleared[~mask & ~untouched], 0)

@@ -48,7 +48,7 @@ def no_race(capfd):
 
 
 class Problem:
-    """Operands with NaN behind the rows of an example, and what float32 makes of them."""
+    """Operands with NaN after the rows of an example, and what float32 makes of them."""
 
     def __init__(self, keys, dim, dtype=jnp.bfloat16):
         random = np.random.default_rng(3)
@@ -68,7 +68,7 @@ class Problem:
         self.queries = schedule.packed(splits, lengths, ROWS)
         self.keys = schedule.dense(len(LENGTHS), KEYS) if self.dense else self.queries
         self.clean = lambda x, is_key=False: (
-            x if is_key and self.dense else schedule.clear_gaps(x, splits, lengths, behind=128)
+            x if is_key and self.dense else schedule.clear_gaps(x, splits, lengths, tail=128)
         )
 
     def attend(self, stationary, streamed, sides, sums, config):

@@ -104,7 +104,7 @@ def attend(score, config, *, heads=(1, 1), **arguments):
     work = schedule.work_list(queries, keys, item_rows=rows, balance=False)
     results = sm100.attend(
         (q,),
-        (k, schedule.clear_gaps(k, *offsets((17, 0)), behind=32)),
+        (k, schedule.clear_gaps(k, *offsets((17, 0)), tail=32)),
         work,
         score=score,
         sums=("value",),

@@ -154,7 +154,7 @@ def test_tiles_outside_the_window_are_not_read(monkeypatch):
     operands = operator.operands(layout, np.random.default_rng(0), jnp.bfloat16)
     operator.call("triton", layout, operands).block_until_ready()
     programs = rows // size.rows * operators.HEADS
-    # Keys from 10 before the first query to 5 behind the last are 47 rows: three tiles, or four where masks differ.
+    # Keys from 10 before the first query to 5 after the last are 47 rows: three tiles, or four where masks differ.
     streamed = sum(shape[0] == size.tile for shape in tiles) / 2
     assert 2.5 * programs <= streamed <= 4 * programs
 
