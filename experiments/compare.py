@@ -1,14 +1,14 @@
 """Runs of presets side by side: ``python -m experiments.compare NAME``, NAME a file of ``experiments/comparisons``.
 
-A comparison is a list of names with the flags of `experiments.train` each, run for some seeds. A row goes into
+A comparison is a list of named sets of flags for `experiments.train`, each run for several seeds. A row is written to
 ``experiments/results/<device>/NAME.json`` as soon as it is done, with its command, commit, versions and the load of the
-machine, and one that is there is not run again: a comparison that was cut off goes on with the same command, and one
-that has nothing left to do prints its table and draws its picture. To measure a row anew, delete it there.
+machine, and is not run again: an interrupted comparison resumes with the same command, and a complete one just prints
+its table and draws its picture. To measure a row again, delete it from the file.
 
     python -m experiments.compare remedies --seeds 0 1
     python -m experiments.compare kuairand --data.root KuaiRand-Pure
 
-Rows of uncommitted code are refused, for nobody could make them again (``--dirty`` runs them, and they say so).
+Rows of uncommitted code are refused, since they could not be reproduced (``--dirty`` runs them, and they say so).
 """
 
 import dataclasses
@@ -49,13 +49,14 @@ Runner = Callable[[TrainConfig, int], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What a file of ``experiments/comparisons`` holds as ``COMPARISON``.
+    """A comparison; a file of ``experiments/comparisons`` defines one as ``COMPARISON``.
 
     Attributes:
-      rows: name -> preset and flags of `experiments.train`; the first is what the others are measured against.
-      split, metric: what the picture shows and a difference is of; lower is better.
+      rows: name -> preset and flags of `experiments.train`; the others are compared with the first.
+      split, metric: what the picture and the differences show; lower is better.
       seeds: of parameters.
-      others: name -> on which row's data, and a model that `experiments.train` does not train; run for the first seed.
+      others: name -> the row whose data it uses, and a model that `experiments.train` does not train; it is run for the
+        first seed only.
       columns: of the table, each a split and a metric.
     """
 
@@ -69,10 +70,10 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class DataFlags:
-    """Where a data set with files is."""
+    """Location of a data set that has files."""
 
     root: Path | None = None
-    """Folder of the data set, where the presets are for one with files."""
+    """Folder of the data set, for presets that need one."""
     cache: Path | None = None
     """Folder for prepared data; default KUNLUN_CACHE, else ~/.cache/kunlun_jax."""
 
@@ -82,7 +83,7 @@ class Arguments:
     """Flags of a comparison."""
 
     name: tyro.conf.Positional[str]
-    """File of experiments/comparisons, or the path of one of your own."""
+    """A file of experiments/comparisons, or the path of your own."""
     data: DataFlags = DataFlags()
     """Where the data is."""
     seeds: tuple[int, ...] = ()
@@ -131,7 +132,7 @@ def measured_in(dirty: bool = False) -> dict[str, Any]:
     found = environment()
     if not dirty and (found["commit"].endswith("+changes") or found["commit"] == "unknown"):
         raise ValueError(
-            f"the commit is {found['commit']}, so nobody could measure this again: commit first, or try it with --dirty"
+            f"the commit is {found['commit']}, so the measurement could not be reproduced: commit first, or use --dirty"
         )
     return {**found, "load_average": round(os.getloadavg()[0], 2)}
 

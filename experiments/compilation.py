@@ -1,4 +1,4 @@
-"""What XLA compiled is kept, so that a second run of the same model starts in seconds."""
+"""Keeps what XLA compiled, so that a second run of the same model starts in seconds."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Evaluates a finished or interrupted run: ``python -m experiments.evaluate --run.dir DIR --split test``.
 
 Rebuilds data and model from the run directory, reads its newest checkpoint and prints the metrics of a split;
-``--predictions out.csv`` writes a row an example: the data set's key columns, the label and the prediction (a
-probability) of each task.
+``--predictions out.csv`` writes one row per example: the data set's key columns, and the label and the predicted
+probability of each task.
 """
 
 import csv

@@ -1,8 +1,8 @@
-"""Every picture and table that is made of stored results, drawn again: ``python -m experiments.figures``.
+"""Redraws every picture and table that is made from stored results: ``python -m experiments.figures``.
 
 Pictures lie beside their JSON in ``experiments/results/<device>``. Tables stand in Markdown between the marks
-``<!-- table NAME -->`` and ``<!-- end of table -->``. Nothing is measured here, and a test fails when a picture or a
-table is not what its results give.
+``<!-- table NAME -->`` and ``<!-- end of table -->``. Nothing is measured here, and a test fails if a picture or a
+table does not match its results.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Presets and comparisons of one's own: Python files that lie anywhere and are named by their path."""
+"""Your own presets and comparisons: Python files anywhere, named by their path."""
 
 import importlib.util
 import sys
@@ -21,7 +21,7 @@ def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name a Python file that holds a {kind.__name__} called {name}")
     if path.stem in sys.modules:
-        raise ValueError(f"{path}: a module called {path.stem!r} is there already; give the file another name")
+        raise ValueError(f"{path}: a module called {path.stem!r} already exists; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -110,7 +110,7 @@ class Arguments:
         for field, names in known.items():
             unknown = set(getattr(self, field)) - names
             if unknown:
-                raise ValueError(f"{field} names {sorted(unknown)}; see --help for those there are")
+                raise ValueError(f"{field} names {sorted(unknown)}; see --help for the known ones")
 
 
 def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any], worker: Worker) -> int:

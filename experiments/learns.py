@@ -1,20 +1,20 @@
 """Does it learn from histories? ``python -m experiments.learns``: Kunlun and reference models on the same rows.
 
 Trains every system on 37,500, 150,000 and 600,000 rows of the synthetic world, one pass, and prints NE beside the
-least there can be (the floor of the same rows). What a system leaves above the trees with match counts, it did not
-find in the histories.
+least possible (the floor of the same rows). Whatever a system is worse by than the trees with match counts, it failed
+to find in the histories.
 
     lr, lr-matches                          logistic regression: no histories; match counts and lengths
     trees, trees-lengths, trees-matches     boosted trees: no histories; their lengths; match counts and lengths
     din, pooled-product                     neural, candidate and events in one table's coordinates
     kunlun                                  preset kunlun/small
 
-Each row of the table goes into ``experiments/results/cpu/learns.json`` as soon as it is done, with command, commit and
-versions, and a row that is there is not run again: a run that was cut off goes on with the same command, and one that
-has nothing left to do prints the table and draws ``learns.png``. To measure a system anew, delete its rows.
+Each row is written to ``experiments/results/cpu/learns.json`` as soon as it is done, with command, commit and versions,
+and is not run again: an interrupted run resumes with the same command, and a complete one just prints the table and
+draws ``learns.png``. To measure a system again, delete its rows.
 
-Needs the extra "dev". On two CPU cores with other work beside, each seed: Kunlun six minutes at 150,000 rows and 19 at
-600,000, DIN and the pooled product one to two and five to seven (the file has the seconds of each row).
+Needs the extra "dev". Per seed, on two CPU cores shared with other work: Kunlun takes six minutes at 150,000 rows and
+19 at 600,000, DIN and the pooled product one to two and five to seven (the file has the seconds of each row).
 """
 
 import dataclasses

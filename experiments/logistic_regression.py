@@ -2,7 +2,7 @@
 
 The baseline that every deep model must beat. Its inputs are what Kunlun reads: one column per id of every categorical
 and multi-valued context feature, dense features scaled by the training split, and (unless --no-history) for each event
-type and field log(1 + how often the id stands in the history). C is chosen on the validation split alone. Needs the
+type and field log(1 + how often the id occurs in the history). C is chosen on the validation split only. Needs the
 extra "dev" (scikit-learn). About 2 minutes on KuaiRand on two CPU cores; result in LOG.md.
 """
 

@@ -1,9 +1,9 @@
-"""What a person would count by hand: how often, and how lately, a history speaks of the candidate.
+"""Features one would count by hand: how often, and how recently, a history mentions the candidate.
 
-Of every event type and every pair of a context feature and an event field that share a table (`Schema.matches`): the
-events whose id is the candidate's, as log(1 + count), for all of them and for counts that fade with age. The half-lives
-are a ladder over what people may remember, not those of any one data set. A model that learns from histories must find
-these by itself, so trees on them are what it is measured against.
+For every event type and every pair of a context feature and an event field that share a table (`Schema.matches`): the
+events whose id is the candidate's, as log(1 + count), both plain and decaying with age. The half-lives cover what
+people may remember; they are not fitted to any data set. A model that learns from histories must find these features
+by itself, so it is compared with trees that are given them.
 """
 
 import numpy as np

@@ -1,12 +1,12 @@
-"""What does a run not know of the synthetic world? ``python -m experiments.missing --run.dir runs/small-...``
+"""What has a run not learned about the synthetic world? ``python -m experiments.missing --run.dir runs/small-...``
 
 The log odds of a click are a sum of parts: effects, crosses, and what each history says. Three numbers for each part:
 
-    worth     NE that is lost by who knows all of the law but this part
-    lacking   NE that the run would gain if it were told this part: logistic regression on its logit and the true part
+    worth     NE lost by a predictor that knows the whole law except this part
+    lacking   NE the run would gain if it were given this part: logistic regression on its logit and the true part
     share     of the part in the run's logit: its coefficient when the logit is regressed on all parts
 
-Parts may go together, as affinity and old events do; one that is told then stands in for the other that is lacking.
+Parts may be correlated, as affinity and old events are; giving the run one of them then also makes up for the other.
 A part with a small share and much to gain is what to work on next. Regressions are fitted on the rows that they are
 judged on, two numbers on thousands of rows. NE here is LogLoss over the entropy of the split's own click rate.
 
@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         source = run.dataset.source
         if not isinstance(source, SyntheticSource):
             raise ValueError(
-                f"{args.run.dir} is a run on {run.dataset.schema.name!r}; the law of clicks is known of the synthetic "
-                "world alone"
+                f"{args.run.dir} is a run on {run.dataset.schema.name!r}; click probabilities are known "
+                "only for the synthetic world"
             )
     except (ValueError, KeyError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)

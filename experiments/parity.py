@@ -2,13 +2,13 @@
 
 First the differences by part, forward and gradient, in float64 and float32, of presets with new weights carried over to
 the twin. Then examples/s of the training step and of inference: JAX, PyTorch eager and PyTorch compiled take turns in
-one process on the same batch, so that a busy machine slows all of them alike. A turn is a few calls in a row, as a run
-makes them, after one that brings back memory and caches and is written down apart; the median over turns counts.
+one process on the same batch, so that a busy machine slows all of them alike. A turn is a few calls in a row, as in
+a run, after one warm-up call that is recorded separately; the median over turns counts.
 Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest on average with 18% of users having
 none, or all "full". PyTorch pads to the longest history of the batch.
 
-What the JSON file has of the same settings is not run again (--fresh does). ``--presets kunlun/small --lengths jagged
---rounds 5`` takes 3 minutes on two idle cores, mostly for PyTorch to compile; preset base over 5 a setting.
+What the JSON file already has for the same settings is not run again (--fresh does). ``--presets kunlun/small --lengths
+jagged --rounds 5`` takes 3 minutes on two idle cores, mostly for PyTorch to compile; preset base over 5 per setting.
 Expected: float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
 ``experiments/results/cpu/parity.json`` and a picture beside it.
 """

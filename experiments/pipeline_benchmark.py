@@ -1,11 +1,11 @@
 """Examples/s of the data pipeline alone: ``python -m experiments.pipeline_benchmark``.
 
-Writes Parquet sets of random content to a temporary folder, opens them, and counts the examples that the loader hands
-out: on one core (packing in a thread of the process, pinned), and on two with two threads, one worker process and two
-of them. "short" has about 10 events of each of 3 types, "small" the preset small's batch and cut, "large" the preset
-large's: 1000 events of each of 3 types, 1152 examples a batch. Takes about 3 minutes and 1 GB of disk; the table goes
-to the terminal, everything to ``experiments/results/cpu/pipeline.json``. Examples per second of CPU time are printed as
-well: they hold on a machine that does other things meanwhile, whose load average the file gives.
+Writes Parquet data sets of random content to a temporary folder, opens them, and counts the examples that the loader
+delivers: on one core (packing in a thread of the process, pinned), and on two with two threads, one worker process and
+two of them. "short" has about 10 events of each of 3 types, "small" the preset small's batch and cut, "large" that of
+the preset large: 1000 events of each of 3 types, 1152 examples a batch. Takes about 3 minutes and 1 GB of disk; the
+table goes to the terminal, everything to ``experiments/results/cpu/pipeline.json``. Examples per second of CPU time are
+printed as well: they hold on a machine that is busy with other work, whose load average the file records.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Logistic regression and boosted trees on the rows that the neural systems train on, for `experiments.learns`.
 
 Both read ids and dense features, and on request the lengths of the histories and the match counts of
-`experiments.match_features`. What can be chosen (the penalty, the number of trees) is chosen on the validation split
-alone. Needs the extra "dev" (scikit-learn).
+`experiments.match_features`. The penalty and the number of trees are chosen on the validation split
+only. Needs the extra "dev" (scikit-learn).
 """
 
 import dataclasses

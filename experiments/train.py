@@ -95,7 +95,7 @@ def refuse_unread(data: DataConfig, preset: DataConfig) -> None:
     if changed:
         raise ValueError(
             f"{changed}, an option of {type(data.options).__name__}, which is not read: data.root is "
-            f"{str(data.root)!r}. Leave out one of the two, or take a preset that is made for the data in that folder"
+            f"{str(data.root)!r}. Leave out one of the two, or use a preset made for the data in that folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Trees of dataclasses to plain JSON values and back, so that a run directory alone tells how to rebuild a model."""
+"""Trees of dataclasses to plain JSON values and back, so that a run directory is enough to rebuild a model."""
 
 import dataclasses
 import importlib

@@ -1,7 +1,7 @@
 """The packed layout that every operator shares: rows of many examples in one array, nothing padded to the longest.
 
 ``values`` is ``[rows, ...]``. Example ``b`` owns rows ``row_splits[b] : row_splits[b] + lengths[b]``; every start is a
-multiple of `ROW_ALIGNMENT`, so up to seven rows after an example and all rows after the last one belong to nobody.
+multiple of `ROW_ALIGNMENT`, so up to seven rows after an example and all rows after the last one belong to none.
 Such rows may hold anything (the tests put NaN there): operators must neither read them into a result nor leave
 anything but zeros there.
 

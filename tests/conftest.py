@@ -1,10 +1,8 @@
 """What every test runs under: four CPU devices, strict promotion of dtypes and ranks, no display."""
 
 import ctypes
-import functools
 import gc
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,7 +14,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
-import optax
 import pytest
 
 from tests.slowness import (  # noqa: F401
@@ -32,22 +29,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def _promoting(function: Callable) -> Callable:
-    """`function` under JAX's standard promotion of dtypes."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        with jax.numpy_dtype_promotion("standard"):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-# One place of optax 0.2.8 raises under strict promotion, mixing a step count (int32) with a Python float: the bias
-# correction of Adam. It alone is let off, so our own code stays strict.
-optax.tree.bias_correction = _promoting(optax.tree.bias_correction)
 
 
 def pytest_collection_finish() -> None:

@@ -1,4 +1,4 @@
-"""Kunlun and logistic regression on MovieLens-1M, ratings of 3 stars dropped, the others dealt 8:1:1.
+"""Kunlun and logistic regression on MovieLens-1M, without ratings of 3 stars, split 8:1:1 at random.
 
     python -m experiments.compare movielens --data.root ml-1m
 

@@ -1,10 +1,10 @@
-"""What is each remedy worth? Preset kunlun/small with one of them taken out, on 150,000 rows of the synthetic world.
+"""What is each remedy worth? kunlun/small without one of them, on 150,000 rows of the synthetic world.
 
     python -m experiments.compare remedies
 
-Kunlun once learned from the world's histories little more than how long they are; LOG.md tells why. What mends it is a
-field of the config each. The difference between two seeds of one row tells which rows say nothing. Each row takes three
-to six minutes a seed on two CPU cores.
+Kunlun once learned little more from the world's histories than how long they are; LOG.md explains why. Each remedy is a
+field of the config. Differences smaller than those between two seeds of the same row mean nothing. A row takes three to
+six minutes per seed on two CPU cores.
 """
 
 from experiments.compare import Comparison

@@ -3,7 +3,7 @@
     python -m experiments.compare sizes --rows "three layers" "one layer" "half as wide"
     python -m experiments.compare sizes
 
-Three to six minutes a seed at 150,000 rows, 12 to 19 at 600,000, on two CPU cores.
+Three to six minutes per seed at 150,000 rows, 12 to 19 at 600,000, on two CPU cores.
 """
 
 from experiments.compare import Comparison

@@ -2,7 +2,7 @@
 
     python -m experiments.compare systems
 
-One to six minutes a seed on two CPU cores. The rates are those chosen for Kunlun and tuned for none of the others.
+One to six minutes per seed on two CPU cores. Learning rates were chosen for Kunlun and not tuned for the others.
 """
 
 from experiments.compare import Comparison

@@ -52,7 +52,7 @@ class Report(NamedTuple):
 
 
 def _serve(pipe: Connection) -> None:
-    """Runs jobs until nobody asks; an exception ends the process, its traceback on standard error."""
+    """Runs jobs until none is left; an exception ends the process, its traceback on standard error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends this one
     with pipe, contextlib.suppress(EOFError, BrokenPipeError):
         while True:

@@ -14,7 +14,7 @@ from kunlun_jax.data.sets.movielens import MovieLensConfig
 from kunlun_jax.data.sets.synthetic import SyntheticConfig
 
 SETS = (SyntheticConfig, ParquetConfig, KuaiRandConfig, MovieLensConfig)
-"""Data sets that a folder is asked for by their `signs`. One that is not here is opened by its config alone."""
+"""Data sets recognized by the files in a folder, their `signs`. Others are opened only through their config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,11 @@ class DataConfig:
     """Which data set, and where it is."""
 
     root: Path | None = None
-    """Folder of the data set. Where a preset is for the synthetic world, it is opened as what lies in it."""
+    """Folder of the data set. If the preset is for the synthetic world, the folder's contents decide what it is."""
     cache: Path | None = None
     """Folder for prepared data; default KUNLUN_CACHE, else ~/.cache/kunlun_jax."""
     options: Annotated[DatasetConfig, tyro.conf.arg(name="")] = SyntheticConfig()
-    """Options of the data set, whose class says which it is; as flags they stand beside root and cache."""
+    """Options of the data set; their class says which one it is. As flags they are named like root and cache."""
 
 
 def detect(root: Path) -> type[DatasetConfig]:
@@ -41,7 +41,7 @@ def detect(root: Path) -> type[DatasetConfig]:
     if len(found) != 1:
         raise ValueError(
             f"data.root {str(root)!r} holds {[kind.__name__ for kind in found] or 'no data set that is known'}; "
-            "name a folder that holds one, or take a preset for the one that is meant"
+            "name a folder that holds one, or use the preset of the data set you mean"
         )
     return found[0]
 

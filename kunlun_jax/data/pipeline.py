@@ -48,21 +48,21 @@ class LoaderConfig:
     """How examples become batches."""
 
     batch_size: int = 512
-    """Examples of a global batch, all processes together."""
+    """Examples per global batch, over all processes."""
     max_events: int = 1000
-    """Newest events kept of each history, per event type."""
+    """How many of the newest events of each history are kept, per event type."""
     max_events_of: tuple[tuple[str, int], ...] = ()
-    """Event types that keep another number of events, as pairs: click 200 like 50."""
+    """Exceptions to max_events by event type, as pairs: click 200 like 50."""
     max_rows_per_example: int = 0
-    """Bound on the packed rows per example, on average over a batch, for each event type and multi-valued feature;
-    what does not fit is cut and counted. 0 means no bound: nothing is cut."""
+    """Most packed rows per example, averaged over a batch, for each event type and multi-valued feature; what does not
+    fit is cut and counted. 0 means no bound: nothing is cut."""
     shuffle: Shuffle = "none"
     """none: rows in order of request time; global: a new random order of the whole split every epoch."""
     workers: int = 0
     """Processes that pack batches; 0 packs in threads of this process. Scripts need an ``if __name__`` guard."""
     threads: int = 1
-    """Threads that pack batches where there are no workers. They share nothing with the step but the interpreter, and
-    spare the way through shared memory: mostly the better choice for large batches."""
+    """Threads that pack batches if there are no workers. They share only the interpreter with the step and avoid the
+    copy through shared memory: usually the better choice for large batches."""
     prefetch: int = 2
     """Batches packed ahead, per worker or thread."""
 

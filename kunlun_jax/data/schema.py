@@ -166,7 +166,7 @@ class Schema:
 def _refuse_duplicates(what: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{what} names must be unique; {twice} stand there more than once")
+        raise ValueError(f"{what} names must be unique; {twice} appear more than once")
 
 
 _NESTED: dict[str, Any] = {"categorical": Categorical, "multi_valued": Categorical, "events": EventType}

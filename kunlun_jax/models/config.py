@@ -18,24 +18,24 @@ PARTS = ("pool", "ffn", "attention")
 
 @dataclasses.dataclass(frozen=True)
 class EventConfig:
-    """What one event type gets: event-level personalization (R; numbers r)."""
+    """Sizes for one event type: event-level personalization (R; numbers r)."""
 
     dim: int = 64
     """Width d_e of its event tokens, divisible by heads."""
     heads: int = 2
     """Attention heads, of pooling, FFN and window attention."""
     tokens: int = 8
-    """Tokens that its history becomes, n_tokens."""
+    """Tokens its history is pooled into, n_tokens."""
     seeds: int = 16
     """Learned seeds of HSP, n_seeds; more than tokens."""
     layers: int = 3
-    """Layers in which it takes part; afterwards its last state stays."""
+    """Layers in which it takes part; after them its last state is kept."""
     window: int = 50
-    """Half window of self-attention, in events, inclusive."""
+    """Half-width of the self-attention window, in events, inclusive."""
     ffn_width: int = 64
     """F, the personalized hidden width (M: 128..256)."""
     kron_rank: int = 4
-    """k, products in SumKronLinear (r: 8)."""
+    """k, number of products in SumKronLinear (r: 8)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +45,23 @@ class KunlunConfig(SystemConfig):
     layers: int = 3
     """L."""
     order: Literal["ffn_first", "pool_first"] = "ffn_first"
-    """Whether the PersonalizedFFN stands before pooling and attention, which read its output (P, Figure 1), or pooling
-    reads what came into the layer (r)."""
+    """Whether the PersonalizedFFN comes first and pooling and attention read its output (P, Figure 1), or pooling reads
+    the input of the layer (r)."""
     interaction_context: Literal["context", "summary"] = "context"
-    """What stands beside the H in GlobalInteraction: X^l (P, Figure 1) or X_sum (r)."""
+    """What joins the H in GlobalInteraction: X^l (P, Figure 1) or X_sum (r)."""
     summary_tokens: int = 8
-    """n_sum, tokens of X_sum (O)."""
+    """n_sum, number of tokens of X_sum (O)."""
     summary_gate: bool = False
     """Whether InterFormer's gate sigma(Z * MLP(Z)) follows WeightGeneration (r: no)."""
     summary_residual: bool = True
     """Whether WeightGeneration adds its input to its MLP's output (O)."""
     aligned: bool = True
     """Whether keys, HSP's values and outputs and the maps from H to the context start near the identity, so that
-    candidate and history still share coordinates where they meet (O)."""
+    candidate and history share coordinates where they meet (O)."""
     event: EventConfig = EventConfig()
-    """What an event type gets that `events` does not name."""
+    """Sizes for every event type that `events` does not name."""
     events: dict[str, EventConfig] = dataclasses.field(default_factory=dict)
-    """What single event types get, by name."""
+    """Sizes for individual event types, by name."""
     rote: RoteConfig = dataclasses.field(default_factory=RoteConfig)
     """Rotary temporal embedding."""
     pattern: tuple[str, ...] = ("pool+ffn", "attention")
@@ -69,23 +69,23 @@ class KunlunConfig(SystemConfig):
     final_pool: bool = True
     """Whether a type that stopped before the last layer is pooled once more from its last events (O)."""
     pooling: Literal["hsp", "pma"] = "hsp"
-    """Hierarchical seed pooling (R), or learned queries alone, as its ablation."""
+    """Hierarchical seed pooling (R), or only learned queries, as its ablation."""
     pool_counts: bool = False
     """Whether half of the pooling's heads are scaled by the logarithm of the history's length (O)."""
     pool_ranks: bool = True
-    """Whether pooling's keys also know how many events are newer, so that a seed may look at the newest alone (O)."""
+    """Whether pooling's keys also encode how many events are newer, so that a seed can read only the newest (O)."""
     ffn_activation: str = "gelu"
     """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
     ffn_scale: Literal["post", "pre"] = "pre"
-    """Where 1 / tau stands: inside the activation (P, Figure 1) or after it (M)."""
+    """Where 1 / tau is applied: inside the activation (P, Figure 1) or after it (M)."""
     ffn_tau: float = 4.0
-    """tau; the figure's is the maximum sequence length (P), beside which nothing is learned in short training (O)."""
+    """tau; in the figure it is the maximum sequence length (P), with which short training learns nothing (O)."""
     ffn_free_values: float = 0.25
-    """Standard deviation at the start of the part of V that no example changes; 0 has none (O)."""
+    """Initial standard deviation of a part of V that does not depend on the example; 0: no such part (O)."""
     ffn_values_start: float = 0.25
-    """What the channel map of V starts at, times LeCun's (O)."""
+    """Initial scale of the channel map of V, relative to LeCun's (O)."""
     experts: int = 2
-    """M, Wukong experts (R; number O)."""
+    """M, number of Wukong experts (R; the number O)."""
     fm_tokens: int = 8
     """n_F of each expert."""
     linear_tokens: int = 8
@@ -110,7 +110,9 @@ class KunlunConfig(SystemConfig):
             if event.dim % event.heads or event.dim // event.heads % 2:
                 raise ValueError(f"{name}.dim is {event.dim}, heads {event.heads}; a head needs an even whole width")
             if event.layers < 1:
-                raise ValueError(f"{name}.layers is {event.layers}; it must be at least 1, or the type in skip_events")
+                raise ValueError(
+                    f"{name}.layers is {event.layers}; it must be at least 1; skip_events leaves a type out"
+                )
 
     def for_event(self, name: str) -> EventConfig:
         """What the event type `name` gets."""

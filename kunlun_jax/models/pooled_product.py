@@ -1,4 +1,4 @@
-"""Pooled product: the least model that counts matches, and so the one that a deeper model must not fall behind.
+"""Pooled product: the simplest model that counts matches, and so the floor for every deeper one.
 
     g_t    = sigmoid(MLP([log age | dense fields | log rank]))           `gates` of them for each event
     p_ef   = squash(sum_t g_t e_tf) * c_f                                event type e, field f that shares a table

@@ -1,4 +1,4 @@
-"""What every system shares: one schema, one batch, one input, one head, so that they differ in their middles alone.
+"""What every system shares: one schema, one batch, one input, one head, so that only their middles differ.
 
     X   = context tokens                                  S_e = event tokens of each event type e
     logits = MLP(what the system makes of X and the S_e) [+ W X]; the last bias starts at the logit of the base rate
@@ -34,7 +34,7 @@ from pallas_kernels.jagged import zero_padding
 
 @dataclasses.dataclass(frozen=True)
 class SystemConfig(ModelConfig):
-    """Sizes and readings that every system has."""
+    """Sizes and readings common to every system."""
 
     dim: int = 64
     """Width d of context tokens."""
@@ -43,37 +43,37 @@ class SystemConfig(ModelConfig):
     embedding_scale: float = 0.1
     """Standard deviation of new embeddings (O)."""
     dense_tokens: int = 1
-    """Tokens that the dense features make together (P: 1)."""
+    """Tokens made from all dense features together (P: 1)."""
     standardize: bool = True
-    """Whether dense features are taken less their mean, by their standard deviation over training rows (O)."""
+    """Whether dense features are standardized by their mean and standard deviation over the training rows (O)."""
     skip_events: tuple[str, ...] = ()
-    """Event types to leave out; "*" leaves out all, which is the model without its sequences."""
+    """Event types to leave out; "*" leaves out all of them: the model without histories."""
     event_input: Literal["masknet", "mlp"] = "masknet"
-    """From event fields to tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
+    """How event fields become tokens: MaskNet (P, InterFormer) or a two-layer MLP (r)."""
     age_feature: bool = True
-    """Whether log(1 + age) of an event is one of its inputs (O)."""
+    """Whether an event's log(1 + age) is one of its inputs (O)."""
     rank_feature: bool = True
-    """Whether the logarithm of how many events of its type are newer is one of an event's inputs (O)."""
+    """Whether the logarithm of the number of newer events of its type is one of an event's inputs (O)."""
     tied_events: bool = True
     """Whether event fields also reach the event's token through the map of the context feature whose table they share,
     so that candidate and history meet in the same coordinates (O)."""
     event_mlp_start: float = 0.1
-    """What the last layer of the events' MLP starts at, times LeCun's (O)."""
+    """Initial scale of the last layer of the events' MLP, relative to LeCun's (O)."""
     history_lengths: bool = True
     """Whether the number of events of each type is a dense feature; pooling by softmax forgets it (O)."""
     head_hidden: tuple[int, ...] = (128,)
-    """Hidden widths of the MLP that ends in the logits."""
+    """Hidden widths of the MLP that makes the logits."""
     activation: str = "gelu"
     """Activation of every plain MLP (O)."""
     wide: bool = False
-    """Whether the logits also take a linear map of the context tokens, which starts at zero (O, as in Wide & Deep)."""
+    """Whether a linear map of the context tokens, initially zero, is added to the logits (O, as in Wide & Deep)."""
     dropout: float = 0.0
     """Dropout rate on the head's input (O)."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Of the computation; parameters are float32. auto: bfloat16 on a GPU, float32 elsewhere. float64 is for comparing
-    implementations: it needs jax.enable_x64, and parameters, tables and batches that are cast to it."""
+    """Precision of the computation; parameters are float32. auto: bfloat16 on a GPU, float32 elsewhere. float64 is for
+    comparing implementations: it needs jax.enable_x64, and parameters, tables and batches cast to it."""
     implementation: str | None = None
-    """Of the jagged operators; None picks by device and logs which."""
+    """Backend of the jagged operators; None picks one for the device and logs which."""
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
@@ -123,7 +123,7 @@ class System(nnx.Module):
       rngs: stream "params".
 
     Raises:
-      ValueError: an event type has a name that `nnx.Dict` needs, or one that the config names is none.
+      ValueError: an event type has a name that `nnx.Dict` needs, or the config names one that does not exist.
     """
 
     def __init__(

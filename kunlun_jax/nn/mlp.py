@@ -1,4 +1,4 @@
-"""Multi-layer perceptron, and the two numbers every layer can tell of itself: parameters and FLOPs."""
+"""Multi-layer perceptron, and FLOPs of linear maps."""
 
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Kunlun in plain PyTorch: the twin that the JAX model is held against.
+"""Kunlun in plain PyTorch: the twin that the JAX model is compared with.
 
 Written from the model's equations, padded and masked, without custom kernels: to be read beside the paper, and to be
 right rather than fast. Nothing else in the package imports torch. Start with `model.Kunlun`; `batch.from_packed` makes

@@ -200,12 +200,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Reads a safetensors file, and no other kind of file.
 
     Raises:
-      ValueError: the file is none.
+      ValueError: the file is not one.
     """
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); no other format is read") from error
+        raise ValueError(f"{path} is not a safetensors file ({error}); no other format is read") from error
 
 
 def _leaves(params: Any, tables: Mapping[str, Any]) -> tuple[list[tuple[str, tuple[str, ...], Any]], Any, int]:

@@ -16,12 +16,12 @@ class RunConfig:
     dir: Path | None = None
     """Run directory; default runs/PRESET-DATASET-seedSEED. The same command continues a run that was cut off."""
     seed: int = 0
-    """Of parameters, dropout and, if the loader shuffles, the order of rows."""
+    """Seed of parameters, dropout and, if the loader shuffles, the order of rows."""
     epochs: int = 1
     """Passes over the training split (r: one)."""
     fresh_tables: bool = False
-    """Whether each pass after the first starts with new tables, as MEDA does (arXiv 2305.19531, O), so that the dense
-    parameters learn from several passes and no id is seen twice by the same row."""
+    """Whether each pass after the first starts with new tables, as in MEDA (arXiv 2305.19531, O): the dense parameters
+    learn from several passes, while no embedding sees the same row twice."""
     max_steps: int = 0
     """Stops after this many steps; 0 runs all epochs."""
     log_every: int = 20
@@ -29,7 +29,7 @@ class RunConfig:
     eval_every: int = 0
     """Steps between evaluations on the validation split; 0 evaluates at the end only."""
     eval_splits: tuple[str, ...] = ("valid", "test")
-    """Splits to evaluate at the end; the first is also what eval_every uses."""
+    """Splits to evaluate at the end; eval_every uses the first."""
     checkpoint_every: int = 200
     """Steps between checkpoints; one is also written at the end and on SIGTERM."""
     tensorboard: bool = False
@@ -57,7 +57,7 @@ class TrainConfig:
     loader: LoaderConfig = dataclasses.field(default_factory=LoaderConfig)
     """From rows to batches."""
     model: ModelConfig
-    """The model: the class of its config says which. Marks after its flags: P the paper's own words, M Meta's code,
+    """The model; the class of its config says which one. Marks on its flags: P the paper's own words, M Meta's code,
     R two or more readers of the paper, r one reader, O our own choice."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates."""

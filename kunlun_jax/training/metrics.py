@@ -122,7 +122,7 @@ def evaluate_predictions(
     named = {"labels": labels, name: scores, "weights": weights} | ({} if groups is None else {"groups": groups})
     for key, value in named.items():
         if np.shape(value) != (len(labels),):
-            raise ValueError(f"{key} have shape {np.shape(value)}; wanted [{len(labels)}], one value for each label")
+            raise ValueError(f"{key} have shape {np.shape(value)}; expected [{len(labels)}], one value per label")
     labels, scores = labels.astype(np.float64), scores.astype(np.float64)
     _refuse("labels", labels, (labels >= 0) & (labels <= 1), "a number in [0, 1]")
     _refuse("weights", weights, np.isfinite(weights) & (weights >= 0), "a finite number >= 0")
@@ -224,13 +224,13 @@ class MetricSums:
         names = [str(index) for index in range(count)] if tasks is None else list(tasks)
         if len(p_train) != count or len(names) != count:
             raise ValueError(
-                f"{len(p_train)} rates and {len(names)} names for {count} tasks; wanted one of each a task"
+                f"{len(p_train)} rates and {len(names)} names for {count} tasks; expected one of each per task"
             )
         logloss, prediction, label, weight = (
             np.asarray(sums, np.float64) for sums in (self.logloss, self.prediction, self.label, self.weight)
         )
         if not (weight > 0).all():
-            raise ValueError(f"weights of the examples since the last log line sum to {weight.min():g}; wanted > 0")
+            raise ValueError(f"weights of the examples since the last log line sum to {weight.min():g}; expected > 0")
         result: dict[str, float | None] = {}
         for index, name in enumerate(names):
             prefix = f"{name}/" if count > 1 else ""
@@ -250,7 +250,7 @@ def _refuse(name: str, values: np.ndarray, good: np.ndarray, wanted: str) -> Non
     if not good.all():
         row = int(np.argmin(good))
         raise ValueError(
-            f"{name}[{row}] is {values[row]}, and {int((~good).sum())} rows in all are bad; wanted {wanted}"
+            f"{name}[{row}] is {values[row]}, and {int((~good).sum())} rows in all are bad; expected {wanted}"
         )
 
 

@@ -25,17 +25,17 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak rate of Adam on the dense parameters."""
     warmup: float = 0.1
-    """Part of all steps in which Adam's rate rises linearly from 0 (Wukong: 0.1)."""
+    """Fraction of all steps over which Adam's rate rises linearly from 0 (Wukong: 0.1)."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How Adam's rate falls from its peak to 0 after the warm-up."""
+    """How Adam's rate falls from its peak to 0 after warm-up."""
     b1: float = 0.9
     """Adam's decay of the first moment."""
     b2: float = 0.999
     """Adam's decay of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled weight decay on dense parameters, per step and unit of rate."""
+    """Decoupled weight decay of the dense parameters, per step, times the rate."""
     clip_norm: float = 0.0
-    """Largest global norm of the dense gradient; 0 does not clip."""
+    """Largest global norm of the dense gradient; 0: no clipping."""
     table_learning_rate: float = 0.05
     """Rate of row-wise Adagrad on the tables (Wukong: 0.1)."""
     table_initial: float = 0.0
@@ -45,7 +45,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if not 0 <= self.warmup <= 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup}; it is a part of all steps, between 0 and 1")
+            raise ValueError(f"optimizer.warmup is {self.warmup}; it must be a fraction of all steps, 0 to 1")
 
 
 def dense_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -68,7 +68,22 @@ def dense_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransf
     """Adam (AdamW with `weight_decay`) for a run of `steps`."""
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     schedule = dense_schedule(config, steps)
-    return optax.chain(*clip, optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay))
+    adam = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
+    return optax.chain(*clip, promoting(adam))
+
+
+def promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transformation` under JAX's standard promotion of dtypes.
+
+    The bias correction of optax 0.2.8's Adam mixes a step count (int32) with a Python float, which strict promotion
+    refuses. It alone is let off, so that everything else may run strictly.
+    """
+
+    def update(updates, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 class RowWiseAdagradState(NamedTuple):

@@ -1,4 +1,4 @@
-"""The picture of a run, made from its ``metrics.jsonl`` alone."""
+"""The picture of a run, made only from its ``metrics.jsonl``."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +36,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     lines = read_metrics(Path(metrics_jsonl))
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
-        raise ValueError(f"{metrics_jsonl} has {len(lines)} lines, none of kind 'train': there is no curve to draw")
+        raise ValueError(f"{metrics_jsonl} has {len(lines)} lines, none of kind 'train': there is no curve to plot")
     splits = list(dict.fromkeys(line["split"] for line in lines if line["kind"] == "eval"))
     names = [name for name in train[0] if name.split("/")[-1] == "ne"]
 

@@ -1,4 +1,4 @@
-"""`prepare`: from a config to all that stands before the first step, which training and evaluation share."""
+"""`prepare`: builds from a config everything needed before the first step, for training and evaluation alike."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from kunlun_jax.training.step import Trainer, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a config makes before the first step: everything that training and evaluation share.
+    """Everything built from a config before the first step, for training and evaluation alike.
 
     Attributes:
       capacity: packed rows per batch of each event type and multi-valued feature.

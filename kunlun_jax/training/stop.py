@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, as a flag to look at between steps."""
+"""Signals that ask a run to stop, as a flag that is checked between steps."""
 
 import signal
 

@@ -30,7 +30,7 @@ def refusal(q: jax.Array) -> str | None:
 
 
 def chip_for(operator: str) -> target.Target:
-    """The chip to build for; ValueError where there is none, for whoever did not ask `refusal` first."""
+    """The chip to build for; ValueError where there is none, for callers that did not ask `refusal` first."""
     chip = target.current()
     if isinstance(chip, str):
         raise ValueError(f"{operator}: implementation='mosaic' cannot run: {chip}")

@@ -26,7 +26,7 @@ class Side(NamedTuple):
       start: first row, int32.
       length: rows that hold something, int32.
       extent: rows up to the next example's, multiple of 8, int32; those past `length` are written as zeros.
-      rows: static, rows of the array; those after the last example belong to nobody.
+      rows: static, rows of the array; those after the last example belong to none.
     """
 
     start: Int[Array, " batch"]
@@ -99,7 +99,7 @@ def work_list(
 
     ends = jnp.cumsum((extent + (item_rows - 1)) // item_rows, dtype=jnp.int32)
     item = jnp.arange(capacity(stationary, item_rows), dtype=jnp.int32)
-    # Items after the last one in use belong to nobody; the kernel does not come to them.
+    # Items after the last one in use are empty; the kernel does not reach them.
     owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="compare_all"), start.shape[0] - 1)
     owner = owner.astype(jnp.int32)
     first = (item - jnp.append(zero, ends[:-1])[owner]) * item_rows

@@ -136,7 +136,7 @@ class Turn:
         """Turns the scores with one streamed head into weights.
 
         Args:
-          first_step: step of the first streamed tile; None where nobody counts them.
+          first_step: step of the first streamed tile; None where they are not counted.
           first_score: step of the first scores.
           kept: maximum and sum of each row so far, for an online score.
         """

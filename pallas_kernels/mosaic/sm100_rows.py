@@ -120,7 +120,7 @@ def any_rises(rise: jax.Array, smem) -> Bool[Array, ""]:
 
     Args:
       rise: float32, of layout `PER_ROW`.
-      smem: ``[TILE_ROWS]`` float32 in shared memory, which nobody else uses.
+      smem: ``[TILE_ROWS]`` float32 in shared memory, which nothing else uses.
     """
     # Between the reads of the step before and this lies the barrier before its weights were handed over.
     smem[...] = rise

@@ -43,7 +43,7 @@ class Scratch(NamedTuple):
       out: for each sum a tile of each unit to be written out.
       log_sums: for each unit what `store_vector` stores; None but for an online score.
       weights: for each sum the weights of each unit, none where they stay in registers.
-      turn: whose turn it is on the tensor cores; None where nobody takes turns.
+      turn: whose turn it is on the tensor cores; None where there are no turns.
     """
 
     out: Any

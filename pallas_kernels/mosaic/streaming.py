@@ -1,6 +1,6 @@
 """What the streaming kernels of every generation have in common: dealing out the work list, loading, storing tiles.
 
-Nobody tells a warp what to do: each walks the work list by itself, and comes to the same tiles in the same order.
+No warp directs another: each walks the work list by itself and reaches the same tiles in the same order.
 """
 
 from collections.abc import Callable

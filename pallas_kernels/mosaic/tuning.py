@@ -7,7 +7,7 @@ An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/
      "entries": [{"pass": "forward", "dim": 128, "keys": 256, "activation": "special", "dtype": "bfloat16",
                   "config": {"block": 128, "stages": 2}, "seconds": 0.0011, "default_seconds": 0.0013}]}
 
-`lookup` gives the config of a shape; one that nobody tuned gets the default, and the log says so once.
+`lookup` gives the config of a shape; one that was not tuned gets the default, and the log says so once.
 """
 
 import dataclasses

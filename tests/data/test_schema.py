@@ -53,11 +53,11 @@ BAD = {
         "schema.events[0].categorical[0].table is 1; it must be a string",
     ),
     "event without fields": (changed(events=[{"name": "e"}]), "schema.events[0] lacks the fields ['categorical']"),
-    "column twice": (changed(dense=["user"]), "column names must be unique; ['user'] stand there more than once"),
+    "column twice": (changed(dense=["user"]), "column names must be unique; ['user'] appear more than once"),
     "a task that is a feature": (changed(tasks=["price"]), "column names must be unique; ['price']"),
     "event type twice": (
         changed(events=[{"name": "e", "categorical": []}] * 2),
-        "event type names must be unique; ['e'] stand there more than once",
+        "event type names must be unique; ['e'] appear more than once",
     ),
     "event field twice": (
         changed(events=[{"name": "e", "categorical": [FEATURE], "dense": ["x"]}]),

@@ -309,7 +309,7 @@ def _row_groups(
 
 
 class _Group:
-    """One row group while it is checked. A column that is missing or refused reads as zeros that nobody will see."""
+    """One row group while it is checked. A column that is missing or refused reads as zeros that are never used."""
 
     def __init__(self, table: pa.Table, file: Path, number: int, first_row: int, report: Report, complete: bool):
         self._table, self._file, self._number, self._first_row, self._report = table, file, number, first_row, report

@@ -150,7 +150,7 @@ class ParquetSource:
         index = np.asarray(index, np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.length):
             raise IndexError(
-                f"rows {index.min()} to {index.max()} asked of a data set with rows 0 to {self.length - 1}"
+                f"rows {index.min()} to {index.max()} requested from a data set with rows 0 to {self.length - 1}"
             )
         return index
 

@@ -39,7 +39,7 @@ def summary(dataset: Dataset) -> str:
     """Tables for a person: splits, event types with the lengths of their histories, and ids beyond vocabularies."""
     source, schema = dataset.source, dataset.schema
     if not isinstance(source, ParquetSource):
-        raise TypeError(f"a summary is made of Parquet data, not of a {type(source).__name__}")
+        raise TypeError(f"only Parquet data has a summary, not a {type(source).__name__}")
     heading = f"data set {schema.name!r}: {len(source)} rows, fingerprint {dataset.fingerprint[:16]}"
 
     splits = [
@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if dataset is None:
             for problem in problems:
                 print(problem)
-            print(f"{path}: {len(problems)} problem{'s' * (len(problems) != 1)}; docs/own_data.md says what is right")
+            print(f"{path}: {len(problems)} problem{'s' * (len(problems) != 1)}; docs/own_data.md has the rules")
             return 1
         print(summary(dataset))
         return 0

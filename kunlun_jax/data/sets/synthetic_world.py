@@ -181,7 +181,7 @@ class World:
             country=self._country_lookup[field(traits, 16, 16)],
             joined_ms=START_MS + (days * DAY_MS).astype(np.int64),
             active=field(more, 24, 12) >= 0.08 * 4096,
-            # Nobody makes more than one event of a type a second, however far the tail reaches.
+            # No user makes more than one event of a type per second, however far the tail reaches.
             period_ms={
                 name: law.session * np.maximum(DAY_MS / rate[name], 1000.0).astype(np.int64)
                 for name, law in STREAMS.items()

@@ -1,7 +1,7 @@
 """gdpa as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic.sm90` and `sm100`).
 
 Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
-keys and values stay, queries and cotangent stream; nobody adds to what another block writes, so results do not depend
+keys and values stay, queries and cotangent stream; no block adds to what another one writes, so results do not depend
 on the order of the blocks. The scores are computed in each of the three, so the backward pass does 14 H d N FLOPs where
 10 would do; in exchange it keeps q, k and v alone and is the same bit for bit each time.
 """

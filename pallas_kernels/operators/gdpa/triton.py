@@ -1,7 +1,7 @@
 """gdpa as Triton kernels, for GPUs of compute capability 8.0 and above: `pallas_kernels.triton`, three times.
 
 Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
-keys and values stay, queries and cotangent stream. Nobody adds to what another program writes, so results are the same
+keys and values stay, queries and cotangent stream. No program adds to what another one writes, so results are the same
 bit for bit each time. The backward pass keeps q, k and v alone and computes the scores anew.
 """
 

@@ -335,7 +335,7 @@ def test_all_problems_are_listed_once_with_their_count(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[:-1] == [str(problem) for problem in problems]
     assert f"{root}/{place(TRAIN_0, 3, 'bought')}value 2.0; labels must lie in [0, 1] (12 of this kind here)" in printed
-    assert printed[-1] == f"{root}: 7 problems; docs/own_data.md says what is right"
+    assert printed[-1] == f"{root}: 7 problems; docs/own_data.md has the rules"
 
 
 def test_a_key_that_is_also_a_feature_of_the_wrong_type(tmp_path):
@@ -373,7 +373,7 @@ def test_the_summary_counts(tmp_path, capsys):
 def test_a_summary_needs_parquet(tmp_path):
     dataset = open_dataset(GOOD.write(tmp_path / "data"), tmp_path / "cache")
     other = Dataset(_Other(), dataset.splits, dataset.p_train, "none")  # type: ignore
-    with pytest.raises(TypeError, match="a summary is made of Parquet data, not of a _Other"):
+    with pytest.raises(TypeError, match="only Parquet data has a summary, not a _Other"):
         summary(other)
 
 
