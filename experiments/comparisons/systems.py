@@ -7,7 +7,7 @@ One to six minutes a seed on two CPU cores. The rates are those chosen for Kunlu
 
 from experiments.compare import Comparison
 
-NAMES = ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din", "pooled_product")
+NAMES = ("wukong", "interformer", "hstu", "onetrans", "dlrm", "dcnv2", "din", "pooled_product")
 COMPARISON = Comparison(
     rows={"kunlun": "kunlun/small"} | {name: f"{name}/small" for name in NAMES},
     columns=("test ne", "valid ne"),
