@@ -99,7 +99,7 @@ SYSTEMS_ALONE = {
     "interformer": {"cls_tokens": 8, "cross_rank": 16, "interaction_hidden": (128,)},
     # Without the mask, of which XLA's reference knows nothing, and without the loop that the biased attention is.
     "hstu": {"biased": False, "candidate_hidden": (128,)},
-    "onetrans": {"first_queries": 64, "causal": False},
+    "onetrans": {"layers": 3, "first_queries": 64, "causal": False},
     "dlrm": {"bottom_hidden": (128,)},
     "dcnv2": {"deep_hidden": (128,)},
     "din": {"unit_hidden": (64,)},
@@ -143,9 +143,8 @@ def test_a_causal_sequence_counts_its_pairs():
 
 def test_a_pyramid_counts_what_goes_on():
     """3 and 7 events, 4 tokens of 8 channels, of which 3 and 6 events go on, then 3 and 3, then none."""
-    parts = {
-        p.name: p.flops for p in tiny_system("onetrans").parts({"view": np.array([3, 5]), "context": np.array([0, 2])})
-    }
+    lengths = {"view": np.array([3, 5]), "context": np.array([0, 2])}
+    parts = {p.name: p.flops for p in tiny_system("onetrans", layers=3).parts(lengths)}
     dim, hidden, tokens = 8, 12, 4
     for layer, (come, go) in enumerate((((3, 7), (3, 6)), ((3, 6), (3, 3)), ((3, 3), (0, 0)))):
         rows, queries = sum(come) + 2 * tokens, sum(go) + 2 * tokens

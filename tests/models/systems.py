@@ -44,7 +44,7 @@ TINY: dict[str, SystemConfig] = {
     "hstu": HSTUConfig(
         **COMMON, layers=2, heads=2, sequence_scale=4.0, positions=5, time_buckets=40, candidate_hidden=(8,)
     ),
-    "onetrans": OneTransConfig(**COMMON, layers=3, heads=2, ffn_multiple=1.5, first_queries=6),
+    "onetrans": OneTransConfig(**COMMON, layers=2, heads=2, ffn_multiple=1.5, first_queries=6),
     "dlrm": DLRMConfig(**COMMON, bottom_hidden=(8,)),
     "dcnv2": DCNv2Config(**COMMON | {"head_hidden": ()}, cross_layers=2, deep_hidden=(8,)),
     "din": DINConfig(**COMMON, unit_hidden=(8,)),
