@@ -99,6 +99,7 @@ SYSTEMS_ALONE = {
     "interformer": {"cls_tokens": 8, "cross_rank": 16, "interaction_hidden": (128,)},
     # Without the mask, of which XLA's reference knows nothing, and without the loop that the biased attention is.
     "hstu": {"biased": False, "candidate_hidden": (128,)},
+    "onetrans": {"layers": 3, "first_queries": 64, "causal": False},
     "dlrm": {"bottom_hidden": (128,)},
     "dcnv2": {"deep_hidden": (128,)},
     "din": {"unit_hidden": (64,)},
@@ -116,6 +117,9 @@ def test_systems_against_xla(name):
     ours = total_flops(model.parts({"view": np.array([n]), "context": np.array([n])}))
     if name == "interformer":  # the product with the identity that PFFN has for keys runs, but is of no use
         ours += 2 * 2 * (n + 8) * 128**2 * len(model.layers)
+    if name == "onetrans":  # the operator also has the queries of those that do not go on: 192, 32 and 64 events
+        tokens = model.context.tokens
+        ours += 4 * 128 * sum((n - kept) * (n + tokens) for n, kept in ((2 * n, 64), (64, 32), (32, 0)))
     embedded = jax.eval_shape(lambda b: lookup(SCHEMA, b, tiny_tables(dim=64)), batch)
     assert 1 <= xla_flops(model, batch, embedded) / ours < ELEMENTWISE
 
@@ -135,6 +139,18 @@ def test_a_causal_sequence_counts_its_pairs():
         p.name: p.flops for p in tiny_system("hstu").parts({"view": np.array([3, 5]), "context": np.array([0, 2])})
     }
     assert parts["layer 0"] == (12 * 2 * 8 * (32 + 8) + 4 * 2 * 4 * (10 + 36)) / 2
+
+
+def test_a_pyramid_counts_what_goes_on():
+    """3 and 7 events, 4 tokens of 8 channels, of which 3 and 6 events go on, then 3 and 3, then none."""
+    lengths = {"view": np.array([3, 5]), "context": np.array([0, 2])}
+    parts = {p.name: p.flops for p in tiny_system("onetrans", layers=3).parts(lengths)}
+    dim, hidden, tokens = 8, 12, 4
+    for layer, (come, go) in enumerate((((3, 7), (3, 6)), ((3, 6), (3, 3)), ((3, 3), (0, 0)))):
+        rows, queries = sum(come) + 2 * tokens, sum(go) + 2 * tokens
+        maps = 2 * dim * (2 * rows * dim + queries * (2 * dim + 2 * hidden))
+        pairs = sum(p + 1 for n, m in zip(come, go, strict=True) for p in range(n - m, n + tokens))
+        assert parts[f"layer {layer}"] == (maps + 4 * dim * pairs) / 2
 
 
 def test_parameters_are_those_of_the_model_and_its_tables():

@@ -7,7 +7,7 @@ One to six minutes per seed on two CPU cores. Learning rates were chosen for Kun
 
 from experiments.compare import Comparison
 
-NAMES = ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din", "pooled_product")
+NAMES = ("wukong", "interformer", "hstu", "onetrans", "dlrm", "dcnv2", "din", "pooled_product")
 COMPARISON = Comparison(
     rows={"kunlun": "kunlun/small"} | {name: f"{name}/small" for name in NAMES},
     columns=("test ne", "valid ne"),

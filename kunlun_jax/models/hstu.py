@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kunlun_jax.batch import Batch, Jagged
+from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
@@ -27,7 +27,7 @@ from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.hstu import HSTUBlock
 from kunlun_jax.nn.mlp import MLP
-from kunlun_jax.nn.sequence import append, last_rows, merge
+from kunlun_jax.nn.sequence import append, last_rows, merge, no_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,7 @@ class HSTU(System):
         if events:
             history, age = merge(events, ages)
         else:
-            none = jnp.zeros(batch.size, jnp.int32)
-            history = Jagged(jnp.zeros((0, candidate.shape[-1]), candidate.dtype), jnp.pad(none, (0, 1)), none)
+            history = no_rows(batch.size, candidate.shape[-1], candidate.dtype)
             age = jnp.zeros(0, batch.dense.dtype)
         # The candidate is as old as the request: its age is 0.
         age = append(history.replace(age[:, None]), jnp.zeros((batch.size, 1, 1), age.dtype)).values[:, 0]

@@ -1,10 +1,11 @@
-"""Packed sequences cut and joined: tokens before or after, histories merged by time, first and last rows.
+"""Packed sequences cut and joined: tokens before or after, histories merged by time, first and last rows, and tails.
 
 Every result is packed as `kunlun_jax.batch.Jagged` asks: each example starts on a multiple of 8 rows and nothing is
 padded to the longest. A sequence that gets `n` tokens more needs at most n rounded up to 8 rows more, so the capacity
 of the result is the old one and that for each example; it is static.
 
-Source: ours (O); InterFormer's CLS tokens stand in front (P), HSTU's candidate at the end (P).
+Source: ours (O); InterFormer's CLS tokens stand in front (P), HSTU's candidate at the end (P), and OneTrans lets the
+tail of a sequence alone go on (P).
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,12 +87,56 @@ def last_rows(events: Jagged, count: int) -> Float[Array, "batch count dim"]:
     return _pick(events, jnp.asarray(events.lengths)[:, None] + jnp.arange(-count, 0, dtype=jnp.int32)[None, :])
 
 
+def tail(events: Jagged, count: int) -> Jagged:
+    """The newest `count` rows of each example, all where it has fewer, packed anew; rows that hold none are zero.
+
+    The capacity is that of the events, or that of `count` rows an example where it is less.
+    """
+    lengths = jnp.minimum(jnp.asarray(events.lengths), count)
+    each = -(-count // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    rows = min(-(-events.rows // ROW_ALIGNMENT) * ROW_ALIGNMENT, lengths.shape[0] * each)
+    splits = _splits(lengths)
+    return Jagged(_tail_values(events, rows, splits, lengths, 0), splits, lengths)
+
+
+def tail_as(events: Jagged, last: Jagged, *, skip: int) -> Jagged:
+    """The newest rows of each example but for its last `skip`, as many as `last` has and packed as there."""
+    splits, lengths = jnp.asarray(last.row_splits), jnp.asarray(last.lengths)
+    return last.replace(_tail_values(events, last.rows, splits, lengths, skip))
+
+
+def spread(last: Jagged, events: Jagged) -> Float[Array, "rows dim"]:
+    """Rows of `last`, which are a tail of `events`, at their places in these; all other rows are zero."""
+    if not last.rows:  # XLA takes nothing from an array of no rows
+        return jnp.zeros((events.rows, last.values.shape[1]), last.values.dtype)
+    example, position, mask = _places(events.rows, jnp.asarray(events.row_splits), jnp.asarray(events.lengths))
+    position -= (jnp.asarray(events.lengths) - jnp.asarray(last.lengths))[example]
+    source = jnp.asarray(last.row_splits)[:-1][example] + jnp.maximum(position, 0)
+    return zero_padding(last.values.at[source].get(mode="clip"), mask & (position >= 0))
+
+
+def no_rows(batch: int, dim: int, dtype) -> Jagged:
+    """Sequences of no row at all, of a capacity of none."""
+    return Jagged(jnp.zeros((0, dim), dtype), jnp.zeros(batch + 1, jnp.int32), jnp.zeros(batch, jnp.int32))
+
+
 def _pick(events: Jagged, index: Int[Array, "batch count"]) -> Float[Array, "batch count dim"]:
     """Rows of each example by their place in it, zeros outside."""
     inside = (index >= 0) & (index < jnp.asarray(events.lengths)[:, None])
     row = jnp.where(inside, jnp.asarray(events.row_splits)[:-1, None] + index, 0)
     picked = events.values.at[row].get(mode="clip")
     return jnp.where(inside[:, :, None], picked, jnp.zeros((), picked.dtype))
+
+
+def _tail_values(
+    events: Jagged, rows: int, splits: Int[Array, " splits"], lengths: Int[Array, " batch"], skip: int
+) -> Float[Array, "rows dim"]:
+    """Packed anew by `splits`: the newest rows of each example but for its last `skip`, as many as `lengths` says."""
+    if not rows:
+        return events.values[:0]
+    example, position, mask = _places(rows, splits, lengths)
+    first = jnp.asarray(events.row_splits)[:-1] + jnp.asarray(events.lengths) - (lengths + skip)
+    return zero_padding(events.values.at[first[example] + position].get(mode="clip"), mask)
 
 
 def _splits(lengths: Int[Array, " batch"]) -> Int[Array, " splits"]:

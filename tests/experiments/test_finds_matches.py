@@ -23,6 +23,7 @@ FINDS_MATCHES: dict[str, ModelConfig] = {
     "din": preset("din/small", head_hidden=(64,)),
     "pooled_product": preset("pooled_product/small", head_hidden=(64,)),
     "kunlun": preset("kunlun/small", layers=1, head_hidden=(64,)),
+    "onetrans": preset("onetrans/small", layers=1, head_hidden=(64,)),
 }
 STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350}
 """Fewer where a step takes long and fewer are enough."""

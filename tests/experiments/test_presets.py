@@ -65,7 +65,7 @@ def test_sizes_rise_from_small_to_large(capsys):
     assert parameters == sorted(parameters)
 
 
-SYSTEMS_ALONE = tuple(f"{name}/small" for name in ("wukong", "interformer", "hstu", "dlrm", "dcnv2", "din"))
+SYSTEMS_ALONE = tuple(f"{name}/small" for name in ("wukong", "interformer", "hstu", "onetrans", "dlrm", "dcnv2", "din"))
 
 
 def test_the_other_systems_cost_what_small_does():

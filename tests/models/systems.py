@@ -17,6 +17,7 @@ from kunlun_jax.models.din import DINConfig
 from kunlun_jax.models.dlrm import DLRMConfig
 from kunlun_jax.models.hstu import HSTUConfig
 from kunlun_jax.models.interformer import InterFormerConfig
+from kunlun_jax.models.onetrans import OneTransConfig
 from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.models.system import SystemConfig
 from kunlun_jax.models.wukong import WukongConfig
@@ -43,6 +44,7 @@ TINY: dict[str, SystemConfig] = {
     "hstu": HSTUConfig(
         **COMMON, layers=2, heads=2, sequence_scale=4.0, positions=5, time_buckets=40, candidate_hidden=(8,)
     ),
+    "onetrans": OneTransConfig(**COMMON, layers=2, heads=2, ffn_multiple=1.5, first_queries=6),
     "dlrm": DLRMConfig(**COMMON, bottom_hidden=(8,)),
     "dcnv2": DCNv2Config(**COMMON | {"head_hidden": ()}, cross_layers=2, deep_hidden=(8,)),
     "din": DINConfig(**COMMON, unit_hidden=(8,)),

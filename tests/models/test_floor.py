@@ -163,6 +163,10 @@ BAD = [
     ("hstu", {"heads": 3}, "dim is 8, heads 3; a head needs a whole width"),
     ("hstu", {"sequence_scale": 0.0}, r"sequence_scale is 0\.0; it must be above 0"),
     ("hstu", {"block_dropout": -0.1}, r"block_dropout is -0\.1"),
+    ("onetrans", {"layers": 0}, "layers is 0; it must be at least 1"),
+    ("onetrans", {"heads": 3}, "dim is 8, heads 3; a head needs a whole width"),
+    ("onetrans", {"ffn_multiple": 0.1}, r"ffn_multiple is 0\.1; times dim it must be at least 1"),
+    ("onetrans", {"first_queries": -1}, "first_queries is -1; it must be 0 or more, or None"),
 ]
 
 

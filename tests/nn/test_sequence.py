@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kunlun_jax.batch import Jagged
-from kunlun_jax.nn.sequence import append, first_rows, last_rows, merge, prepend
+from kunlun_jax.nn.sequence import append, first_rows, last_rows, merge, no_rows, prepend, spread, tail, tail_as
 from tests.examples import random_jagged
 
 LENGTHS = (0, 5, 8, 1, 0, 13)
@@ -42,7 +42,7 @@ def test_tokens_in_front_and_behind(where, count):
 
 
 def test_tokens_behind_no_rows_at_all():
-    empty = Jagged(jnp.zeros((0, DIM)), jnp.zeros(BATCH + 1, jnp.int32), jnp.zeros(BATCH, jnp.int32))
+    empty = no_rows(BATCH, DIM, jnp.float32)
     tokens = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 1, DIM)), jnp.float32)
     joined = append(empty, tokens)
     assert_packed(joined)
@@ -80,6 +80,31 @@ def test_merge_is_a_stable_sort_by_age():
         order = np.argsort(-a, kind="stable")
         np.testing.assert_array_equal(rows, s[order])
         np.testing.assert_array_equal(row_ages, a[order])
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 8, 100])
+def test_a_tail_and_the_way_back(count):
+    # No row of the capacity is to spare.
+    events = random_jagged(LENGTHS, DIM, rows=40, gaps=np.nan)
+    last = tail(events, count)
+    assert_packed(last)
+    assert last.rows == min(40, BATCH * -(-count // 8) * 8)
+    for found, s in zip(lists(last), lists(events), strict=True):
+        np.testing.assert_array_equal(found, s[max(len(s) - count, 0) :])
+    expected = np.zeros((40, DIM), np.float32)
+    for start, s in zip(np.asarray(events.row_splits), lists(events), strict=False):
+        expected[start + max(len(s) - count, 0) : start + len(s)] = s[max(len(s) - count, 0) :]
+    np.testing.assert_array_equal(spread(last, events), expected)
+
+
+@pytest.mark.parametrize("count", [0, 5, 100])
+def test_the_tail_before_the_last_rows(count):
+    events = random_jagged(LENGTHS, DIM, rows=40, gaps=np.nan)
+    tokens = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 3, DIM)), jnp.float32)
+    last = tail(events, count)
+    found = tail_as(append(events, tokens), last, skip=3)
+    assert_packed(found)
+    np.testing.assert_array_equal(found.values, last.values)
 
 
 def test_gradients_reach_every_event_and_token_once():
