@@ -43,6 +43,9 @@ from kunlun_jax.training.run_directory import write_atomic
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")
 """Metrics that a row keeps of a split."""
+SIZES = {"flops": "flops_per_example", "parameters": "parameters", "examples/s": "examples_per_second"}
+"""Columns that are a row's size or speed: name -> field of a row. Useful forward FLOPs per example, parameters with
+tables, and training examples per second on the machine of that row."""
 Runner = Callable[[TrainConfig, int], dict[str, Any]]
 """Makes a row that is no training run, of a config (its data) and a seed: at least ``{"splits": {split: metrics}}``."""
 
@@ -57,7 +60,11 @@ class Comparison:
       seeds: of parameters.
       others: name -> the row whose data it uses, and a model that `experiments.train` does not train; it is run for the
         first seed only.
-      columns: of the table, each a split and a metric.
+      columns: of the table, each a split and a metric, or one of `SIZES`, shown as a ratio to the first row's.
+      published: name of a row -> what a paper says of it, for a last column of the table; none if empty.
+
+    Raises:
+      ValueError: a column is neither, or `published` names no row.
     """
 
     rows: Mapping[str, str]
@@ -66,6 +73,15 @@ class Comparison:
     seeds: tuple[int, ...] = (0, 1)
     others: Mapping[str, tuple[str, Runner]] = dataclasses.field(default_factory=dict)
     columns: tuple[str, ...] = ("test ne",)
+    published: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for column in self.columns:
+            if column not in SIZES and len(column.split(" ")) != 2:
+                raise ValueError(f"column {column!r} is neither a split and a metric nor one of {list(SIZES)}")
+        unknown = [name for name in self.published if name not in {**self.rows, **self.others}]
+        if unknown:
+            raise ValueError(f"published names {unknown}; the rows are {[*self.rows, *self.others]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,18 +242,37 @@ def spread(values: list[float]) -> str:
     return f"{mean:.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
 
 
+def size(group: list[dict[str, Any]], column: str) -> float | None:
+    """A size or the speed of a row, its mean over seeds; None for a model that has none."""
+    values = [row[SIZES[column]] for row in group if SIZES[column] in row]
+    return statistics.fmean(values) if values else None
+
+
+def cell(group: list[dict[str, Any]], first: list[dict[str, Any]], column: str) -> str:
+    """One cell of the table: a metric's mean over seeds, or a size beside that of the rows `first`, itself in full."""
+    if column not in SIZES:
+        split, metric = column.split(" ")
+        values = [row["splits"][split][metric] for row in group if split in row["splits"]]
+        return spread(values) if values else ""
+    own, whole = size(group, column), size(first, column)
+    if own is None or whole is None:
+        return ""
+    return f"{whole:,.0f}" if group is first else f"x {own / whole:.3f}"
+
+
 def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
-    """A table in Markdown: means over seeds with their standard deviation."""
-    against = differences(rows, comparison)
-    heads = (*comparison.columns, f"{comparison.split} {comparison.metric} less the first's, by seed")
+    """A table in Markdown: means over seeds, of metrics with their standard deviation, and what is published."""
+    against, groups = differences(rows, comparison), grouped(rows)
+    first = groups.get(next(iter(comparison.rows)), [])
+    published = ("published",) if comparison.published else ()
+    difference = f"{comparison.split} {comparison.metric} less the first's, by seed"
+    heads = (*comparison.columns, difference, *published)
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name, group in grouped(rows).items():
-        cells = []
-        for split, metric in (column.split(" ") for column in comparison.columns):
-            values = [row["splits"][split][metric] for row in group if split in row["splits"]]
-            cells.append(spread(values) if values else "")
-        seeds = " ".join(f"{value:+.4f}" for value in against.get(name, []))
-        lines.append(f"| {name} | {' | '.join(cells)} | {seeds} |")
+    for name, group in groups.items():
+        cells = [cell(group, first, column) for column in comparison.columns]
+        cells.append(" ".join(f"{value:+.4f}" for value in against.get(name, [])))
+        cells += [comparison.published.get(name, "") for _ in published]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -14,11 +14,11 @@ from kunlun_jax.models.config import EventConfig
 from kunlun_jax.nn.context import ContextTokens, WeightGeneration
 from kunlun_jax.nn.embedding import lookup
 from kunlun_jax.nn.event_input import EventInput
-from kunlun_jax.nn.ffn import TokenToWeights
+from kunlun_jax.nn.ffn import PlainFFN, TokenToWeights
 from kunlun_jax.nn.interaction import WukongExpert
 from kunlun_jax.nn.mlp import MLP
-from kunlun_jax.nn.pooling import SumKronLinear
-from tests.examples import CONFIG, SCHEMA, build, random_batch, random_rows, tiny_model, tiny_tables
+from kunlun_jax.nn.pooling import SumKronLinear, TokenLinear
+from tests.examples import CONFIG, SCHEMA, build, random_batch, random_jagged, random_rows, tiny_model, tiny_tables
 from tests.models.systems import tiny_system
 
 BATCH = 4
@@ -43,6 +43,7 @@ MODULES = {
     "mlp": (lambda r: MLP((64, 256, 64), rngs=r, **RELU), (64,)),
     "token to weights": (lambda r: TokenToWeights(16, 32, 64, 128, rngs=r, **DENSE), (16, 64)),
     "sum kron linear": (lambda r: SumKronLinear(32, 8, 64, rank=3, rngs=r, **DENSE), (32, 64)),
+    "token linear": (lambda r: TokenLinear(32, 8, 64, rngs=r, **DENSE), (32, 64)),
     "weight generation": (lambda r: WeightGeneration(24, 8, 128, gate=False, rngs=r, **RELU), (24, 128)),
     "gated weight generation": (lambda r: WeightGeneration(24, 8, 256, gate=True, rngs=r, **RELU), (24, 256)),
     "expert": (
@@ -57,6 +58,13 @@ def test_modules_against_xla(name):
     make, shape = MODULES[name]
     module = build(lambda: make(nnx.Rngs(0)))
     assert 1 <= xla_flops(module, array(BATCH, *shape)) / (BATCH * module.flops()) < ELEMENTWISE
+
+
+def test_plain_ffn_against_xla():
+    module = build(lambda: PlainFFN(256, width=128, rngs=nnx.Rngs(0), **RELU))
+    rows = 16
+    events = random_jagged((rows,), 256, rows=rows)
+    assert 1 <= xla_flops(lambda e: module(e), events) / module.flops(np.array([rows])) < ELEMENTWISE
 
 
 @pytest.mark.parametrize("kind", ["mlp", "masknet"])
@@ -163,7 +171,7 @@ def test_parameters_are_those_of_the_model_and_its_tables():
     assert len({p.name for p in parts}) == len(parts)
 
 
-@pytest.mark.parametrize("pooling", ["hsp", "pma"])
+@pytest.mark.parametrize("pooling", ["hsp", "seeds", "pma"])
 def test_parts_of_a_layer(pooling):
     lengths = {"view": np.array([3, 5]), "context": np.array([0, 2])}
     flops = {p.name: p.flops for p in tiny_model(pooling=pooling).parts(lengths)}
@@ -179,6 +187,17 @@ def test_parts_of_a_layer(pooling):
     assert flops["layer 0 personalized FFN view"] == generate + 4 * 4 * 2 * 2 * 8
     # 3 and 5 events, two to each side: 3 + 2 * (2 + 1) and 5 + 2 * (4 + 3) pairs; four maps of 8 channels to 8.
     assert flops["layer 1 window attention view"] == 4 * 4 * 2 * 8 * 8 + (9 + 19) / 2 * 2 * 2 * 8
+
+
+def test_parts_of_a_layer_with_a_plain_ffn():
+    """Nothing is generated, so there is no part of that name; 4 events on average meet 4 hidden channels twice."""
+    lengths = {"view": np.array([3, 5]), "context": np.array([0, 2])}
+    flops = {p.name: p.flops for p in tiny_model(ffn_kind="plain").parts(lengths)}
+    assert not any("generation" in name or "personalized" in name for name in flops)
+    assert flops["layer 0 plain FFN view"] == 4 * 2 * 2 * 8 * 4
+    assert "layer 0 weight generation" in {
+        p.name for p in tiny_model(ffn_kind="plain", interaction_context="summary").parts(lengths)
+    }
 
 
 def test_skipped_event_types_cost_nothing():

@@ -33,7 +33,7 @@ class EventConfig:
     window: int = 50
     """Half-width of the self-attention window, in events, inclusive."""
     ffn_width: int = 64
-    """F, the personalized hidden width (M: 128..256)."""
+    """F, the personalized hidden width (M: 128..256); with ffn_kind "plain" the hidden width of the shared weights."""
     kron_rank: int = 4
     """k, number of products in SumKronLinear (r: 8)."""
 
@@ -68,14 +68,18 @@ class KunlunConfig(SystemConfig):
     """CompSkip (R): what layer l runs on histories, pattern[l % len]; ("pool+ffn+attention",) runs all in each."""
     final_pool: bool = True
     """Whether a type that stopped before the last layer is pooled once more from its last events (O)."""
-    pooling: Literal["hsp", "pma"] = "hsp"
-    """Hierarchical seed pooling (R), or only learned queries, as its ablation."""
+    pooling: Literal["hsp", "seeds", "pma"] = "hsp"
+    """Hierarchical seed pooling (R); as its ablations, the seeds without SumKronLinear, Z^T H_seed (O), or only learned
+    queries (R)."""
     pool_counts: bool = False
     """Whether half of the pooling's heads are scaled by the logarithm of the history's length (O)."""
     pool_ranks: bool = True
     """Whether pooling's keys also encode how many events are newer, so that a seed can read only the newest (O)."""
+    ffn_kind: Literal["personalized", "plain"] = "personalized"
+    """GDPA, whose weights the context makes (R, M), or, as its ablation, a two-layer FFN shared by all examples (O), to
+    which ffn_scale, ffn_tau and ffn_free_values do not apply."""
     ffn_activation: str = "gelu"
-    """Pointwise function inside GDPA (r: GELU; SiLU in HSTU)."""
+    """Pointwise function inside GDPA, or of the plain FFN (r: GELU; SiLU in HSTU)."""
     ffn_scale: Literal["post", "pre"] = "pre"
     """Where 1 / tau is applied: inside the activation (P, Figure 1) or after it (M)."""
     ffn_tau: float = 4.0

@@ -28,7 +28,7 @@ from kunlun_jax.models.system import System
 from kunlun_jax.nn.attention import WindowAttention
 from kunlun_jax.nn.context import WeightGeneration
 from kunlun_jax.nn.embedding import Embedded
-from kunlun_jax.nn.ffn import PersonalizedFFN
+from kunlun_jax.nn.ffn import PersonalizedFFN, PlainFFN
 from kunlun_jax.nn.init import Linear, near_identity
 from kunlun_jax.nn.interaction import GlobalInteraction
 from kunlun_jax.nn.mlp import linear_flops
@@ -48,7 +48,8 @@ class KunlunLayer(nnx.Module):
     ):
         rest = {"dtype": dtype, "rngs": rngs}
         # Only what reads it: a layer without a PersonalizedFFN whose interaction takes X itself has no use for X_sum.
-        reads_summary = config.interaction_context == "summary" or any("ffn" in parts for parts in plan.values())
+        personalized = config.ffn_kind == "personalized" and any("ffn" in parts for parts in plan.values())
+        reads_summary = config.interaction_context == "summary" or personalized
         self.weight_generation = (
             WeightGeneration(
                 tokens_in,
@@ -81,7 +82,15 @@ class KunlunLayer(nnx.Module):
                 )
                 start = {"kernel_init": near_identity(0.1)} if config.aligned else {}
                 self.to_context[name] = Linear(event.dim, config.dim, **start, **rest)
-            if "ffn" in parts:
+            if "ffn" in parts and config.ffn_kind == "plain":
+                self.ffn[name] = PlainFFN(
+                    event.dim,
+                    width=event.ffn_width,
+                    activation=config.ffn_activation,
+                    values_start=config.ffn_values_start,
+                    **rest,
+                )
+            elif "ffn" in parts:
                 scale = 1.0 / config.ffn_tau
                 self.ffn[name] = PersonalizedFFN(
                     config.summary_tokens,
@@ -147,9 +156,12 @@ class KunlunLayer(nnx.Module):
             flops = pool.tokens_out * linear_flops(to_context)
             parts.append(part(f"{prefix} to context {name}", to_context, flops))
         parts.append(part(f"{prefix} global interaction", self.interaction, self.interaction.flops()))
-        for kind, blocks in (("personalized FFN", self.ffn), ("window attention", self.attention)):
-            for name, block in blocks.items():
-                parts.append(part(f"{prefix} {kind} {name}", block, block.flops(lengths[name]) / batch))
+        for name, ffn in self.ffn.items():
+            kind = "plain FFN" if isinstance(ffn, PlainFFN) else "personalized FFN"
+            parts.append(part(f"{prefix} {kind} {name}", ffn, ffn.flops(lengths[name]) / batch))
+        for name, attention in self.attention.items():
+            flops = attention.flops(lengths[name]) / batch
+            parts.append(part(f"{prefix} window attention {name}", attention, flops))
         return parts
 
 

@@ -5,6 +5,9 @@
 
 Norms run over all heads * head_dim channels, without affine parameters, eps 1e-5. Source: Kunlun (R), the block and
 its norms from Meta's published kernels (M).
+
+PlainFFN is the same block with weights that all examples share, o = Act(q' W_1 + b_1) W_2 + b_2 + q': the ablation that
+takes the context out of it (O, for what stood there in the paper's is not known).
 """
 
 import numpy as np
@@ -17,7 +20,9 @@ from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.init import LECUN, Linear, near_identity, normal, scaled
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels import gdpa_block
+from pallas_kernels.activations import activation as activation_by_name
 from pallas_kernels.operators.gdpa import shapes
+from pallas_kernels.operators.gdpa.norms import layer_norm, rms_norm
 
 
 class TokenToWeights(nnx.Module):
@@ -114,3 +119,33 @@ class PersonalizedFFN(nnx.Module):
         generate = self.keys.flops() + self.values.flops()
         attention = shapes.cost(lengths, keys=self.width, heads=self.heads, dim=self.dim // self.heads)
         return len(lengths) * generate + attention.forward_flops
+
+
+class PlainFFN(nnx.Module):
+    """The block of `PersonalizedFFN` with one set of weights for all examples.
+
+    Args:
+      dim: d_e.
+      width: hidden width; a width of F makes as many FLOPs an event as F personalized ones, weight generation aside.
+      activation: of `pallas_kernels.activations`.
+      values_start: what W_2 starts at, times LeCun's.
+    """
+
+    def __init__(self, dim: int, *, width: int, activation: str, values_start: float = 1.0, dtype, rngs: nnx.Rngs):
+        rest = {"dtype": dtype, "rngs": rngs}
+        self.hidden = Linear(dim, width, **rest)
+        self.out = Linear(width, dim, kernel_init=scaled(values_start), **rest)
+        self.activation = activation
+
+    def __call__(
+        self, events: Jagged, x_sum: Float[Array, "batch tokens context"] | None = None
+    ) -> Float[Array, "rows dim"]:
+        """The events after the block; `x_sum` is not read."""
+        # The norms take heads apart from channels and run over both.
+        normed = layer_norm(events.values[:, None, :])
+        hidden = activation_by_name(self.activation).value(self.hidden(normed[:, 0, :]))
+        return rms_norm(self.out(hidden)[:, None, :] + normed)[:, 0, :] + events.values
+
+    def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
+        """Forward FLOPs of a batch with these history lengths."""
+        return int(lengths.sum()) * (linear_flops(self.hidden) + linear_flops(self.out))

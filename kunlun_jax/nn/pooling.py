@@ -3,6 +3,7 @@
     PMA:  H = MHA(Q_learned, S, S)                                                   InterFormer (P)
     HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave   Kunlun (R, sizes r)
           H = sum_{i=1..k} Z_i^T H_seed W_i                                          SumKronLinear (R)
+    without SumKronLinear:  H = Z^T H_seed                                           as its ablation (O)
 
     ranks: keys W_k S_t + r rank_t in either, rank_t from how many events are newer      ours (O)
 
@@ -136,8 +137,39 @@ class SumKronLinear(nnx.Module):
         return 2 * rank * tokens * dim * (seeds + dim)
 
 
+class TokenLinear(nnx.Module):
+    """Y = Z^T H: a map over seeds alone, which leaves every channel to itself.
+
+    What is left of SumKronLinear when its products are taken out and the number of tokens has to stay; what the paper
+    put in its place is not known (O).
+
+    Args:
+      seeds, tokens: rows before and after.
+      dim: channels, kept.
+    """
+
+    def __init__(self, seeds: int, tokens: int, dim: int, *, dtype, rngs: nnx.Rngs):
+        self.token_map = Linear(seeds, tokens, use_bias=False, dtype=dtype, rngs=rngs)
+        self.dim = dim
+
+    def __call__(self, x: Float[Array, "batch seeds dim"]) -> Float[Array, "batch tokens dim"]:
+        """Y of each example."""
+        y = self.token_map(rearrange(x, "batch seeds dim -> batch dim seeds"))
+        return rearrange(y, "batch dim tokens -> batch tokens dim")
+
+    def flops(self) -> int:
+        """Forward FLOPs per example."""
+        return self.dim * linear_flops(self.token_map)
+
+
 class HSP(nnx.Module):
-    """Hierarchical seed pooling: seeds attend to the events, SumKronLinear condenses them to `tokens`."""
+    """Hierarchical seed pooling: seeds attend to the events, SumKronLinear condenses them to `tokens`.
+
+    Args:
+      seeds, tokens: n_seeds and n_tokens.
+      dim: d_e, divisible by `heads`.
+      rank: k, products in SumKronLinear; None has `TokenLinear` in its place.
+    """
 
     def __init__(
         self,
@@ -146,19 +178,30 @@ class HSP(nnx.Module):
         dim: int,
         *,
         heads: int,
-        rank: int,
+        rank: int | None,
         aligned: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
         **of_attention,
     ):
-        rest = {"aligned": aligned, "dtype": dtype, "rngs": rngs}
+        rest = {"dtype": dtype, "rngs": rngs}
         self.attention = SeedAttention(
-            seeds, dim, heads=heads, norm_seeds=True, implementation=implementation, **of_attention, **rest
+            seeds,
+            dim,
+            heads=heads,
+            norm_seeds=True,
+            aligned=aligned,
+            implementation=implementation,
+            **of_attention,
+            **rest,
         )
         self.tokens_out = tokens
-        self.condense = SumKronLinear(seeds, tokens, dim, rank=rank, **rest)
+        self.condense = (
+            TokenLinear(seeds, tokens, dim, **rest)
+            if rank is None
+            else SumKronLinear(seeds, tokens, dim, rank=rank, aligned=aligned, **rest)
+        )
 
     def __call__(self, events: Jagged) -> Float[Array, "batch tokens dim"]:
         """H of each history."""
@@ -184,13 +227,13 @@ class MeanPooling(nnx.Module):
 
 
 def make_pooling(kind: str, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **rest) -> nnx.Module:
-    """HSP, or as its ablation PMA: `tokens` learned queries that attend to the events, and nothing after them.
+    """HSP, or an ablation of it: "seeds" has no SumKronLinear, "pma" has `tokens` queries and nothing after them.
 
     Raises:
-      ValueError: `kind` is neither "hsp" nor "pma".
+      ValueError: `kind` is none of these.
     """
-    if kind == "hsp":
-        return HSP(seeds, tokens, dim, heads=heads, rank=rank, **rest)
+    if kind in ("hsp", "seeds"):
+        return HSP(seeds, tokens, dim, heads=heads, rank=rank if kind == "hsp" else None, **rest)
     if kind == "pma":
         return SeedAttention(tokens, dim, heads=heads, norm_seeds=False, **rest)
-    raise ValueError(f"pooling is {kind!r}; use 'hsp' or 'pma'")
+    raise ValueError(f"pooling is {kind!r}; use 'hsp', 'seeds' or 'pma'")

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from kunlun_jax.torch_reference.operators import gdpa
+from kunlun_jax.torch_reference.operators import ACTIVATIONS, gdpa
 
 EPSILON = 1e-5
 
@@ -75,4 +75,21 @@ class PersonalizedFFN(nn.Module):
             for x in (normed, self.keys(x_sum), self.values(x_sum))
         )
         o = rearrange(gdpa(q, k, v, mask, **self.gdpa), "batch time heads dim -> batch time (heads dim)") + normed
+        return F.rms_norm(o, o.shape[-1:], eps=EPSILON) + events
+
+
+class PlainFFN(nn.Module):
+    """The block with weights that all examples share: o = Act(q' W_1 + b_1) W_2 + b_2 + q' (O)."""
+
+    def __init__(self, dim: int, *, width: int, activation: str):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.activation = activation
+
+    def forward(
+        self, events: Float[Tensor, "batch time dim"], x_sum: Tensor | None, mask: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch time dim"]:
+        """The events after the block; neither context nor mask is read."""
+        normed = F.layer_norm(events, events.shape[-1:], eps=EPSILON)
+        o = self.out(ACTIVATIONS[self.activation](self.hidden(normed))) + normed
         return F.rms_norm(o, o.shape[-1:], eps=EPSILON) + events

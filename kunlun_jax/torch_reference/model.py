@@ -22,7 +22,7 @@ from kunlun_jax.models.config import EventConfig, KunlunConfig, layer_plan
 from kunlun_jax.torch_reference.attention import WindowAttention
 from kunlun_jax.torch_reference.batch import PaddedBatch
 from kunlun_jax.torch_reference.context import WeightGeneration
-from kunlun_jax.torch_reference.ffn import PersonalizedFFN
+from kunlun_jax.torch_reference.ffn import PersonalizedFFN, PlainFFN
 from kunlun_jax.torch_reference.interaction import GlobalInteraction
 from kunlun_jax.torch_reference.pooling import HSP, SeedAttention
 from kunlun_jax.torch_reference.system import EVENT, System
@@ -34,7 +34,8 @@ class KunlunLayer(nn.Module):
     def __init__(self, plan: Mapping[str, frozenset[str]], tokens_in: int, config: KunlunConfig):
         super().__init__()
         self.order, self.interaction_context = config.order, config.interaction_context
-        reads_summary = config.interaction_context == "summary" or any("ffn" in parts for parts in plan.values())
+        personalized = config.ffn_kind == "personalized" and any("ffn" in parts for parts in plan.values())
+        reads_summary = config.interaction_context == "summary" or personalized
         self.weight_generation = (
             WeightGeneration(
                 tokens_in,
@@ -53,7 +54,9 @@ class KunlunLayer(nn.Module):
             if "pool" in parts:
                 self.pool[EVENT + name] = make_pooling(config, event)
                 self.to_context[EVENT + name] = nn.Linear(event.dim, config.dim)
-            if "ffn" in parts:
+            if "ffn" in parts and config.ffn_kind == "plain":
+                self.ffn[EVENT + name] = PlainFFN(event.dim, width=event.ffn_width, activation=config.ffn_activation)
+            elif "ffn" in parts:
                 self.ffn[EVENT + name] = PersonalizedFFN(
                     config.summary_tokens,
                     config.dim,
@@ -110,10 +113,11 @@ class KunlunLayer(nn.Module):
 
 
 def make_pooling(config: KunlunConfig, event: EventConfig) -> HSP | SeedAttention:
-    """HSP, or PMA as its ablation: learned queries alone, as many as tokens leave."""
+    """HSP, with SumKronLinear or without, or PMA as its ablation: learned queries alone, as many as tokens leave."""
     rest = {"counts": config.pool_counts, "ranks": config.pool_ranks}
-    if config.pooling == "hsp":
-        return HSP(event.seeds, event.tokens, event.dim, heads=event.heads, rank=event.kron_rank, **rest)
+    if config.pooling != "pma":
+        rank = event.kron_rank if config.pooling == "hsp" else None
+        return HSP(event.seeds, event.tokens, event.dim, heads=event.heads, rank=rank, **rest)
     return SeedAttention(event.tokens, event.dim, heads=event.heads, norm_seeds=False, **rest)
 
 

@@ -3,6 +3,7 @@
 PMA:  H = MHA(Q_learned, S, S)                                                    InterFormer (P)
 HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave    Kunlun (R, sizes r)
 H = sum_{i=1..k} Z_i^T H_seed W_i                                           SumKronLinear (R)
+H = Z^T H_seed                                                              without it, as its ablation (O)
 """
 
 import torch
@@ -64,13 +65,28 @@ class SumKronLinear(nn.Module):
         return einsum(mixed, self.channel_maps, "rank batch tokens dim, rank dim out -> batch tokens out")
 
 
-class HSP(nn.Module):
-    """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`."""
+class TokenLinear(nn.Module):
+    """Y = Z^T H, with Z ``[seeds, tokens]``."""
 
-    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int, **of_attention: bool):
+    def __init__(self, seeds: int, tokens: int):
+        super().__init__()
+        self.token_map = nn.Linear(seeds, tokens, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch seeds dim"]) -> Float[Tensor, "batch tokens dim"]:
+        """Y of each example."""
+        return self.token_map(x.transpose(1, 2)).transpose(1, 2)
+
+
+class HSP(nn.Module):
+    """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`.
+
+    Without a rank `TokenLinear` does.
+    """
+
+    def __init__(self, seeds: int, tokens: int, dim: int, *, heads: int, rank: int | None, **of_attention: bool):
         super().__init__()
         self.attention = SeedAttention(seeds, dim, heads=heads, norm_seeds=True, **of_attention)
-        self.condense = SumKronLinear(seeds, tokens, dim, rank)
+        self.condense = TokenLinear(seeds, tokens) if rank is None else SumKronLinear(seeds, tokens, dim, rank)
 
     def forward(
         self, events: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"]

@@ -1,11 +1,20 @@
 """A comparison that goes on where it stopped, its table and its picture."""
 
+import dataclasses
 import json
+import sys
 
+import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import compare
+from experiments import ablation, compare
 from experiments.compare import Comparison
+from experiments.comparisons.ablation import CHANGES, PLAIN_WIDTH
+from experiments.configs import PRESETS
+from kunlun_jax.data.open import open_dataset
+from kunlun_jax.flops import total_flops
+from kunlun_jax.training.run import sample_lengths
 from tests.experiments.tiny import ANY
 
 TINY = " ".join(ANY)
@@ -71,6 +80,67 @@ def test_a_table_shows_the_spread_of_seeds():
     assert lines[3] == "| no ranks | 0.9000 | 0.7000 | +0.0800 |"
 
 
+def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_published():
+    comparison = dataclasses.replace(
+        COMPARISON,
+        columns=("test ne", "flops", "parameters", "examples/s"),
+        published={"no ranks": "FLOPs x 0.5", "constant": "nothing"},
+    )
+    sizes = {"flops_per_example": 4000.0, "parameters": 1_200}
+    rows = [
+        {"name": name, "seed": seed, "splits": {"test": {"ne": 0.8}}, **sizes, "examples_per_second": speed}
+        for name, seed, speed in (("whole", 0, 90.0), ("whole", 1, 110.0), ("no ranks", 0, 150.0))
+    ]
+    rows[2] |= {"flops_per_example": 1000.0}
+    rows.append({"name": "constant", "seed": 0, "splits": {"test": {"ne": 1.0}}})
+    assert compare.table(rows, comparison).splitlines() == [
+        "| | test ne | flops | parameters | examples/s | test ne less the first's, by seed | published |",
+        "|---|---|---|---|---|---|---|",
+        "| whole | 0.8000 ± 0.0000 | 4,000 | 1,200 | 100 | +0.0000 +0.0000 |  |",
+        "| no ranks | 0.8000 | x 0.250 | x 1.000 | x 1.500 | +0.0000 | FLOPs x 0.5 |",
+        "| constant | 1.0000 |  |  |  | +0.2000 | nothing |",
+    ]
+    # Without the row that ratios are of there are none, and the rest stands.
+    assert "| no ranks | 0.8000 |  |  |  |  | FLOPs x 0.5 |" in compare.table(rows[2:3], comparison)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"columns": ("speed",)}, r"column 'speed' is neither a split and a metric nor one of \['flops', 'parameters'"),
+        ({"published": {"hole": "x"}}, r"published names \['hole'\]; the rows are \['whole', 'no ranks', 'constant'\]"),
+    ],
+)
+def test_a_comparison_that_cannot_be_shown_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(COMPARISON, **fields)
+
+
+def test_the_plain_ffn_of_the_ablation_makes_the_flops_of_the_whole():
+    """Of all whole widths the one that comes nearest."""
+    config = PRESETS["kunlun/small"][1]
+    dataset = open_dataset(config.data)
+    lengths = sample_lengths(dataset, config)
+
+    def flops(flags: str) -> float:
+        model = compare.parse(["kunlun/small", *flags.split()])[1].model
+        return total_flops(
+            nnx.eval_shape(lambda: model.build(dataset.schema, base_rate=(0.1,), rngs=nnx.Rngs(0))).parts(lengths)
+        )
+
+    whole, plain = flops(""), CHANGES["plain FFN"]
+    assert plain.endswith(f" {PLAIN_WIDTH}")
+    widths = np.arange(PLAIN_WIDTH - 1, PLAIN_WIDTH + 2)
+    off = [abs(flops(plain.replace(str(PLAIN_WIDTH), str(width))) / whole - 1) for width in widths]
+    assert np.argmin(off) == 1 and off[1] < 2e-3
+
+
+def test_the_ablation_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation", "--rows", "nothing"])
+    assert ablation.main() == 2
+    assert "rows names ['nothing']; there are ['whole', 'plain FFN'" in capsys.readouterr().err
+
+
 def test_code_with_changes_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(compare, "environment", lambda: {"commit": "abc+changes", "backend": "cpu"})
     assert compare.main(["remedies"]) == 2
@@ -80,7 +150,7 @@ def test_code_with_changes_is_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nothing"], "no comparison 'nothing'; there are ['kuairand'"),
+        (["nothing"], "no comparison 'nothing'; there are ['ablation', 'kuairand'"),
         (["remedies", "--rows", "x"], "rows names ['x']"),
     ],
 )
@@ -89,10 +159,11 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["kuairand", "movielens", "remedies", "sizes", "systems"])
+@pytest.mark.parametrize("name", ["ablation", "kuairand", "movielens", "remedies", "sizes", "systems"])
 def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name):
     comparison = compare.comparison_of(name)
     configs = [compare.parse(flags.split())[1] for flags in comparison.rows.values()]
     assert len({repr(config) for config in configs}) == len(configs)
-    for column in (*comparison.columns, f"{comparison.split} {comparison.metric}"):
+    metrics = [column for column in comparison.columns if column not in compare.SIZES]
+    for column in (*metrics, f"{comparison.split} {comparison.metric}"):
         assert column.split()[0] in configs[0].run.eval_splits and column.split()[1] in compare.KEPT

@@ -297,6 +297,8 @@ OTHER_PARAMETERS = {
     "pattern": {"pattern": ("pool+ffn+attention",)},
     "final_pool": {"final_pool": False},
     "pooling": {"pooling": "pma"},
+    "pooling without SumKronLinear": {"pooling": "seeds"},
+    "ffn_kind": {"ffn_kind": "plain"},
     "dense_tokens": {"dense_tokens": 2},
     "experts": {"experts": 3},
     "width of one type": {"events": {"context": dataclasses.replace(EVENT, dim=12)}},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kunlun_jax.nn.ffn import PersonalizedFFN, TokenToWeights
+from kunlun_jax.nn.ffn import PersonalizedFFN, PlainFFN, TokenToWeights
 from tests.examples import build, random_jagged
 
 TOKENS, CONTEXT, DIM, HEADS, WIDTH = 3, 6, 8, 2, 5
@@ -97,3 +97,27 @@ def test_gradients_are_finite_without_events():
     gradient = jax.jit(jax.grad(lambda p, x: nnx.merge(graph, p)(events, x).sum(), argnums=(0, 1)))(params, x_sum)
     for leaf in jax.tree.leaves(gradient):
         np.testing.assert_array_equal(leaf, 0.0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_plain_block_against_plain_numpy(activation):
+    """The same weights for every example, whatever its context; rows without an event are left to themselves."""
+    block = build(lambda: PlainFFN(DIM, width=WIDTH, activation=activation, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    events = random_jagged(LENGTHS, DIM, rows=32, gaps=np.nan)
+    w1, b1, w2, b2 = (np.asarray(x[...], np.float64) for m in (block.hidden, block.out) for x in (m.kernel, m.bias))
+    q = np.asarray(events.values, np.float64)[np.asarray(events.mask())]
+    normed = (q - q.mean(1, keepdims=True)) / np.sqrt(q.var(1, keepdims=True) + 1e-5)
+    o = ACTIVATIONS[activation](normed @ w1 + b1) @ w2 + b2 + normed
+    expected = o / np.sqrt((o**2).mean(1, keepdims=True) + 1e-5) + q
+    run = jax.jit(block)
+    y = np.asarray(run(events, contexts(len(LENGTHS))))[np.asarray(events.mask())]
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    np.testing.assert_array_equal(y, np.asarray(run(events))[np.asarray(events.mask())])
+
+
+def test_a_plain_block_costs_what_a_personalized_one_of_its_width_does_without_the_weights():
+    lengths = np.array(LENGTHS)
+    personalized = make()
+    weights = len(lengths) * (personalized.keys.flops() + personalized.values.flops())
+    plain = build(lambda: PlainFFN(DIM, width=WIDTH, activation="gelu", dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    assert plain.flops(lengths) == personalized.flops(lengths) - weights == 4 * DIM * WIDTH * sum(LENGTHS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from kunlun_jax.nn.pooling import SeedAttention, SumKronLinear, make_pooling
+from kunlun_jax.nn.pooling import SeedAttention, SumKronLinear, TokenLinear, make_pooling
 from tests.examples import build, random_jagged
 
 DIM, HEADS, SEEDS, TOKENS, RANK = 8, 2, 5, 3, 2
@@ -84,6 +84,18 @@ def test_an_aligned_hsp_starts_as_a_mean_of_events_that_keeps_its_channels():
         assert np.abs(kernel - np.eye(DIM)).max() > 0
 
 
+def test_seeds_without_sum_kron_linear_are_mixed_channel_by_channel():
+    pool = make("seeds")
+    events = random_jagged(LENGTHS, DIM, rows=48, gaps=np.nan)
+    assert isinstance(pool.condense, TokenLinear) and pool.tokens_out == TOKENS
+    z = np.asarray(pool.condense.token_map.kernel[...], np.float64)
+    expected = np.einsum("st,bsd->btd", z, seed_attention_by_hand(pool.attention, events))
+    np.testing.assert_allclose(jax.jit(pool)(events), expected, atol=2e-5)
+    # Of HSP it lacks SumKronLinear alone.
+    whole, without = (sum(x.size for x in jax.tree.leaves(nnx.state(m, nnx.Param))) for m in (make("hsp"), pool))
+    assert whole - without == RANK * (SEEDS * TOKENS + DIM**2) - SEEDS * TOKENS
+
+
 def test_sum_kron_linear_is_the_explicit_sum():
     layer = build(lambda: SumKronLinear(SEEDS, TOKENS, DIM, rank=RANK, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, SEEDS, DIM)), jnp.float32)
@@ -104,7 +116,7 @@ def test_sum_kron_linear_starts_with_outputs_as_large_as_its_inputs():
     assert 0.8 < float(y.std()) < 1.25
 
 
-@pytest.mark.parametrize("kind", ["hsp", "pma"])
+@pytest.mark.parametrize("kind", ["hsp", "seeds", "pma"])
 def test_empty_histories_are_alike_defined_and_train(kind):
     pooling = make(kind)
     run = jax.jit(pooling)
@@ -127,7 +139,7 @@ def test_empty_histories_are_alike_defined_and_train(kind):
     np.testing.assert_array_equal(by_values, 0.0)
 
 
-@pytest.mark.parametrize("kind", ["hsp", "pma"])
+@pytest.mark.parametrize("kind", ["hsp", "seeds", "pma"])
 def test_order_of_events_does_not_matter(kind):
     pooling = make(kind)
     run = jax.jit(pooling)
@@ -138,5 +150,5 @@ def test_order_of_events_does_not_matter(kind):
 
 
 def test_unknown_pooling():
-    with pytest.raises(ValueError, match="pooling is 'mean'; use 'hsp' or 'pma'"):
+    with pytest.raises(ValueError, match="pooling is 'mean'; use 'hsp', 'seeds' or 'pma'"):
         make("mean")

@@ -103,6 +103,11 @@ EXAMPLES: dict[str, tuple[dict, dict, tuple]] = {
         {"tasks": ("click",)},
         (VIEWS, CONTEXTS),
     ),
+    "an FFN and a pooling without what makes them Kunlun's": (
+        {"ffn_kind": "plain", "pooling": "seeds", "ffn_activation": "hardswish", "layers": 2},
+        {},
+        (VIEWS, CONTEXTS),
+    ),
     # The program of the defaults, so that XLA compiles it once.
     "no histories in the batch": ({"implementation": "xla"}, {}, ALL_EMPTY),
     "no event types, dense features alone": (
@@ -178,7 +183,8 @@ def config_fields(draw) -> dict:
             ("pool+ffn", "attention"), ("pool+ffn+attention",), ("pool+attention", "pool+ffn"), ("pool", "")
         ),
         "final_pool": one(True, False),
-        "pooling": one("hsp", "pma"),
+        "pooling": one("hsp", "seeds", "pma"),
+        "ffn_kind": one("personalized", "personalized", "plain"),
         "ffn_activation": one(*operators.ACTIVATIONS),
         "ffn_scale": one("post", "pre"),
         "ffn_tau": one(1.0, 5.0),
