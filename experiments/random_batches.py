@@ -51,7 +51,7 @@ def random_batch(schema: Schema, size: int, longest: int, lengths: Lengths, seed
         weights=np.ones(size, np.float32),
         request_time_ms=request,
     )
-    needed = {name: aligned(np.diff(events.splits)).sum() for name, events in rows.events.items()}
+    needed = {name: max(8, aligned(np.diff(events.splits)).sum()) for name, events in rows.events.items()}
     return pack(schema, rows, size, {name: int(needed.get(name, 8 * size)) for name in capacity_names(schema)})[0]
 
 
