@@ -3,8 +3,9 @@
 Bounds from counted work and the datasheet, no forecasts: nothing was run, and a measurement must come out lower. A step
 takes at least the sum of
 
-* for each call of an operator, forward and backward, its roofline (`pallas_kernels.roofline`): FLOPs, bytes, or special
-  functions, whichever takes longest;
+* for each call of an operator, forward and backward, its roofline (`pallas_kernels.roofline`): FLOPs, bytes, or the
+  exponentials of a softmax on the special-function units, whichever takes longest (GDPA's activation counts nothing,
+  since a kernel may take it from polynomials);
 * FLOPs of all other maps, three forward passes, at the peak;
 * 28 bytes for each dense parameter: an Adam step reads gradient, parameter and two moments and writes the latter three.
 
@@ -127,10 +128,9 @@ def padded(call: Call) -> Call:
 
 def seconds(call: Call, chip: Chip) -> float:
     """The least time of a call and its backward pass."""
-    return sum(
-        roofline.limit(call.cost, pass_, chip, heads=call.heads, activation=call.activation).seconds
-        for pass_ in ("forward", "backward")
-    )
+    options = {"heads": call.heads, "activation": call.activation}
+    options["polynomial"] = 0.0 if call.activation == "softmax" else 1.0
+    return sum(roofline.limit(call.cost, pass_, chip, **options).seconds for pass_ in ("forward", "backward"))
 
 
 def bound(rung: Rung, model: System, lengths: Counts, longest: int, chip: Chip) -> dict[str, Any]:
