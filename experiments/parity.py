@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,10 +33,9 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from experiments.configs import PRESETS
+from experiments.random_batches import Lengths, random_batch
 from kunlun_jax.batch import Batch
-from kunlun_jax.data.dataset import EventRows, Ragged, Rows
-from kunlun_jax.data.pack import capacity_names, pack
-from kunlun_jax.data.schema import Categorical, Schema
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.provenance import environment
@@ -46,13 +45,9 @@ from kunlun_jax.torch_reference.optimizer import Trainer as TorchTrainer
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.run_directory import write_atomic
 from kunlun_jax.training.step import Trainer
-from pallas_kernels.jagged import aligned
 
-Lengths = Literal["jagged", "full"]
 LIMITS = (1e-10, 1e-8)
 """Largest relative differences in float64, of outputs and of gradients."""
-MEAN = 0.073
-"""Mean length over the longest: KuaiRand-Pure's impressions, 5.1 of 70, are near an exponential distribution."""
 CALLS = 3
 """Calls of a turn that count. One goes before them: a kernel may take back memory that a process leaves alone for some
 seconds, and then the first call after the others' turns is not what a step of a run costs."""
@@ -85,42 +80,6 @@ class Arguments:
             raise ValueError(f"presets names {lacking}; use those of {sorted(PRESETS)} that batch gives a size")
         if self.rounds < 5:
             raise ValueError(f"rounds is {self.rounds}; a median of fewer than 5 says little")
-
-
-def random_batch(schema: Schema, size: int, longest: int, lengths: Lengths, seed: int = 0) -> Batch:
-    """A batch of random ids and numbers with histories of at most `longest` events."""
-    rng = np.random.default_rng(seed)
-    request = 1_700_000_000_000 + rng.integers(0, 10**6, size)
-
-    def ids(count: int, features: tuple[Categorical, ...]) -> np.ndarray:
-        columns = [rng.integers(0, feature.size, count) for feature in features]
-        return np.stack(columns, axis=1) if columns else np.zeros((count, 0), np.int64)
-
-    def history(event) -> EventRows:
-        count = np.full(size, longest)
-        if lengths == "jagged":
-            count = np.minimum(rng.exponential(MEAN * longest, size).astype(np.int64), longest)
-        splits = np.concatenate([[0], np.cumsum(count)])
-        age = np.concatenate([np.zeros(0), *(np.sort(rng.exponential(5e8, n))[::-1] for n in count)]).astype(np.int64)
-        dense = rng.normal(size=(splits[-1], len(event.dense))).astype(np.float32)
-        return EventRows(ids(splits[-1], event.categorical), dense, np.repeat(request, count) - age - 1, splits, count)
-
-    lists = {
-        feature.name: Ragged(ids(2 * size, (feature,))[:, 0], 2 * np.arange(size + 1))
-        for feature in schema.multi_valued
-    }
-    rows = Rows(
-        row=np.arange(size),
-        categorical=ids(size, schema.categorical),
-        multi_valued=lists,
-        dense=rng.normal(size=(size, len(schema.dense))).astype(np.float32),
-        events={event.name: history(event) for event in schema.events},
-        labels=rng.integers(0, 2, (size, len(schema.tasks))).astype(np.float32),
-        weights=np.ones(size, np.float32),
-        request_time_ms=request,
-    )
-    needed = {name: aligned(np.diff(events.splits)).sum() for name, events in rows.events.items()}
-    return pack(schema, rows, size, {name: int(needed.get(name, 8 * size)) for name in capacity_names(schema)})[0]
 
 
 def make_pair(schema: Schema, config: TrainConfig, dtype: str) -> parity.Pair:

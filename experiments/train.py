@@ -64,9 +64,10 @@ def report(result: dict[str, Any], path: Path) -> str:
 
 def mfu_text(result: dict[str, Any]) -> str:
     """MFU with what it is a share of."""
-    limit, (first, last) = result["mfu_of"]["peak"], result["mfu_of"]["steps"]
+    limit, (first, last), commit = (result["mfu_of"][name] for name in ("peak", "steps", "commit"))
     peak = f"{limit['flops_per_second'] / 1e12:.3g} TFLOP/s {limit['dtype']} ({limit['source']})"
-    return f"MFU {result['mfu']:.1%} of {peak} on {limit['devices']} x {limit['device']}, steps {first} to {last}"
+    where = f"{limit['devices']} x {limit['device']}, steps {first} to {last}, commit {commit}"
+    return f"MFU {result['mfu']:.1%} of {peak} on {where}"
 
 
 def parse(arguments: list[str]) -> tuple[str, TrainConfig]:

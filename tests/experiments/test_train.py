@@ -174,5 +174,5 @@ def test_report_shows_each_task_and_what_is_undefined():
     assert "test click: NE 0.9500, AUC 0.7500" in text
     assert "1,234 steps at 5,679 examples/s" in text
     assert "10,000 parameters, 2,000,000 forward FLOPs per example (6,000,000 in training)" in text
-    assert "MFU 6.8% of 0.5 TFLOP/s float32 (measured) on 1 x cpu, steps 21 to 1234" in text
+    assert "MFU 6.8% of 0.5 TFLOP/s float32 (measured) on 1 x cpu, steps 21 to 1234, commit abc" in text
     assert str(Path("run") / "learning_curve.png") in text
