@@ -53,10 +53,10 @@ def test_help_of_a_preset_names_units_and_defaults(capsys):
             config.run.checkpoint_every,
         ),
         ("--run.max-steps", "Stops after this many steps; 0 runs all epochs.", config.run.max_steps),
-        ("--loader.batch-size", "Examples of a global batch, all processes together.", config.loader.batch_size),
+        ("--loader.batch-size", "Examples per global batch, over all processes.", config.loader.batch_size),
         (
             "--model.event.window",
-            "Half window of self-attention, in events, inclusive.",
+            "Half-width of the self-attention window, in events, inclusive.",
             config.model.event.window,
         ),
     ):

@@ -146,7 +146,7 @@ def test_a_pickle_is_not_read(tmp_path):
             return (pytest.fail, ("the pickle was loaded",))
 
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match=r"weights\.pt is no safetensors file"):
+    with pytest.raises(ValueError, match=r"weights\.pt is not a safetensors file"):
         weights.read(path)
     torch.save(twin().state_dict(), path)
     with pytest.raises(ValueError, match="no other format is read"):

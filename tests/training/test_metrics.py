@@ -162,13 +162,13 @@ def test_certain_and_right_costs_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"logits": np.array([0.0, np.nan])}, r"logits\[1\] is nan, and 1 rows in all are bad; wanted a finite number"),
+        ({"logits": np.array([0.0, np.nan])}, r"logits\[1\] is nan, and 1 rows .* finite"),
         ({"labels": np.array([0.0, 2.0])}, r"labels\[1\] is 2.0"),
         ({"labels": np.array([np.nan, 1.0])}, r"labels\[0\] is nan"),
         ({"weights": np.array([1.0, -1.0])}, r"weights\[1\] is -1.0"),
         ({"weights": np.array([1.0, np.inf])}, r"weights\[1\] is inf"),
         ({"weights": np.zeros(2)}, "no row of 2 has weight"),
-        ({"weights": np.ones(3)}, r"weights have shape \(3,\); wanted \[2\]"),
+        ({"weights": np.ones(3)}, r"weights have shape \(3,\); .*\[2\]"),
         ({"groups": np.ones((2, 1))}, r"groups have shape \(2, 1\)"),
         ({"logits": np.array([0.5, 1.5]), "probabilities": True}, r"probabilities\[1\] is 1.5"),
         ({"logits": np.array([1.0, 0.5]), "probabilities": True}, r"probabilities\[0\] is 1.0.*less certain"),
@@ -232,7 +232,7 @@ def test_sums_are_finite_for_large_logits_and_keep_small_losses():
 
 
 def test_sums_without_weight_or_with_rates_missing_are_errors():
-    with pytest.raises(ValueError, match="sum to 0; wanted > 0"):
+    with pytest.raises(ValueError, match=r"sum to 0; .*> 0"):
         jax.device_get(MetricSums.zeros(1)).metrics((0.5,))
     with pytest.raises(ValueError, match="1 rates and 2 names for 2 tasks"):
         jax.device_get(MetricSums.zeros(2)).metrics((0.5,))
