@@ -1,15 +1,17 @@
 """OneTrans: one transformer over everything the user did and every feature, which reads and crosses them at once.
 
     S = the events of all types + a learned vector of their type, oldest first
-    X^0 = [S | context tokens],   X^{l+1} = mixed block(X^l),   logits = MLP(flatten(context tokens of X^L))
+    X^0 = [S | context tokens],   X^{l+1} = mixed block(X^l),   logits = MLP(RMSNorm(context tokens of X^L))
 
-A block shares its weights among events and has some for each context token; of the events, a part goes on from each
+A block has weights that all events share and weights of its own for each context token. Fewer events go on from each
 block, the newest, and none from the last one (`nn.mixed`).
 
 Source: OneTrans, arXiv 2510.26104 (P). Ours (O):
-* Context tokens are those that all systems have, one a feature; the paper's "auto-split" cuts one MLP of all features.
-* Histories differ in length and stay packed: the number of events that go on is the same for all, and a history that is
-  shorter goes on as a whole.
+* Context tokens are those that all systems have, one a feature, in the order of the schema; the paper cuts one MLP of
+  all features into tokens ("auto-split").
+* Histories differ in length and stay packed. How many events go on is the same for all, and a history that is shorter
+  goes on whole. The paper rounds that number to multiples of 32.
+* The last norm, as pre-norm transformers have it.
 * Of time and place the model knows what the events' inputs say (`age_feature`, `rank_feature`) and what the mask hides;
   the paper names no encoding of positions.
 """
@@ -43,11 +45,11 @@ class OneTransConfig(SystemConfig):
     """Blocks (P: 6 or 8)."""
     heads: int = 2
     """Attention heads (P: 4)."""
-    ffn_multiple: float = 2.0
+    ffn_multiple: float = 4.0
     """Width between the FFN's two maps, times dim (O; the paper does not say)."""
-    first_queries: int | None = 128
-    """Newest events that go on from the first block; from there their number falls linearly, to none from the last (P:
-    from all, 1190, to none). None: all go on from every block but the last, whose events nothing would read."""
+    first_queries: int | None = 256
+    """Newest events that go on from the first block; from there their number falls linearly, to none from the last (P,
+    who start from 1190). None: all go on from every block but the last, whose events nothing would read."""
     causal: bool = True
     """Whether a token reads those before it alone (P), or all of them (the paper's ablation)."""
     aligned: bool = True
@@ -56,7 +58,8 @@ class OneTransConfig(SystemConfig):
     branch_start: float = 1.0
     """What the last map of attention and of the FFN starts at, times LeCun's (O)."""
     type_scale: float = 0.1
-    """Standard deviation that the vectors of the event types start with (O)."""
+    """Standard deviation that the vectors of the event types start with (O); much above that of the embeddings, they
+    hide what an event is (LOG.md)."""
     event_input: Literal["masknet", "mlp"] = "mlp"
     """From event fields to tokens: a two-layer MLP (P), or masknet."""
     activation: str = "silu"

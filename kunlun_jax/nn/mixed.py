@@ -131,24 +131,22 @@ class MixedBlock(nnx.Module):
     ) -> tuple[Float[Array, "rows dim"], Float[Array, "batch tokens dim"]]:
         """What the events `kept`, a tail of `events`, and the feature tokens read, before W_o."""
         s, x = self.norm(events.values), self.norm(x)
-        k, v = (append(events.replace(w.of_events(s)), w.of_tokens(x)) for w in (self.key, self.value))
-        q = kept
+        sequence = append(events.replace(self.key.of_events(s)), self.key.of_tokens(x))
+        k, v = sequence.values, append(events.replace(self.value.of_events(s)), self.value.of_tokens(x)).values
         if self.queries != 0:
-            q = q.replace(self.query.of_events(s if self.queries is None else self.norm(kept.values)))
-        q = append(q, self.query.of_tokens(x))
-        if self.queries is not None:
-            q = k.replace(spread(q, k))
-        q, v = q.values, v.values
+            kept = kept.replace(self.query.of_events(s if self.queries is None else self.norm(kept.values)))
+        last = append(kept, self.query.of_tokens(x))
+        q = last.values if self.queries is None else spread(last, sequence)
         o = window_attention(
             rearrange(q, "rows (heads dim) -> rows heads dim", heads=self.heads),
-            rearrange(k.values, "rows (heads dim) -> rows heads dim", heads=self.heads),
+            rearrange(k, "rows (heads dim) -> rows heads dim", heads=self.heads),
             rearrange(v, "rows (heads dim) -> rows heads dim", heads=self.heads),
-            k.row_splits,
-            k.lengths,
+            sequence.row_splits,
+            sequence.lengths,
             window=(WHOLE_HISTORY, 0 if self.causal else WHOLE_HISTORY),
             implementation=self.implementation,
         )
-        o = k.replace(rearrange(o, "rows heads dim -> rows (heads dim)"))
+        o = sequence.replace(rearrange(o, "rows heads dim -> rows (heads dim)"))
         return tail_as(o, kept, skip=self.tokens).values, last_rows(o, self.tokens)
 
     def feed_forward(self, up, down, z: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
@@ -162,11 +160,11 @@ class MixedBlock(nnx.Module):
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with so many events; of queries that go on, and of pairs that the mask leaves."""
         batch, kept, whole = len(lengths), self.kept(lengths), lengths + self.tokens
-        read = {True: int(kept.sum()), False: int(lengths.sum())}
-        maps = [(self.query, True), (self.key, False), (self.value, False), (self.up, True), (self.down, True)]
-        flops = sum(w.flops(read[goes_on], batch) for w, goes_on in maps)
-        flops += (read[True] + batch * self.tokens) * linear_flops(self.out)
-        # A query at place p of the sequence reads p + 1 tokens; those at the places before `unread` do not go on.
-        unread = lengths - kept
-        pairs = (whole * (whole + 1) - unread * (unread + 1)) // 2 if self.causal else (whole - unread) * whole
+        come, go = int(lengths.sum()), int(kept.sum())
+        flops = sum(w.flops(come, batch) for w in (self.key, self.value))
+        flops += sum(w.flops(go, batch) for w in (self.query, self.up, self.down))
+        flops += (go + batch * self.tokens) * linear_flops(self.out)
+        # The query at place p of a sequence reads p + 1 tokens; the first `left` places have none that goes on.
+        left = lengths - kept
+        pairs = (whole * (whole + 1) - left * (left + 1)) // 2 if self.causal else (whole - left) * whole
         return flops + 4 * self.dim * int(pairs.sum())

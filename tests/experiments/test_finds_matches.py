@@ -25,7 +25,7 @@ FINDS_MATCHES: dict[str, ModelConfig] = {
     "kunlun": preset("kunlun/small", layers=1, head_hidden=(64,)),
     "onetrans": preset("onetrans/small", layers=1, head_hidden=(64,)),
 }
-STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350}
+STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350, "onetrans": 150}
 """Fewer where a step takes long and fewer are enough."""
 KUNLUN_AS_IT_WAS = preset(
     "kunlun/small",
