@@ -43,9 +43,16 @@ from kunlun_jax.training.run_directory import write_atomic
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")
 """Metrics that a row keeps of a split."""
-SIZES = {"flops": "flops_per_example", "parameters": "parameters", "examples/s": "examples_per_second"}
-"""Columns that are a row's size or speed: name -> field of a row. Useful forward FLOPs per example, parameters with
-tables, and training examples per second on the machine of that row."""
+SIZES = {
+    "flops": "flops_per_example",
+    "executed": "executed_flops_per_example",
+    "parameters": "parameters",
+    "examples/s": "examples_per_second",
+}
+"""Columns that are a row's size or speed: name -> field of a row. Per example useful forward FLOPs and those that a
+training step executes, parameters with tables, and training examples per second on the machine of that row."""
+SPEEDS = ("steps", "parameters", "flops_per_example", "executed_flops_per_example", "examples_per_second")
+"""What else a row keeps of a training run."""
 Runner = Callable[[TrainConfig, int], dict[str, Any]]
 """Makes a row that is no training run, of a config (its data) and a seed: at least ``{"splits": {split: metrics}}``."""
 
@@ -165,7 +172,7 @@ def trained(config: TrainConfig, path: Path, dataset: Dataset | None = None) -> 
     shutil.rmtree(path)
     return {
         "splits": {s: {k: v for k, v in found.items() if k in KEPT} for s, found in result["splits"].items()},
-        **{k: result[k] for k in ("steps", "parameters", "flops_per_example", "examples_per_second")},
+        **{k: result[k] for k in SPEEDS},
     }
 
 
@@ -243,8 +250,8 @@ def spread(values: list[float]) -> str:
 
 
 def size(group: list[dict[str, Any]], column: str) -> float | None:
-    """A size or the speed of a row, its mean over seeds; None for a model that has none."""
-    values = [row[SIZES[column]] for row in group if SIZES[column] in row]
+    """A size or the speed of a row, its mean over seeds; None where none is known."""
+    values = [row[SIZES[column]] for row in group if row.get(SIZES[column]) is not None]
     return statistics.fmean(values) if values else None
 
 

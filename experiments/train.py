@@ -54,12 +54,20 @@ def report(result: dict[str, Any], path: Path) -> str:
     lines += [
         f"{result['steps']:,} steps at {result['examples_per_second']:,.0f} examples/s (median)",
         f"{result['parameters']:,} parameters, {result['flops_per_example']:,.0f} forward FLOPs per example "
-        f"({result['training_flops_per_example']:,.0f} in training)",
+        f"({result['training_flops_per_example']:,.0f} in training{executed_text(result)})",
         mfu_text(result),
         f"run directory   {path}",
         f"learning curve  {path / 'learning_curve.png'}",
     ]
     return "\n".join(lines)
+
+
+def executed_text(result: dict[str, Any]) -> str:
+    """What a training step executes beside what of it is useful; of a fused kernel that is not known."""
+    executed = result["executed_flops_per_example"]
+    if executed is None:
+        return ""
+    return f", {result['training_flops_per_example'] / executed:.0%} of the {executed:,.0f} executed"
 
 
 def mfu_text(result: dict[str, Any]) -> str:

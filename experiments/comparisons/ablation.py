@@ -43,7 +43,7 @@ COMPARISON = Comparison(
     | {name: f"kunlun/small {flags}" for name, flags in CHANGES.items()}
     | {"sizes by event type": "kunlun/by_type"},
     seeds=(0, 1, 2),
-    columns=("test ne", "valid ne", "flops", "parameters", "examples/s"),
+    columns=("test ne", "valid ne", "flops", "executed", "parameters", "examples/s"),
     published={
         "plain FFN": "NE 0.04% worse, MFU 37 -> 34 (R)",
         "PMA for HSP": "NE 0.08% worse (R), QPS +8.8% (r)",

@@ -114,7 +114,8 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             if step == run.steps:
                 log.flush()
                 with jax.transfer_guard("allow"):
-                    log.write(kind="peak", step=step, **dataclasses.asdict(peak(config.model.compute_dtype)))
+                    limit = dataclasses.asdict(peak(config.model.compute_dtype))
+                    log.write(kind="peak", step=step, **limit, **run.executed())
                 evaluate(step, config.run.eval_splits)
             elif config.run.eval_every and step % config.run.eval_every == 0:
                 evaluate(step, config.run.eval_splits[:1])
@@ -145,6 +146,7 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
         "parameters": flops.total_parameters(run.parts),
         "flops_per_example": flops.total_flops(run.parts),
         "training_flops_per_example": training_flops,
+        "executed_flops_per_example": limit.get("executed_flops_per_example"),
         "examples_per_second": used["examples_per_second"],
         "mfu": used["mfu"],
         "mfu_of": {

@@ -12,9 +12,11 @@ from kunlun_jax import flops
 from kunlun_jax.data.dataset import Dataset, dense_moments
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
+from kunlun_jax.executed import NotCounted
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, predict
 from kunlun_jax.training.step import Trainer, TrainState
+from kunlun_jax.training.work import executed_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Run:
       capacity: packed rows per batch of each event type and multi-valued feature.
       steps: steps of the whole run.
       parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
+      lengths: history lengths by event type of some training rows, as the loader cuts them.
     """
 
     config: TrainConfig
@@ -33,6 +36,7 @@ class Run:
     steps: int
     trainer: Trainer
     parts: list[flops.Part]
+    lengths: dict[str, np.ndarray]
 
     def loader(self, split: str, *, epochs: int = 1, training: bool = False) -> Loader:
         """Batches of a split; only training may shuffle."""
@@ -44,6 +48,18 @@ class Run:
     def batches(self, split: str) -> int:
         """Batches in one pass over a split."""
         return math.ceil(len(self.dataset.split(split)) / self.config.loader.batch_size)
+
+    def executed(self) -> dict[str, float | str | None]:
+        """FLOPs per example that a training step executes, at the histories of `lengths`, or why they are not counted.
+
+        Known once the trainer has compiled its step.
+        """
+        batch_size = self.config.loader.batch_size
+        try:
+            count = executed_flops(self.trainer, self.capacity, batch_size, self.lengths)
+        except NotCounted as error:
+            return {"executed_flops_per_example": None, "not_counted": str(error)}
+        return {"executed_flops_per_example": count}
 
     def predict(self, state: TrainState, split: str) -> Predictions:
         """Predictions for a split."""
@@ -68,7 +84,8 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
         rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
     )
     trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
-    return Run(config, dataset, capacity, steps, trainer, model.parts(sample_lengths(dataset, config)))
+    lengths = sample_lengths(dataset, config)
+    return Run(config, dataset, capacity, steps, trainer, model.parts(lengths), lengths)
 
 
 def sample_lengths(dataset: Dataset, config: TrainConfig, rows: int = 4096) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, pytree_dataclass
@@ -52,6 +53,9 @@ class Trainer:
       steps: steps of the whole run, which the schedule needs.
       log_every: steps over which metric sums run.
       seed: of new tables and of the random key that the steps use.
+
+    Attributes:
+      traced: once a step is compiled, the program that it was compiled from, and the shapes of its state and batch.
     """
 
     def __init__(self, model: Model, config: OptimizerConfig, *, steps: int, log_every: int, seed: int):
@@ -63,6 +67,7 @@ class Trainer:
         self.log_every = log_every
         self.seed = seed
         self._compiled: jax.stages.Compiled | None = None
+        self.traced: tuple[ClosedJaxpr, Any] | None = None
         self.predict = jax.jit(self._predict)
 
     def init(self) -> TrainState:
@@ -107,7 +112,9 @@ class Trainer:
 
         It takes the state (its buffers are donated) and a batch, and returns the next state and the metric sums.
         """
-        return jax.jit(self._step, donate_argnums=0).lower(state, batch).compile(options)
+        traced = jax.jit(self._step, donate_argnums=0).trace(state, batch)
+        self.traced = traced.jaxpr, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+        return traced.lower().compile(options)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, MetricSums]:
         """One step, and the metric sums since the last multiple of `log_every` steps; `state` is gone afterwards.

@@ -13,6 +13,7 @@ from experiments.compare import Comparison
 from experiments.comparisons.ablation import CHANGES, PLAIN_WIDTH
 from experiments.configs import PRESETS
 from kunlun_jax.data.open import open_dataset
+from kunlun_jax.data.sets import synthetic
 from kunlun_jax.flops import total_flops
 from kunlun_jax.training.run import sample_lengths
 from tests.experiments.tiny import ANY
@@ -47,6 +48,7 @@ def test_a_row_has_what_it_takes_to_make_it_again(measured):
     first, second = json.loads((measured / "toy.json").read_text())["rows"]
     assert (first["name"], first["seed"], first["flags"]) == ("whole", 0, TINY)
     assert first["splits"]["test"]["ne"] > first["splits"]["test"]["floor"] > 0 and first["steps"] == 19
+    assert first["executed_flops_per_example"] > 3 * first["flops_per_example"] > 0
     assert first["environment"]["commit"] and first["environment"]["load_average"] >= 0
     assert (second["name"], second["splits"]["test"]["ne"]) == ("constant", 1.0)
     assert list((measured / "runs").iterdir()) == []
@@ -83,31 +85,31 @@ def test_a_table_shows_the_spread_of_seeds():
 def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_published():
     comparison = dataclasses.replace(
         COMPARISON,
-        columns=("test ne", "flops", "parameters", "examples/s"),
+        columns=("test ne", "flops", "executed", "parameters", "examples/s"),
         published={"no ranks": "FLOPs x 0.5", "constant": "nothing"},
     )
-    sizes = {"flops_per_example": 4000.0, "parameters": 1_200}
+    sizes = {"flops_per_example": 4000.0, "executed_flops_per_example": 16_000.0, "parameters": 1_200}
     rows = [
         {"name": name, "seed": seed, "splits": {"test": {"ne": 0.8}}, **sizes, "examples_per_second": speed}
         for name, seed, speed in (("whole", 0, 90.0), ("whole", 1, 110.0), ("no ranks", 0, 150.0))
     ]
-    rows[2] |= {"flops_per_example": 1000.0}
+    rows[2] |= {"flops_per_example": 1000.0, "executed_flops_per_example": None}
     rows.append({"name": "constant", "seed": 0, "splits": {"test": {"ne": 1.0}}})
     assert compare.table(rows, comparison).splitlines() == [
-        "| | test ne | flops | parameters | examples/s | test ne less the first's, by seed | published |",
-        "|---|---|---|---|---|---|---|",
-        "| whole | 0.8000 ± 0.0000 | 4,000 | 1,200 | 100 | +0.0000 +0.0000 |  |",
-        "| no ranks | 0.8000 | x 0.250 | x 1.000 | x 1.500 | +0.0000 | FLOPs x 0.5 |",
-        "| constant | 1.0000 |  |  |  | +0.2000 | nothing |",
+        "| | test ne | flops | executed | parameters | examples/s | test ne less the first's, by seed | published |",
+        "|---|---|---|---|---|---|---|---|",
+        "| whole | 0.8000 ± 0.0000 | 4,000 | 16,000 | 1,200 | 100 | +0.0000 +0.0000 |  |",
+        "| no ranks | 0.8000 | x 0.250 |  | x 1.000 | x 1.500 | +0.0000 | FLOPs x 0.5 |",
+        "| constant | 1.0000 |  |  |  |  | +0.2000 | nothing |",
     ]
     # Without the row that ratios are of there are none, and the rest stands.
-    assert "| no ranks | 0.8000 |  |  |  |  | FLOPs x 0.5 |" in compare.table(rows[2:3], comparison)
+    assert "| no ranks | 0.8000 |  |  |  |  |  | FLOPs x 0.5 |" in compare.table(rows[2:3], comparison)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"columns": ("speed",)}, r"column 'speed' is neither a split and a metric nor one of \['flops', 'parameters'"),
+        ({"columns": ("speed",)}, r"column 'speed' is neither a split and a metric nor one of \['flops', 'executed'"),
         ({"published": {"hole": "x"}}, r"published names \['hole'\]; the rows are \['whole', 'no ranks', 'constant'\]"),
     ],
 )
@@ -116,8 +118,9 @@ def test_a_comparison_that_cannot_be_shown_is_refused(fields, message):
         dataclasses.replace(COMPARISON, **fields)
 
 
-def test_the_plain_ffn_of_the_ablation_makes_the_flops_of_the_whole():
+def test_the_plain_ffn_of_the_ablation_makes_the_flops_of_the_whole(monkeypatch):
     """Of all whole widths the one that comes nearest."""
+    monkeypatch.setattr(synthetic, "P_TRAIN_ROWS", 16)
     config = PRESETS["kunlun/small"][1]
     dataset = open_dataset(config.data)
     lengths = sample_lengths(dataset, config)

@@ -11,6 +11,7 @@ from experiments.configs import PRESETS
 from experiments.configs.kunlun import paper
 from experiments.flop_shares import PUBLISHED, counted, forward_flops, shares, without
 from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticSource
 from kunlun_jax.flops import total_flops
 from kunlun_jax.models.config import EventConfig, KunlunConfig
@@ -137,7 +138,8 @@ def test_a_drawn_model_is_counted_by_its_modules_too():
     assert forward_flops(model, schema, lengths) == pytest.approx(counted(model, schema, lengths), rel=1e-12)
 
 
-def test_the_command(capsys):
+def test_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(synthetic, "P_TRAIN_ROWS", 16)
     assert flop_shares.main(["--preset", "kunlun/by_type", "--length", "64"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("kunlun/by_type: ") and "events on average: impression 64, click 64, purchase 64" in text

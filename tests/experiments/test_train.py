@@ -156,6 +156,7 @@ def test_report_shows_each_task_and_what_is_undefined():
         "parameters": 10_000,
         "flops_per_example": 2_000_000,
         "training_flops_per_example": 6_000_000,
+        "executed_flops_per_example": 8_000_000.0,
         "mfu": 0.0681,
         "mfu_of": {
             "steps": [21, 1234],
@@ -173,6 +174,8 @@ def test_report_shows_each_task_and_what_is_undefined():
     assert "valid : NE 0.9000 (floor of the data 0.8000), AUC 0.7500, gAUC undefined, LogLoss 0.5000" in text
     assert "test click: NE 0.9500, AUC 0.7500" in text
     assert "1,234 steps at 5,679 examples/s" in text
-    assert "10,000 parameters, 2,000,000 forward FLOPs per example (6,000,000 in training)" in text
+    flops = "2,000,000 forward FLOPs per example (6,000,000 in training"
+    assert f"10,000 parameters, {flops}, 75% of the 8,000,000 executed)" in text
+    assert f"{flops})" in train.report({**result, "executed_flops_per_example": None}, Path("run"))
     assert "MFU 6.8% of 0.5 TFLOP/s float32 (measured) on 1 x cpu, steps 21 to 1234, commit abc" in text
     assert str(Path("run") / "learning_curve.png") in text
