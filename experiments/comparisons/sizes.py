@@ -18,5 +18,5 @@ MANY = "--data.train-rows 600000"
 COMPARISON = Comparison(
     rows={name: f"kunlun/small {flags}".strip() for name, flags in SIZES.items()}
     | {f"{name}, 600,000 rows": f"kunlun/small {flags} {MANY}" for name, flags in SIZES.items()},
-    columns=("test ne", "valid ne"),
+    columns=("test ne", "valid ne", "flops", "parameters"),
 )
