@@ -2,7 +2,8 @@
 
     python -m experiments.train kunlun/movielens --data.root ml-1m
 
-Cost and score: it has not been run yet, so no NE is known; sizes and rates are those of kunlun/kuairand.
+Cost: 22 minutes on two CPU cores that others use too. Score: test AUC .879, LogLoss .336, gAUC .816, one seed (LOG.md);
+logistic regression has .872, .347, .815. Sizes and rates are those of kunlun/kuairand, one pass.
 """
 
 from experiments.configs.kunlun import kuairand
@@ -14,7 +15,7 @@ from kunlun_jax.training.config import RunConfig, TrainConfig
 
 CONFIG = TrainConfig(
     data=DataConfig(options=MovieLensConfig()),
-    loader=LoaderConfig(batch_size=256, max_events=100),
+    loader=LoaderConfig(batch_size=256, max_events=50),
     model=KunlunConfig(
         dim=32,
         layers=3,
