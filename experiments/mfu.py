@@ -23,8 +23,8 @@ round, and their median is told. Rows of one setting (size and lengths) are stor
 measured, and a setting that is there is not measured again: the same command goes on after it, and one that has nothing
 left to do prints the table and draws the picture.
 
-Base has not run whole yet. It is estimated at half an hour on two idle CPU cores: on a busy machine rows took 30 to 70 s
-to compile and a first step of 16 full examples 2 to 11 s; with those, all rows together took over 6 GB. Expected by
+Base has not run whole yet. It is estimated at half an hour on two idle CPU cores: on a busy machine rows took 30 to 70
+s to compile and a first step of 16 full examples 2 to 11 s; with those, all rows together took over 6 GB. Expected by
 counted work, not by a measurement: rows that pad have the lowest MFU, the more so with jagged histories; window,
 CompSkip and personalization raise examples/s more than MFU.
 
