@@ -21,10 +21,12 @@ random batches, tables and optimizers included. Useful FLOPs are three times tho
 All rows take turns in one process, so that a busy machine slows all alike; ratios are to the row before, of the same
 round, and their median is told. Rows of one setting (size and lengths) are stored together as soon as they are
 measured, and a setting that is there is not measured again: the same command goes on after it, and one that has nothing
-left to do prints the table and draws the picture. Base takes some half an hour and 6 GB on two idle CPU cores, which is
-an estimate of what a busy machine took: compilations of 30 to 70 s and steps of 3 to 11 s. Expected by counted
-work, not yet by a measurement: rows that pad have the lowest MFU, the more so with jagged histories; window, CompSkip
-and personalization raise examples/s more than MFU.
+left to do prints the table and draws the picture.
+
+Base has not run whole yet. It is estimated at half an hour on two idle CPU cores: on a busy machine rows took 30 to 70
+s to compile and a first step of 16 full examples 2 to 11 s; with those, all rows together took over 6 GB. Expected by
+counted work, not by a measurement: rows that pad have the lowest MFU, the more so with jagged histories; window,
+CompSkip and personalization raise examples/s more than MFU.
 
 On a GPU the same command measures in bfloat16. No GPU has run it yet.
 """
