@@ -85,7 +85,7 @@ def test_a_preset_that_is_not_there_exits_2(tmp_path, capsys):
 
 def test_a_preset_named_like_a_module_is_refused(tmp_path):
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(ValueError, match="a module called 'json' is there already"):
+    with pytest.raises(ValueError, match="a module called 'json' already exists"):
         load(tmp_path / "json.py", "CONFIG", TrainConfig)
 
 
