@@ -66,6 +66,8 @@ class Program:
 
     def flops(self, told: Sequence[Any]) -> int:
         """FLOPs of all products for these values of the known arguments, in their order."""
+        if not self._each:
+            return self._once  # and nothing to compile
         trips = jax.device_get(self._trips(list(told)))
         return self._once + sum(each * int(number) for each, number in zip(self._each, trips, strict=True))
 

@@ -207,6 +207,7 @@ def test_a_result_of_another_library_is_rated_as_ours_are(tmp_path):
     assert row["share_of_roofline"] == pytest.approx(row["roofline_seconds"] / 0.5)
 
 
+@pytest.mark.slow
 def test_an_exponent_is_fitted_and_drawn(tmp_path, monkeypatch, capsys):
     chosen = scaling_module.cases_for(True)
     content = {"device": "cpu", "rows": {}}

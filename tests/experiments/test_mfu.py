@@ -71,6 +71,7 @@ def test_bad_flags():
         mfu.Arguments(rounds=2)
 
 
+@pytest.mark.slow
 def test_padded_packed_and_jagged_rows_compute_the_same():
     packed = random_batch(SCHEMA, 5, 20, "jagged")
     longest = longest_history(packed)
@@ -89,6 +90,7 @@ def test_padded_packed_and_jagged_rows_compute_the_same():
     np.testing.assert_allclose(found[1], found[2], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_rows_are_measured_stored_and_not_measured_again(little, tmp_path, capsys, monkeypatch):
     out = tmp_path / "mfu.json"
     flags = [*FLAGS, "--lengths", "jagged", "--rows", "compskip", "interformer", "--out", str(out)]

@@ -41,6 +41,7 @@ def test_half_of_a_part_is_half_of_its_share(world):
     assert 0 < found["old events"].lacking < found["old events"].worth
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_draws(tmp_path, capsys):
     assert train.main([*ANY, "--run.max-steps", "3", "--run.dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()

@@ -221,6 +221,7 @@ def test_float32():
     assert max(comparison.outputs.values()) > 1e-9  # it was not float64 that ran
 
 
+@pytest.mark.slow
 def test_losses_of_fifty_steps():
     """Adam with warm-up, decay, weight decay and clipping; tables by row-wise Adagrad; four batches in turn.
 
