@@ -50,16 +50,13 @@ active person, where histories of either size are cut, and what readers say noth
 
 def model_of(drawn: Mapping[str, Any], big: tuple[str, ...], small: tuple[str, ...]) -> KunlunConfig:
     """A drawn model, with d 384, 256 seeds, k 8 and the two sizes of event types as readers print them (r)."""
-    width = drawn["ffn_width"]
-    sizes = {"seeds": 256, "ffn_width": width, "kron_rank": 8}
+    sizes = {"seeds": 256, "ffn_width": drawn["ffn_width"], "kron_rank": 8}
     clicks = EventConfig(dim=256, heads=8, tokens=32, layers=3, window=100, **sizes)
-    halves = {"seeds": 128, "ffn_width": width // 2, "kron_rank": 8}
-    impressions = EventConfig(dim=128, heads=4, tokens=16, layers=2, window=50, **halves)
     free = [field for field in CHOICES if field in KunlunConfig.__dataclass_fields__]
     return KunlunConfig(
         dim=384,
         head_hidden=(1024, 256),
-        events=dict.fromkeys(big, clicks) | dict.fromkeys(small, impressions),
+        events=dict.fromkeys(big, clicks) | dict.fromkeys(small, clicks.halved()),
         **{field: drawn[field] for field in free},
     )
 

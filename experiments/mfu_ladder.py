@@ -72,14 +72,6 @@ class Rung:
     pads: Literal["all", "gdpa", "none"] = "none"
 
 
-def halved(event: EventConfig) -> EventConfig:
-    """What readers print for impressions beside clicks: half of every size, two layers (r)."""
-    half = {
-        name: max(1, getattr(event, name) // 2) for name in ("dim", "heads", "tokens", "seeds", "ffn_width", "window")
-    }
-    return dataclasses.replace(event, layers=2, **half)
-
-
 def ladder(config: KunlunConfig) -> dict[str, Rung]:
     """The rows that lead to `config`, whose `events` and `pattern` are the ladder's own."""
     event = config.event
@@ -101,7 +93,7 @@ def ladder(config: KunlunConfig) -> dict[str, Rung]:
     hsp = dataclasses.replace(everything, pooling="hsp")
     window = dataclasses.replace(hsp, event=dataclasses.replace(event, layers=config.layers))
     compskip = dataclasses.replace(window, pattern=("pool+ffn", "attention"))
-    personalized = dataclasses.replace(compskip, event=event, events={"impression": halved(event)})
+    personalized = dataclasses.replace(compskip, event=event, events={"impression": event.halved()})
     return {
         "interformer": Rung(interformer, True, "all"),
         "blocks": Rung(everything, True, "all"),

@@ -23,7 +23,7 @@ CALLS |= {"custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "pjit": "jaxpr
 
 
 OPAQUE = ("pallas", "mosaic", "triton", "core_map", "run_state", "ffi_call", "conv_general", "ragged_dot")
-"""Parts of the names of primitives behind which a kernel stands, or products of a kind that no model here has."""
+"""Parts of the names of primitives that hide a kernel, or products of a kind that no model here has."""
 
 
 class NotCounted(ValueError):
@@ -144,7 +144,7 @@ def _living(jaxpr: Jaxpr, live: Sequence[bool]) -> list[tuple[JaxprEqn, list[boo
 
 
 def _product(equation: JaxprEqn) -> int:
-    """FLOPs of a dot_general: two for each contracted pair behind each result."""
+    """FLOPs of a dot_general: two for each contracted pair of each result."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, result = _shape(equation.invars[0]), _shape(equation.outvars[0])
     return 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)

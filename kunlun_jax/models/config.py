@@ -37,6 +37,11 @@ class EventConfig:
     kron_rank: int = 4
     """k, number of products in SumKronLinear (r: 8)."""
 
+    def halved(self) -> "EventConfig":
+        """What readers print for impressions beside clicks: half of every size, two layers (r)."""
+        sizes = ("dim", "heads", "tokens", "seeds", "window", "ffn_width")
+        return dataclasses.replace(self, layers=2, **{name: max(1, getattr(self, name) // 2) for name in sizes})
+
 
 @dataclasses.dataclass(frozen=True)
 class KunlunConfig(SystemConfig):

@@ -93,7 +93,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             )
         log.restart_clock()
 
-    step = start
+    step, executed = start, dict[str, Any]()
     bar = tqdm(
         total=run.steps, initial=start, desc="train", unit="step", disable=not config.run.progress, smoothing=0.05
     )
@@ -106,6 +106,10 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             counts += new
             state, sums = run.trainer.step(state, jax.device_put(batch))
             step += 1
+            if step == start + 1:
+                # The step is traced by now: what goes wrong in counting does so at the start of a run, not at its end.
+                with jax.transfer_guard("allow"):
+                    executed = run.executed()
             bar.update()
             if step % config.run.log_every == 0 or step == run.steps:
                 log.add(step, sums, counts)
@@ -115,7 +119,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
                 log.flush()
                 with jax.transfer_guard("allow"):
                     limit = dataclasses.asdict(peak(config.model.compute_dtype))
-                    log.write(kind="peak", step=step, **limit, **run.executed())
+                    log.write(kind="peak", step=step, **limit, **executed)
                 evaluate(step, config.run.eval_splits)
             elif config.run.eval_every and step % config.run.eval_every == 0:
                 evaluate(step, config.run.eval_splits[:1])

@@ -10,9 +10,7 @@ events by far and tell least of a person's interests (`kunlun_jax.data.sets.synt
 import dataclasses
 
 from experiments.configs.kunlun import small
-from kunlun_jax.models.config import EventConfig
 
-IMPRESSION = EventConfig(dim=16, heads=1, tokens=2, seeds=4, layers=2, window=8, ffn_width=16, kron_rank=2)
 CONFIG = dataclasses.replace(
-    small.CONFIG, model=dataclasses.replace(small.CONFIG.model, events={"impression": IMPRESSION})
+    small.CONFIG, model=dataclasses.replace(small.CONFIG.model, events={"impression": small.EVENT.halved()})
 )

@@ -19,6 +19,7 @@ from kunlun_jax.training.optimizer import OptimizerConfig
 
 # What a click there depends on are the newest 128 impressions at most, so nothing is lost by the cut at 500.
 WORLD = SyntheticConfig(train_rows=1_000_000, impressions_per_day=100.0, history_limit=2000)
+CLICK = EventConfig(dim=256, heads=8, tokens=32, seeds=256, layers=3, window=100, ffn_width=256, kron_rank=8)
 CONFIG = TrainConfig(
     data=DataConfig(options=WORLD),
     loader=LoaderConfig(batch_size=256, max_events=2000, max_events_of=(("impression", 500),), workers=8),
@@ -27,12 +28,8 @@ CONFIG = TrainConfig(
         layers=4,
         embedding_dim=128,
         summary_tokens=16,
-        event=EventConfig(dim=256, heads=8, tokens=32, seeds=256, layers=3, window=100, ffn_width=256, kron_rank=8),
-        events={
-            "impression": EventConfig(
-                dim=128, heads=4, tokens=16, seeds=128, layers=2, window=50, ffn_width=128, kron_rank=8
-            )
-        },
+        event=CLICK,
+        events={"impression": CLICK.halved()},
         experts=2,
         fm_tokens=16,
         linear_tokens=8,

@@ -14,6 +14,7 @@ from kunlun_jax.training.config import RunConfig, TrainConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 WORLD = SyntheticConfig(train_rows=150_000)
+EVENT = EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2)
 CONFIG = TrainConfig(
     data=DataConfig(options=WORLD),
     loader=LoaderConfig(batch_size=256, max_events=200),
@@ -23,7 +24,7 @@ CONFIG = TrainConfig(
         embedding_dim=32,
         summary_tokens=8,
         pool_counts=True,
-        event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=3, window=16, ffn_width=32, kron_rank=2),
+        event=EVENT,
         experts=2,
         fm_tokens=4,
         linear_tokens=4,
