@@ -46,9 +46,9 @@ class Piece:
     once: bool = False
 
 
-def _tests(name: str, limit_s: float, *parts: str) -> Piece:
+def _tests(name: str, limit_s: float, *paths: str) -> Piece:
     """The piece of some contract tests in tests/pallas_kernels."""
-    chosen = [x if x.startswith("-") else f"tests/pallas_kernels/{x}" for x in parts]
+    chosen = [x if x.startswith("-") else f"tests/pallas_kernels/{x}" for x in paths]
     # The test under shard_map needs two devices.
     command = ("pytest", "-v", "-p", "experiments.passed_tests", "-k", "not shard_map", *chosen)
     return Piece(f"contract-{name}", command, limit_s, once=True)

@@ -14,7 +14,7 @@ from experiments.kernel_benchmark import cases, clock, implementations, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.subjects import Subject
-from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect, reason
+from experiments.kernel_benchmark.worker import OutOfTime, Message, Worker, collect, reason
 from pallas_kernels import roofline
 from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
@@ -31,7 +31,7 @@ def check_device() -> None:
     jax.block_until_ready(jnp.ones(8) + 1)
 
 
-def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Report]:
+def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Message]:
     """Job: times rows that take turns, one pass after the other, and compares their results with float32.
 
     Args:
@@ -44,15 +44,15 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
     subjects: dict[Row, Subject] = {}
     for case, name in dict.fromkeys((row.case, row.implementation) for row in wanted):
         same = tuple(row for row in wanted if (row.case, row.implementation) == (case, name))
-        yield Report(same)
+        yield Message(same)
         try:
             subjects |= dict.fromkeys(same, implementations.build(name, problems[case]))
         except Exception as error:  # the reason of its rows, and no reason to lose those of others
-            yield Report(same, {"cannot_run": reason(error)})
+            yield Message(same, {"cannot_run": reason(error)})
             check_device()
     truths: dict[Case, tuple[Any, str]] = {}
     for case in dict.fromkeys(row.case for row in subjects) if compare else ():
-        yield Report(tuple(row for row in subjects if row.case == case))
+        yield Message(tuple(row for row in subjects if row.case == case))
         try:
             truths[case] = unfused.truth(problems[case]), "the scores of a few examples do not fit in float32"
         except Exception as error:  # without a truth there still is a time
@@ -63,7 +63,7 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
         times, errors = {}, {}
         for row in [row for row in subjects if row.pass_ == pass_]:
             subject, (truth, _) = subjects[row], truths.get(row.case, (None, ""))
-            yield Report((row,))
+            yield Message((row,))
             try:
                 call = subject.call(pass_)
                 times[row], result = clock.first_call(call)
@@ -72,10 +72,10 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
                 del result
                 calls[row] = call
             except Exception as error:  # the reason of this row
-                yield Report((row,), {"cannot_run": reason(error)})
+                yield Message((row,), {"cannot_run": reason(error)})
                 check_device()
         for row in clock.turns(calls, times, rounds):
-            yield Report((row,), begins=False)
+            yield Message((row,), begins=False)
         for row, call in calls.items():
             subject, taken = subjects[row], times[row]
             fields = {"seconds": taken.median, "fastest_seconds": min(taken.rounds), "round_seconds": taken.rounds}
@@ -84,11 +84,13 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
             fields |= {"note": subject.note, "same_function": subject.same}
             if row not in errors and subject.same and compare:
                 fields["no_error_ratio"] = truths[row.case][1]
-            yield Report((row,), fields)
+            yield Message((row,), fields)
             if KERNEL_CLOCK in rows:  # a second clock that is not ours: the row is on disk before it is asked
-                yield Report((KERNEL_CLOCK,), begins=False)
+                yield Message((KERNEL_CLOCK,), begins=False)
                 seconds, why = clock.kernel_seconds(call)
-                yield Report((row,), fields | {"kernel_seconds": seconds} | ({"no_kernel_seconds": why} if why else {}))
+                yield Message(
+                    (row,), fields | {"kernel_seconds": seconds} | ({"no_kernel_seconds": why} if why else {})
+                )
 
 
 @dataclasses.dataclass
@@ -98,7 +100,7 @@ class Run:
     Attributes:
       store: the results; its peaks are known.
       worker: the process that measures; others follow it if it ends.
-      job: takes the rows of a group that are left and `options`, and reports on the rows.
+      job: takes the rows of a group that are left and `options`, and says what came of them.
       options: its other arguments.
       deadline: when nothing new is begun, by `time.monotonic`.
       whole: whether a group that is begun is finished, whatever the time.
@@ -108,7 +110,7 @@ class Run:
 
     store: Store
     worker: Worker
-    job: Callable[..., Iterator[Report]]
+    job: Callable[..., Iterator[Message]]
     options: tuple[Any, ...]
     deadline: float
     whole: bool = False

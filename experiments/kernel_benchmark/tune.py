@@ -25,7 +25,7 @@ from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.implementations import options
 from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
 from experiments.kernel_benchmark.subjects import Subject, on_packed
-from experiments.kernel_benchmark.worker import CannotRun, Report, Worker, collect, reason
+from experiments.kernel_benchmark.worker import CannotRun, Message, Worker, collect, reason
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
@@ -111,7 +111,7 @@ _best_calls: dict[str, dict[Config, functools.partial]] = {}
 
 def time_candidate(
     candidate: tuple[Case, Key, Config], best: dict[str, Any] | None, generation: str, rounds: int, build: Build
-) -> Iterator[Report]:
+) -> Iterator[Message]:
     """Job: times a candidate in turn with the best so far.
 
     Args:
@@ -146,9 +146,9 @@ def time_candidate(
             winner = config if relative < best["relative"] else winner
         _best_calls[name] = {winner: calls[winner]}
         found = {"seconds": times[config].median, "relative": relative, "error_ratios": ratios}
-        yield Report((candidate,), found | {"first_call_s": first.first})
+        yield Message((candidate,), found | {"first_call_s": first.first})
     except Exception as error:  # the reason of this candidate, and no reason to lose the others
-        yield Report((candidate,), {"cannot_run": reason(error)})
+        yield Message((candidate,), {"cannot_run": reason(error)})
         check_device()
 
 

@@ -71,7 +71,7 @@ def configs_for(
         found[name] = (
             tuning.default(key, chip.generation, operator)
             if chip.device_kind is None
-            else tuning.lookup(key, chip.device_kind, Path(__file__).parents[1] / "operators" / operator / "tuning")
+            else tuning.config_for(key, chip.device_kind, Path(__file__).parents[1] / "operators" / operator / "tuning")
         )
     found |= dict(override or {})
     if chip.interpreted:

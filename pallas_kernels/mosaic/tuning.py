@@ -7,7 +7,7 @@ An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/
      "entries": [{"pass": "forward", "dim": 128, "keys": 256, "activation": "special", "dtype": "bfloat16",
                   "config": {"block": 128, "stages": 2}, "seconds": 0.0011, "default_seconds": 0.0013}]}
 
-`lookup` gives the config of a shape; one that was not tuned gets the default, and the log says so once.
+`config_for` gives the config of a shape; one that was not tuned gets the default, and the log says so once.
 """
 
 import dataclasses
@@ -295,7 +295,7 @@ def read(path: Path) -> dict[Key, Config]:
     return found
 
 
-def lookup(key: Key, device_kind: str, folder: Path) -> Config:
+def config_for(key: Key, device_kind: str, folder: Path) -> Config:
     """The config for a shape on a device: the tuned one, else the default, which is logged once.
 
     Args:

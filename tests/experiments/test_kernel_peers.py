@@ -28,7 +28,7 @@ from experiments.kernel_benchmark import (
 from experiments.kernel_benchmark import scaling as scaling_module
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
-from experiments.kernel_benchmark.worker import CannotRun, Report
+from experiments.kernel_benchmark.worker import CannotRun, Message
 from tests.experiments.in_this_process import InThisProcess
 
 SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32, activation="softmax")
@@ -117,9 +117,9 @@ def results_of(torch, case, kernel, operands, cotangent, name):
     """Results of a kernel by pass, each announced first."""
     rows = [Row(case, pass_, name) for pass_ in run.PASSES]
     bench = lambda call, **_: 1.0  # noqa: E731
-    reports = list(torch_attention.time_passes(torch, bench, kernel, operands, cotangent, rows))
-    assert reports[::2] == [Report((row,)) for row in rows]
-    return {report.items[0].pass_: cast(dict[str, Any], report.result) for report in reports[1::2]}
+    messages = list(torch_attention.time_passes(torch, bench, kernel, operands, cotangent, rows))
+    assert messages[::2] == [Message((row,)) for row in rows]
+    return {message.items[0].pass_: cast(dict[str, Any], message.result) for message in messages[1::2]}
 
 
 def test_an_example_of_too_many_scores_has_no_error():
@@ -197,7 +197,7 @@ def test_a_result_of_another_library_is_rated_as_ours_are(tmp_path):
 
     def job(rows):
         for row in rows:
-            yield Report((row,), {"seconds": 0.5, "error_ratios": None, "note": "here", "no_error_ratio": "many"})
+            yield Message((row,), {"seconds": 0.5, "error_ratios": None, "note": "here", "no_error_ratio": "many"})
 
     assert run.Run(results, InThisProcess(), job, (), time.monotonic() + 60)([[Row(WINDOW, "forward", "sdpa")]]) == 0
     (row,) = results.rows.values()

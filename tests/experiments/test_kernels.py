@@ -264,7 +264,7 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     assert len(tuner.plan()) == len(todo) - 2
     tuner.measure(*forward[2], worker)
     key = forward[0][1]
-    assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Sm90Config(block=64)
+    assert tuning.config_for(key, "cpu", tmp_path / "gdpa" / "tuning") == Sm90Config(block=64)
     assert "wrong" in tuner.measured("gdpa", key)[1]["cannot_run"] and "cannot run: gdpa forward d32" in tuner.table()
     (entry,) = json.loads((tmp_path / "gdpa/tuning/cpu.json").read_text())["entries"]
     assert entry["seconds"] == 0.001 and entry["default_seconds"] == 0.002
@@ -321,7 +321,7 @@ def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
     tuner.write()
     for case, block in zip(shapes, (32, 96), strict=True):
         folder = tmp_path / case.operator / "tuning"
-        assert tuning.lookup(tune.key_of(case, "forward"), "cpu", folder) == Sm90Config(block=block)
+        assert tuning.config_for(tune.key_of(case, "forward"), "cpu", folder) == Sm90Config(block=block)
     assert "window_attention forward d128 keys 11 softmax bfloat16" in tuner.table()
 
 
