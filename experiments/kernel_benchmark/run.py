@@ -1,6 +1,5 @@
 """The run over rows: what is missing is measured in a worker, and each row is on disk before the next begins."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from experiments.kernel_benchmark import cases, clock, implementations, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.subjects import Subject
-from experiments.kernel_benchmark.worker import OutOfTime, Message, Worker, collect, reason
+from experiments.kernel_benchmark.worker import Message, OutOfTime, Worker, collect, reason
 from pallas_kernels import roofline
 from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
@@ -93,11 +92,21 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Messa
                 )
 
 
-@dataclasses.dataclass
-class Run:
-    """Rows that are measured by one worker.
+def measure_groups(
+    groups: list[list[Row]],
+    store: Store,
+    worker: Worker,
+    job: Callable[..., Iterator[Message]],
+    options: tuple[Any, ...],
+    deadline: float,
+    *,
+    whole: bool = False,
+    kernel_clock: bool = False,
+) -> int:
+    """Measures groups of rows, a job for each; returns how many rows are left for another run.
 
-    Attributes:
+    Args:
+      groups: rows by what takes turns.
       store: the results; its peaks are known.
       worker: the process that measures; others follow it if it ends.
       job: takes the rows of a group that are left and `options`, and says what came of them.
@@ -108,44 +117,32 @@ class Run:
         into this file.
     """
 
-    store: Store
-    worker: Worker
-    job: Callable[..., Iterator[Message]]
-    options: tuple[Any, ...]
-    deadline: float
-    whole: bool = False
-    kernel_clock: bool = False
+    def ask(left):
+        return worker.ask(job, left, *options)
 
-    def __call__(self, groups: list[list[Row]]) -> int:
-        """Measures groups of rows, a job for each; returns how many rows are left for another run."""
+    def put(row, fields):
+        if row == KERNEL_CLOCK:
+            store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
+            return store.write()
+        bar.update("kernel_seconds" not in fields)
+        if "seconds" in fields:
+            if kernel_clock and "kernel_seconds" not in fields:
+                why = store.content.get("no_kernel_clock", "CUPTI did not come back")
+                fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
+            fields = rated(store, row, fields)
+        return store.put(row, fields)
 
-        def ask(left):
-            return self.worker.ask(self.job, left, *self.options)
-
-        def put(row, fields):
-            if row == KERNEL_CLOCK:
-                self.store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
-                return self.store.write()
-            bar.update("kernel_seconds" not in fields)
-            if "seconds" in fields:
-                if self.kernel_clock and "kernel_seconds" not in fields:
-                    why = self.store.content.get("no_kernel_clock", "CUPTI did not come back")
-                    fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
-                fields = rated(self.store, row, fields)
-            return self.store.put(row, fields)
-
-        with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
-            try:
-                for rows in groups:
-                    if time.monotonic() > self.deadline:
-                        raise OutOfTime
-                    bar.set_description(f"{rows[0].case.name}, {rows[0].implementation} ...")
-                    asks_clock = self.kernel_clock and "no_kernel_clock" not in self.store.content
-                    until = float("inf") if self.whole else self.deadline
-                    collect([*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, until)
-            except OutOfTime:
-                bar.set_description("out of time")
-        return sum(not self.store.holds(row) for rows in groups for row in rows)
+    with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
+        try:
+            for rows in groups:
+                if time.monotonic() > deadline:
+                    raise OutOfTime
+                bar.set_description(f"{rows[0].case.name}, {rows[0].implementation} ...")
+                asks_clock = kernel_clock and "no_kernel_clock" not in store.content
+                collect([*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, float("inf") if whole else deadline)
+        except OutOfTime:
+            bar.set_description("out of time")
+    return sum(not store.holds(row) for rows in groups for row in rows)
 
 
 def rated(store: Store, row: Row, fields: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Padded:
 
     note = "padded to the longest; the window as a mask, does not skip"
 
-    def __init__(self, torch, case, operands, cotangent, *, compiled: bool = True, differentiable: bool = True):
+    def __init__(self, torch, case, operands, cotangent):
         self.torch, self.case = torch, case
         lengths = torch.tensor(case.lengths(), device=operands[0].device, dtype=torch.int64)
         self.rows = -(-int(lengths.max()) // 8) * 8
@@ -150,7 +150,7 @@ class Padded:
             self.mask = self.mask | (offset == 0)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
         q = operands[0] if case.seeds else self._pad(operands[0])
-        self.leaves = [x.detach().requires_grad_(differentiable) for x in (q, *map(self._pad, operands[1:]))]
+        self.leaves = [x.detach().requires_grad_() for x in (q, *map(self._pad, operands[1:]))]
         if case.seeds:
             cotangent = cotangent.reshape(len(self.starts), case.seeds, *cotangent.shape[1:]).transpose(1, 2)
         else:

@@ -1,8 +1,8 @@
 """A process that measures one thing after another, and may crash, hang or lose the device without harm to the results.
 
-A job is a generator function of a module. It runs in the worker, and what it yields, each a `Message`, comes back over a
-pipe. A worker that ends, or says nothing for too long, is replaced by a new one, which opens the device anew; whatever
-it was at then gets the reason for a result, and the job goes on with the rest.
+A job is a generator function of a module. It runs in the worker, and its messages come back over a pipe. A worker that
+ends, or says nothing for too long, is replaced by a new one, which opens the device anew; whatever it was at then gets
+the reason for a result, and the job goes on with the rest.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.kernel_benchmark.worker import OutOfTime, Message, Worker, collect
+from experiments.kernel_benchmark.worker import Message, OutOfTime, Worker, collect
 
 
 def trouble(items):
