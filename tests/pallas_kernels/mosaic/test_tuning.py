@@ -64,7 +64,7 @@ def test_a_device_without_a_file_and_one_without_kernels(tmp_path):
         ([entry(config={"block": 256, "stages": 4})], {}, r"entry 0: .* does not fit forward d128"),
         ([entry(**{"pass": "backward"})], {}, r"entry 0: pass is 'backward'; it must be one of forward, dq, dkv"),
         ([entry(keys="some")], {}, r"entry 0: keys is 'some'"),
-        ([entry(), entry()], {}, r"entry 1: forward d128 .* stands there twice"),
+        ([entry(), entry()], {}, r"entry 1: forward d128 .* twice"),
         ([entry(), {"pass": "dq"}], {}, r"entry 1 lacks activation, config, dim, dtype, keys"),
         ([entry(speed=1)], {}, r"entry 0 has the unknown fields speed"),
         ([], {"format": 2}, r"format must be 1"),
