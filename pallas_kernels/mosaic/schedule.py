@@ -4,8 +4,8 @@ A kernel keeps a tile of rows (the stationary side) and streams the rows of the 
 side). In the forward pass and for dq the queries stay and the keys stream; for dk and dv it is the other way round. An
 item of the list is a run of stationary tiles of one example. The list has a static bound and a count of the items in
 use; a persistent kernel, one block per multiprocessor, deals them out in turn. The longest come first, so that no block
-is left with one at the end. Items cover every row of the stationary array that an example owns, and those after
-the last one, so that the kernel writes all of its output and nothing is zeroed first.
+is left with one at the end. Items cover every row of the stationary array that an example owns, and those after the
+last one, so that the kernel writes all of its output and nothing is zeroed first.
 """
 
 from typing import NamedTuple

@@ -15,9 +15,9 @@ the tensor cores work for the other. One more warp loads. Blocks are persistent:
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
 
 The forward pass of a softmax keeps a maximum and a sum of each row in registers. Where the maximum rises much, the sums
-in tensor memory are rescaled before the next product is added, so this pass waits for the previous product.
-The backward passes get what the rows' softmax needs as statistics. With a window a unit skips the streamed tiles that
-none of its rows reaches, and masks those that not all of them reach.
+in tensor memory are rescaled before the next product is added, so this pass waits for the previous product. The
+backward passes get what the rows' softmax needs as statistics. With a window a unit skips the streamed tiles that none
+of its rows reaches, and masks those that not all of them reach.
 
 The work of the issuing warps is in `pallas_kernels.mosaic.sm100_issue`, that of the compute warpgroups in
 `sm100_compute`.
