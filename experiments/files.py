@@ -1,5 +1,6 @@
-"""Your own presets and comparisons: Python files anywhere, named by their path."""
+"""Python files: your own presets and comparisons anywhere, named by their path; and what ours are, as a digest."""
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -33,3 +34,12 @@ def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
         raise ValueError(f"{path}: must hold a {kind.__module__}.{kind.__name__} called {name}")
     summary, *_ = (module.__doc__ or path.name).splitlines()
     return path.stem, summary, found
+
+
+def digest(*folders: Path) -> str:
+    """A digest, in hex, of names and contents of the Python files in `folders` and below them."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()

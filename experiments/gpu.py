@@ -17,14 +17,14 @@ library is needed to start; a piece that lacks a package says which.
 import argparse
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from experiments.files import digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,7 +37,7 @@ class Piece:
       name: for the log and the summary.
       command: arguments of this Python.
       limit_s: seconds after which it is ended.
-      once: whether it is tests of the contract, where a pass holds for the same sources and another run skips it.
+      once: whether it is tests of the contract, of which those that passed are not run again for the same sources.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Piece:
     once: bool = False
 
 
-def _tests(name: str, limit_s: float, *parts: str) -> Piece:
+def _tests(name: str, limit_s: float, *paths: str) -> Piece:
     """The piece of some contract tests in tests/pallas_kernels."""
-    chosen = [x if x.startswith("-") else f"tests/pallas_kernels/{x}" for x in parts]
+    chosen = [x if x.startswith("-") else f"tests/pallas_kernels/{x}" for x in paths]
     # The test under shard_map needs two devices.
     command = ("pytest", "-v", "-p", "experiments.passed_tests", "-k", "not shard_map", *chosen)
     return Piece(f"contract-{name}", command, limit_s, once=True)
@@ -84,25 +84,14 @@ def environment(piece: Piece, folder: Path) -> dict[str, str]:
     }
     if piece.once:
         changes["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-        changes |= {"KUNLUN_PASSED_TESTS": str(folder / f"{piece.name}.tests"), "KUNLUN_SOURCES": sources()}
+        sources = digest(REPOSITORY / "pallas_kernels", REPOSITORY / "tests/pallas_kernels")
+        changes |= {"KUNLUN_PASSED_TESTS": str(folder / f"{piece.name}.tests"), "KUNLUN_SOURCES": sources}
     return os.environ | changes
-
-
-def sources() -> str:
-    """A digest of kernels and tests."""
-    digest = hashlib.sha256()
-    for folder in ("pallas_kernels", "tests/pallas_kernels"):
-        for file in sorted((REPOSITORY / folder).rglob("*.py")):
-            digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def run(piece: Piece, folder: Path) -> tuple[str, float]:
     """Runs a piece, its output to the terminal and to its log; returns what came of it, and seconds."""
-    done, log = folder / f"{piece.name}.passed", folder / f"{piece.name}.log"
-    if piece.once and done.exists() and json.loads(done.read_text()) == sources():
-        return "passed before, for the same sources", 0.0
-    began = time.monotonic()
+    log, began = folder / f"{piece.name}.log", time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", *piece.command],
         cwd=REPOSITORY,
@@ -128,8 +117,6 @@ def run(piece: Piece, folder: Path) -> tuple[str, float]:
         return f"FAILED: ended at its limit of {piece.limit_s:g} s; another run continues", seconds
     if code:
         return f"FAILED: exit code {code}, see {log.name}", seconds
-    if piece.once:
-        done.write_text(json.dumps(sources()))
     return "passed", seconds
 
 

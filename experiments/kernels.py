@@ -53,7 +53,6 @@ from experiments.kernel_benchmark import (
     tune,
 )
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.run import Run
 from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.worker import Lost, Worker
 
@@ -129,19 +128,19 @@ def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any]
     (results.content["peaks"],) = worker.ask(implementations.peaks, small)
     if args.mode == "scaling":
         # A CPU that others use, too, needs more rounds until one of them is undisturbed.
-        options = (max(args.rounds, 15) if small else args.rounds, False)
+        rounds = max(args.rounds, 15) if small else args.rounds
         groups = scaling.groups(results, small, args.implementations, args.retry)
-        left = Run(results, worker, run.measure, options, deadline, whole=True)(groups)
+        left = run.measure_groups(groups, results, worker, run.measure, (rounds, False), deadline, whole=True)
         results.content["fits"] = scaling.fits(results.content)
     else:
         names = args.implementations or (*implementations.NAMES, *(("reference",) if small else ()))
         inside, outside = missing(args, results, chosen, names)
         share = 0 if not outside else 1 if not inside else args.peers.share
         first = deadline - share * args.budget_s
-        left = Run(results, worker, run.measure, (args.rounds, True), first, kernel_clock=True)(inside)
+        left = run.measure_groups(inside, results, worker, run.measure, (args.rounds, True), first, kernel_clock=True)
         worker.close()  # the device's memory is for the others
         with Worker(args.call_limit_s) as others:
-            left += Run(results, others, torch_attention.measure, (library,), deadline)(outside)
+            left += run.measure_groups(outside, results, others, torch_attention.measure, (library,), deadline)
     results.content["clocks"] = [before, clock.clocks()]
     results.write()
     order, image = [case.name for case in chosen], path.with_suffix(".png")
@@ -155,8 +154,8 @@ def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any]
         print(state)
     print(f"written to {path} and {image}; {left} rows are left for another run")
     # Peers may be as inexact as they like: what decides is ours.
-    wrong = [row for row in results.rows.values() if row["case"] in order and row.get("wrong")]
-    wrong = [row for row in wrong if row["implementation"] in (*implementations.OURS, "reference")]
+    ours = [row for row in results.rows.values() if row["implementation"] in (*implementations.OURS, "reference")]
+    wrong = [row for row in ours if row["case"] in order and row.get("wrong")]
     if wrong:
         print(f"error: {len(wrong)} results of ours are further from float32 than allowed", file=sys.stderr)
     return 1 if wrong else 0

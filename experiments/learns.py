@@ -42,7 +42,7 @@ from kunlun_jax.data.sets.synthetic import SyntheticConfig
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.metrics import evaluate_predictions
 
-SHALLOW: dict[str, tuple[Callable, tuple[shallow.Part, ...]]] = {
+SHALLOW: dict[str, tuple[Callable, tuple[shallow.History, ...]]] = {
     "lr": (shallow.logistic_regression, ()),
     "lr-matches": (shallow.logistic_regression, ("lengths", "matches")),
     "trees": (shallow.boosted_trees, ()),
@@ -113,9 +113,9 @@ def shallow_inputs(config: SyntheticConfig) -> dict[str, shallow.Inputs]:
 
 def run_shallow(system: str, config: SyntheticConfig, seed: int) -> dict[str, Any]:
     """Fits one shallow system: metrics by split, and what was chosen on "valid"."""
-    fit, parts = SHALLOW[system]
+    fit, history = SHALLOW[system]
     data, (dataset, _) = shallow_inputs(config), world_of(config)
-    logits, chosen = fit(data, parts, seed)
+    logits, chosen = fit(data, history, seed)
     metrics = {
         split: evaluate_predictions(data[split].labels, values, data[split].weights, p_train=dataset.p_train[0])
         for split, values in logits.items()

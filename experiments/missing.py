@@ -1,13 +1,13 @@
 """What has a run not learned about the synthetic world? ``python -m experiments.missing --run.dir runs/small-...``
 
-The log odds of a click are a sum of parts: effects, crosses, and what each history says. Three numbers for each part:
+The log odds of a click are a sum of terms: effects, crosses, and what each history says. Three numbers for each term:
 
-    worth     NE lost by a predictor that knows the whole law except this part
-    lacking   NE the run would gain if it were given this part: logistic regression on its logit and the true part
-    share     of the part in the run's logit: its coefficient when the logit is regressed on all parts
+    worth     NE lost by a predictor that knows the whole law except this term
+    lacking   NE the run would gain if it were given this term: logistic regression on its logit and the true term
+    share     of the term in the run's logit: its coefficient when the logit is regressed on all terms
 
-Parts may be correlated, as affinity and old events are; giving the run one of them then also makes up for the other.
-A part with a small share and much to gain is what to work on next. Regressions are fitted on the rows that they are
+Terms may be correlated, as affinity and old events are; giving the run one of them then also makes up for the other.
+A term with a small share and much to gain is what to work on next. Regressions are fitted on the rows that they are
 judged on, two numbers on thousands of rows. NE here is LogLoss over the entropy of the split's own click rate.
 
 Prints a table and writes missing.png into the run directory. Needs the extra "dev" (scikit-learn).
@@ -50,9 +50,9 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """One part of the law, and what a model has of it; NE and shares as in the module's docstring."""
+    """One term of the law, and what a model has of it; NE and shares as in the module's docstring."""
 
-    part: str
+    term: str
     spread: float  # standard deviation, in log odds
     worth: float
     lacking: float
@@ -67,40 +67,40 @@ def normalized_entropy(labels: Float[np.ndarray, " rows"], *logits: Float[np.nda
 
 
 def missing(
-    logits: Float[np.ndarray, " rows"], labels: Float[np.ndarray, " rows"], parts: dict[str, np.ndarray]
+    logits: Float[np.ndarray, " rows"], labels: Float[np.ndarray, " rows"], terms: dict[str, np.ndarray]
 ) -> list[Missing]:
-    """What a model with these logits lacks of each part, in the order of `parts`."""
-    law = np.sum(list(parts.values()), axis=0)
+    """What a model with these logits lacks of each term, in the order of `terms`."""
+    law = np.sum(list(terms.values()), axis=0)
     whole, own = normalized_entropy(labels, law), normalized_entropy(labels, logits)
-    design = np.stack([*parts.values(), np.ones(len(labels))], axis=1)
+    design = np.stack([*terms.values(), np.ones(len(labels))], axis=1)
     shares = np.linalg.lstsq(design, logits, rcond=None)[0]
     return [
         Missing(
             name,
-            float(part.std()),
-            normalized_entropy(labels, law - part) - whole,
-            own - normalized_entropy(labels, logits, part),
+            float(term.std()),
+            normalized_entropy(labels, law - term) - whole,
+            own - normalized_entropy(labels, logits, term),
             float(share),
         )
-        for (name, part), share in zip(parts.items(), shares, strict=False)
+        for (name, term), share in zip(terms.items(), shares, strict=False)
     ]
 
 
 def table(rows: list[Missing]) -> str:
     """The numbers for a person."""
-    lines = [f"{'part':24} {'spread':>7} {'worth':>7} {'lacking':>8} {'share':>6}"]
-    lines += [f"{r.part:24} {r.spread:7.2f} {r.worth:7.4f} {r.lacking:8.4f} {r.share:6.2f}" for r in rows]
+    lines = [f"{'term':24} {'spread':>7} {'worth':>7} {'lacking':>8} {'share':>6}"]
+    lines += [f"{r.term:24} {r.spread:7.2f} {r.worth:7.4f} {r.lacking:8.4f} {r.share:6.2f}" for r in rows]
     return "\n".join(lines)
 
 
 def picture(rows: list[Missing], path: Path) -> None:
-    """Two bars for each part: what it is worth, and what the run lacks of it."""
+    """Two bars for each term: what it is worth, and what the run lacks of it."""
     figure = Figure(figsize=(7, 0.5 * len(rows) + 1.2), dpi=140, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(rows))
     axes.barh(places - 0.2, [r.worth for r in rows], height=0.38, color="#b8c4cc", label="worth to the law")
     axes.barh(places + 0.2, [r.lacking for r in rows], height=0.38, color="#c8553d", label="lacking in the run")
-    axes.set_yticks(places, [r.part for r in rows])
+    axes.set_yticks(places, [r.term for r in rows])
     axes.invert_yaxis()
     axes.set_xlabel("NE")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
     labels, logits = (array[:, 0].astype(np.float64) for array in (predictions.labels, predictions.logits))
-    rows = missing(logits, labels, source.click_parts(predictions.row))
+    rows = missing(logits, labels, source.click_terms(predictions.row))
     print(f"{args.run.dir}, step {step}, {len(labels):,} rows of {args.split}")
     print(table(rows))
     picture(rows, args.run.dir / "missing.png")

@@ -39,7 +39,7 @@ TREES: dict[str, Any] = {
 }
 """Of scikit-learn; of the trees, the first ones that are best on valid are kept."""
 
-Part = Literal["lengths", "matches"]
+History = Literal["lengths", "matches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Inputs:
     ids: sp.csr_matrix  # a column per id of every context feature
     categories: np.ndarray  # float32, ids of the features that trees can split on
     dense: np.ndarray  # float32, dense features, and a count per id of the multi-valued ones that are small
-    parts: dict[Part, np.ndarray]  # float32
+    history: dict[History, np.ndarray]  # float32
     labels: np.ndarray
     weights: np.ndarray
 
@@ -89,13 +89,15 @@ def _read(dataset: Dataset, split: str, most: Mapping[str, int]) -> Inputs:
     )
 
 
-def logistic_regression(data: dict[str, Inputs], parts: tuple[Part, ...], seed: int) -> tuple[dict, dict[str, Any]]:
+def logistic_regression(
+    data: dict[str, Inputs], history: tuple[History, ...], seed: int
+) -> tuple[dict, dict[str, Any]]:
     """Logits by split ("valid", "test"), and the penalty that was chosen. It is convex: the seed does nothing."""
     del seed
     scaler = StandardScaler()
     x = {}
     for split, inputs in data.items():
-        dense = np.concatenate([inputs.dense, *(inputs.parts[part] for part in parts)], axis=1)
+        dense = np.concatenate([inputs.dense, *(inputs.history[name] for name in history)], axis=1)
         scaled = scaler.fit_transform(dense) if split == "train" else scaler.transform(dense)
         x[split] = sp.csr_matrix(sp.hstack([inputs.ids, sp.csr_matrix(np.asarray(scaled, np.float32))]))
     train, valid = data["train"], data["valid"]
@@ -113,11 +115,11 @@ def logistic_regression(data: dict[str, Inputs], parts: tuple[Part, ...], seed: 
     return {split: best[2].decision_function(x[split]) for split in ("valid", "test")}, {"c": best[1]}
 
 
-def boosted_trees(data: dict[str, Inputs], parts: tuple[Part, ...], seed: int) -> tuple[dict, dict[str, Any]]:
+def boosted_trees(data: dict[str, Inputs], history: tuple[History, ...], seed: int) -> tuple[dict, dict[str, Any]]:
     """Logits by split ("valid", "test"), and the number of trees that was chosen."""
     x = {
         split: np.concatenate(
-            [inputs.categories, inputs.dense, *(inputs.parts[part] for part in parts)], axis=1, dtype=np.float32
+            [inputs.categories, inputs.dense, *(inputs.history[name] for name in history)], axis=1, dtype=np.float32
         )
         for split, inputs in data.items()
     }

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ VERSIONS_OF = ("kunlun_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint
 
 
 def commit() -> str:
-    """The commit of this checkout, with "+changes" where it has any; "unknown" outside a checkout."""
+    """The commit of this checkout, with "+changes" where it has any.
+
+    Outside a checkout it is what the environment variable ``KUNLUN_COMMIT`` names, else "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("KUNLUN_COMMIT") or "unknown"
     return head + ("+changes" if status.stdout.strip() else "")
 
 
@@ -32,17 +36,31 @@ def command() -> str:
     return shlex.join([*program, *(Path(part).name if part.startswith(os.sep) else part for part in sys.argv[1:])])
 
 
-def environment() -> dict[str, Any]:
-    """Versions, device, commit and command: what a number needs beside it."""
-    device = jax.devices()[0]
+def version(package: str) -> str:
+    """The version of a package; "absent" where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def process(packages: Sequence[str]) -> dict[str, Any]:
+    """What a number needs beside it, all but the device: versions of Python and `packages`, commit and command."""
     return {
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONS_OF},
-        "device": device.device_kind,
-        "devices": jax.device_count(),
-        "backend": jax.default_backend(),
+        "versions": {name: version(name) for name in packages},
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
         "commit": commit(),
         "command": command(),
     }
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit, command and JAX's devices, which this opens: what a number needs beside it."""
+    devices = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "backend": jax.default_backend(),
+    }
+    return process(VERSIONS_OF) | devices

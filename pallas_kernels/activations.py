@@ -1,6 +1,6 @@
 """The pointwise activations of gdpa, each with its derivative.
 
-Every one is zero at zero. The derivative is written out because a fused kernel recomputes it from the score; at a
+All are zero at zero. The derivative is written out because a fused kernel recomputes it from the score; at a
 kink it is the one that `jax.grad` of the `jax.nn` function gives. Names: gelu (erf), gelu_tanh, silu, relu,
 leaky_relu (slope 0.01), relu_squared, hardswish, identity.
 """
@@ -28,7 +28,7 @@ class Activation(NamedTuple):
 def _erf(x):
     """`jax.lax.erf` with its derivative written out.
 
-    jax 0.12.0 builds erf of a polynomial whose constants do not vary over the mesh, and so refuses to differentiate
+    jax 0.12.0 builds erf from a polynomial whose constants do not vary over the mesh, and so refuses to differentiate
     it inside `jax.shard_map` ("Primitive polynomial requires varying manual axes to match").
     """
     return jax.lax.erf(x)

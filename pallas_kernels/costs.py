@@ -1,6 +1,6 @@
 """The analytic cost of one operator call: what a time is compared with.
 
-XLA's own count cannot be used: a loop body counts once there, and a custom call not at all.
+XLA's own count cannot be used: it counts a loop body once, and a custom call not at all.
 """
 
 from typing import NamedTuple

@@ -43,9 +43,9 @@ def choose(operator: str, implementation: str | None, available: Sequence[Implem
 
     Args:
       operator: the operator's name, for messages.
-      implementation: name of one of `available`, or None to pick, which is logged once; on a GPU the log says why not
-        those before it.
-      available: in the order of preference; a new backend is one line there.
+      implementation: name of one of `available`, or None to pick one, which is logged once; on a GPU the log says why
+        those before it were passed over.
+      available: in order of preference; a new backend is one line there.
       q: the queries.
 
     Raises:
@@ -86,7 +86,7 @@ def check_offsets(
 
     Raises:
       TypeError: one that is not int32.
-      ValueError: the two do not have one axis each, do not fit each other, or there is no example.
+      ValueError: one does not have exactly one axis, the two do not match, or there is no example.
     """
     splits_name, lengths_name = names
     for name, array in zip(names, (row_splits, lengths), strict=True):
@@ -111,18 +111,18 @@ def check_operands(
     *,
     grouped: bool = False,
 ) -> None:
-    """Checks what all three operators ask of their operands.
+    """Checks what all three operators require of their operands.
 
     Args:
       operator: the operator's name, for messages.
       arrays: name -> array whose last two axes are heads and dim.
       row_splits: ``[batch + 1]``.
       lengths: ``[batch]``.
-      grouped: the first array may have a multiple of the heads of the others.
+      grouped: whether the first array may have a multiple of the heads of the others.
 
     Raises:
-      TypeError: operands that are no floats or not all of one dtype; row_splits or lengths that are not int32.
-      ValueError: heads or dim do not fit between operands, or row_splits and lengths do not fit each other.
+      TypeError: operands that are not floats or not all of one dtype; row_splits or lengths that are not int32.
+      ValueError: heads or dim do not match between operands, or row_splits and lengths do not match.
     """
     check_offsets(operator, row_splits, lengths)
     first_name, first = next(iter(arrays.items()))
@@ -148,7 +148,7 @@ def check_operands(
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of scores and sums for operands of `dtype`: float64 for float64, float32 for all others."""
+    """The dtype of scores and sums for operands of `dtype`: float64 for float64, else float32."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
@@ -156,7 +156,7 @@ def vary_like(like: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays, each marked as varying over every mesh axis that `like` varies over inside `jax.shard_map`.
 
     A loop carry that starts from constants has to be marked like what the loop adds to it. A marked operand that the
-    devices share gets as its gradient the sum over the devices. Outside `jax.shard_map` nothing changes.
+    devices share gets the sum over the devices as its gradient. Outside `jax.shard_map` nothing changes.
     """
     axes = _varying(like)
 

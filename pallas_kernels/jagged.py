@@ -2,10 +2,10 @@
 
 ``values`` is ``[rows, ...]``. Example ``b`` owns rows ``row_splits[b] : row_splits[b] + lengths[b]``; every start is a
 multiple of `ROW_ALIGNMENT`, so up to seven rows after an example and all rows after the last one belong to none.
-Such rows may hold anything (the tests put NaN there): operators must neither read them into a result nor leave
-anything but zeros there.
+Such rows may hold anything (the tests put NaN there): operators must neither let them affect a result nor
+leave anything but zeros there.
 
-Source: house rule; the alignment is what a Warpgroup-semantics kernel needs of a dynamic row offset.
+Source: ours (O); Warpgroup-semantics kernels need this alignment of a dynamic row offset.
 """
 
 import jax
@@ -22,7 +22,7 @@ def aligned(lengths: np.ndarray) -> np.ndarray:
 
 
 def example_ids(row_splits: Int[Array, " splits"], rows: int) -> Int[Array, " rows"]:
-    """Example of each row, int32; alignment gaps count to the example before them, rows after the last get ``B``."""
+    """Example of each row, int32; alignment gaps belong to the example before them, rows after the last get ``B``."""
     starts = jnp.zeros(rows + 1, jnp.int32).at[row_splits[1:]].add(1, mode="drop")
     return jnp.cumsum(starts[:rows], dtype=jnp.int32)
 
@@ -40,5 +40,5 @@ def row_mask(row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], r
 
 
 def zero_padding(values: jax.Array, mask: Bool[Array, " rows"]) -> jax.Array:
-    """`values` with every row outside `mask` set to zero; a NaN there is gone, and its gradient is zero."""
+    """`values` with every row outside `mask` set to zero; NaN there disappears, and its gradient is zero."""
     return jnp.where(mask.reshape(mask.shape + (1,) * (values.ndim - 1)), values, jnp.zeros((), values.dtype))

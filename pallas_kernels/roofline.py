@@ -1,11 +1,11 @@
-"""The least time that a chip can take for a counted cost: what a measured time is a share of.
+"""The least time in which a chip can do counted work: what a measured time is compared with.
 
-Three units work side by side, and none can be faster than its own part of the work:
+Three units work in parallel, and none can finish its part of the work sooner than its rate allows:
 
     t >= max(FLOPs / peak, bytes / bandwidth, special operations / (16 multiprocessors clock))
 
-The last is the special-function units, 16 results a clock in each multiprocessor: at heads of 128 a tanh for each score
-takes half as long as both matrix products on H100, and as long on B200.
+The last is the special-function units, 16 results per clock in each multiprocessor: with heads of 128, a tanh for each
+score takes half as long as both matrix products on H100, and as long on B200.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from pallas_kernels.costs import Cost
 Pass = Literal["forward", "backward"]
 
 SPECIAL_PER_CLOCK = 16
-"""Results of special-function units in one clock of one multiprocessor."""
+"""Results of the special-function units of one multiprocessor per clock."""
 
 _SPECIAL = {
     "gelu": (1, 2),
@@ -36,11 +36,11 @@ takes; its derivative needs another. silu counts as the tanh that it can be writ
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The least time of one pass, by what takes it.
+    """The least time of one pass, by what limits it.
 
     Attributes:
       matrix: seconds of the matrix products.
-      memory: seconds of the bytes that have to move.
+      memory: seconds of moving the bytes.
       special: seconds of the special-function units.
       flops: counted FLOPs of the pass.
     """
@@ -73,9 +73,9 @@ def limit(cost: Cost, pass_: Pass, chip: Chip, *, heads: int, activation: str, p
       cost: counted work of the call, see `pallas_kernels.costs`.
       pass_: "forward" or "backward".
       chip: its rates.
-      heads: heads, as `cost.pairs` counts those of one.
+      heads: how many, since `cost.pairs` counts the pairs of one.
       activation: a name of `pallas_kernels.activations`, or "softmax".
-      polynomial: share of the scores, 0 to 1, that take their activation from polynomials on the FMA units instead.
+      polynomial: share of the scores, 0 to 1, whose activation is a polynomial on the FMA units instead.
 
     Raises:
       ValueError: an unknown pass or activation, or a share outside 0 to 1.

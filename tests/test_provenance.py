@@ -4,6 +4,8 @@ import json
 import re
 import sys
 
+import numpy as np
+
 from kunlun_jax import provenance
 from kunlun_jax.provenance import command, environment
 
@@ -19,3 +21,15 @@ def test_environment_names_what_a_number_depends_on():
 def test_a_command_names_no_folder_of_a_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--data.root", "/data/KuaiRand-Pure", "--rows", "a b", "x/y"])
     assert command().endswith(" --data.root KuaiRand-Pure --rows 'a b' x/y")
+
+
+def test_outside_a_checkout_the_commit_is_the_one_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no git is
+    assert provenance.commit() == "unknown"
+    monkeypatch.setenv("KUNLUN_COMMIT", "4e1c")
+    assert provenance.commit() == "4e1c"
+
+
+def test_a_package_that_is_not_installed_is_absent():
+    versions = provenance.process(["numpy", "no_such_package"])["versions"]
+    assert versions == {"numpy": np.__version__, "no_such_package": "absent"}

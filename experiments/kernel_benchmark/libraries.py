@@ -5,7 +5,6 @@ tokamax is a feeling for what the chip gives and no comparison. Neither was run 
 CPU the same calls run through `jax.nn`'s XLA program.
 """
 
-import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -68,10 +67,9 @@ def cudnn(problem: Problem) -> Subject:
         raise CannotRun("cudnn is softmax attention, which gdpa is not")
     if jax.default_backend() != "gpu":
         raise CannotRun("cuDNN needs an NVIDIA GPU")
-    full = bool((problem.host_lengths == -(-problem.case.max_length // 8) * 8).all())
+    full = bool((problem.case.lengths() == -(-problem.case.max_length // 8) * 8).all())
     call, note, same = by_jax(problem.case, "cudnn", full=full)
-    subject = on_padded(problem, call, 0)
-    return dataclasses.replace(subject, note="; ".join(filter(None, [note, subject.note])), same=same)
+    return on_padded(problem, call, 0, note=note, same=same)
 
 
 def tokamax(problem: Problem) -> Subject:
@@ -92,11 +90,9 @@ def tokamax(problem: Problem) -> Subject:
         own = None if case.keys else lengths
         return library.dot_product_attention(_each(q, k), k, v, key_value_seq_lengths=own, **options)
 
-    subject = on_padded(problem, attention, 0, multiple=TOKAMAX_ROWS)
-    notes = [f"tokamax {getattr(library, '__version__', '?')}", subject.note]
-    if case.operator == "gdpa":
-        notes.insert(0, "softmax, another function")
-    return dataclasses.replace(subject, note="; ".join(filter(None, notes)), same=case.operator != "gdpa")
+    same = case.operator != "gdpa"
+    note = f"{'' if same else 'softmax, another function; '}tokamax {getattr(library, '__version__', '?')}"
+    return on_padded(problem, attention, 0, multiple=TOKAMAX_ROWS, note=note, same=same)
 
 
 BUILD = {"cudnn": cudnn, "tokamax": tokamax}

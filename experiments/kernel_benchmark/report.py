@@ -79,8 +79,7 @@ def table(content: dict[str, Any], order: list[str]) -> str:
     for (implementation, why), count in reasons.most_common():
         lines.append(f"  {count:4} x {implementation}: {why}")
     wrong = [row for row in measured if row["wrong"]]
-    for row in wrong:
-        lines.append(f"  WRONG: {row['case']}, {row['pass']}, {row['implementation']}: {row['error_ratios']}")
+    lines += [f"  WRONG: {row['case']}, {row['pass']}, {row['implementation']}: {row['error_ratios']}" for row in wrong]
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """The run over rows: what is missing is measured in a worker, and each row is on disk before the next begins."""
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from experiments.kernel_benchmark import cases, clock, implementations, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.subjects import Subject
-from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect, reason
+from experiments.kernel_benchmark.worker import Message, OutOfTime, Worker, collect, reason
 from pallas_kernels import roofline
 from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
@@ -31,7 +30,7 @@ def check_device() -> None:
     jax.block_until_ready(jnp.ones(8) + 1)
 
 
-def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Report]:
+def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Message]:
     """Job: times rows that take turns, one pass after the other, and compares their results with float32.
 
     Args:
@@ -44,15 +43,15 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
     subjects: dict[Row, Subject] = {}
     for case, name in dict.fromkeys((row.case, row.implementation) for row in wanted):
         same = tuple(row for row in wanted if (row.case, row.implementation) == (case, name))
-        yield Report(same)
+        yield Message(same)
         try:
             subjects |= dict.fromkeys(same, implementations.build(name, problems[case]))
         except Exception as error:  # the reason of its rows, and no reason to lose those of others
-            yield Report(same, {"cannot_run": reason(error)})
+            yield Message(same, {"cannot_run": reason(error)})
             check_device()
     truths: dict[Case, tuple[Any, str]] = {}
     for case in dict.fromkeys(row.case for row in subjects) if compare else ():
-        yield Report(tuple(row for row in subjects if row.case == case))
+        yield Message(tuple(row for row in subjects if row.case == case))
         try:
             truths[case] = unfused.truth(problems[case]), "the scores of a few examples do not fit in float32"
         except Exception as error:  # without a truth there still is a time
@@ -63,7 +62,7 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
         times, errors = {}, {}
         for row in [row for row in subjects if row.pass_ == pass_]:
             subject, (truth, _) = subjects[row], truths.get(row.case, (None, ""))
-            yield Report((row,))
+            yield Message((row,))
             try:
                 call = subject.call(pass_)
                 times[row], result = clock.first_call(call)
@@ -72,10 +71,10 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
                 del result
                 calls[row] = call
             except Exception as error:  # the reason of this row
-                yield Report((row,), {"cannot_run": reason(error)})
+                yield Message((row,), {"cannot_run": reason(error)})
                 check_device()
         for row in clock.turns(calls, times, rounds):
-            yield Report((row,), begins=False)
+            yield Message((row,), begins=False)
         for row, call in calls.items():
             subject, taken = subjects[row], times[row]
             fields = {"seconds": taken.median, "fastest_seconds": min(taken.rounds), "round_seconds": taken.rounds}
@@ -84,21 +83,33 @@ def measure(rows: list[Row | str], rounds: int, compare: bool) -> Iterator[Repor
             fields |= {"note": subject.note, "same_function": subject.same}
             if row not in errors and subject.same and compare:
                 fields["no_error_ratio"] = truths[row.case][1]
-            yield Report((row,), fields)
+            yield Message((row,), fields)
             if KERNEL_CLOCK in rows:  # a second clock that is not ours: the row is on disk before it is asked
-                yield Report((KERNEL_CLOCK,), begins=False)
+                yield Message((KERNEL_CLOCK,), begins=False)
                 seconds, why = clock.kernel_seconds(call)
-                yield Report((row,), fields | {"kernel_seconds": seconds} | ({"no_kernel_seconds": why} if why else {}))
+                yield Message(
+                    (row,), fields | {"kernel_seconds": seconds} | ({"no_kernel_seconds": why} if why else {})
+                )
 
 
-@dataclasses.dataclass
-class Run:
-    """Rows that are measured by one worker.
+def measure_groups(
+    groups: list[list[Row]],
+    store: Store,
+    worker: Worker,
+    job: Callable[..., Iterator[Message]],
+    options: tuple[Any, ...],
+    deadline: float,
+    *,
+    whole: bool = False,
+    kernel_clock: bool = False,
+) -> int:
+    """Measures groups of rows, a job for each; returns how many rows are left for another run.
 
-    Attributes:
+    Args:
+      groups: rows by what takes turns.
       store: the results; its peaks are known.
       worker: the process that measures; others follow it if it ends.
-      job: takes the rows of a group that are left and `options`, and reports on the rows.
+      job: takes the rows of a group that are left and `options`, and says what came of them.
       options: its other arguments.
       deadline: when nothing new is begun, by `time.monotonic`.
       whole: whether a group that is begun is finished, whatever the time.
@@ -106,44 +117,32 @@ class Run:
         into this file.
     """
 
-    store: Store
-    worker: Worker
-    job: Callable[..., Iterator[Report]]
-    options: tuple[Any, ...]
-    deadline: float
-    whole: bool = False
-    kernel_clock: bool = False
+    def ask(left):
+        return worker.ask(job, left, *options)
 
-    def __call__(self, groups: list[list[Row]]) -> int:
-        """Measures groups of rows, a job for each; returns how many rows are left for another run."""
+    def put(row, fields):
+        if row == KERNEL_CLOCK:
+            store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
+            return store.write()
+        bar.update("kernel_seconds" not in fields)
+        if "seconds" in fields:
+            if kernel_clock and "kernel_seconds" not in fields:
+                why = store.content.get("no_kernel_clock", "CUPTI did not come back")
+                fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
+            fields = rated(store, row, fields)
+        return store.put(row, fields)
 
-        def ask(left):
-            return self.worker.ask(self.job, left, *self.options)
-
-        def put(row, fields):
-            if row == KERNEL_CLOCK:
-                self.store.content["no_kernel_clock"] = f"CUPTI was asked, and {fields['cannot_run']}"
-                return self.store.write()
-            bar.update("kernel_seconds" not in fields)
-            if "seconds" in fields:
-                if self.kernel_clock and "kernel_seconds" not in fields:
-                    why = self.store.content.get("no_kernel_clock", "CUPTI did not come back")
-                    fields |= {"kernel_seconds": None, "no_kernel_seconds": why}
-                fields = rated(self.store, row, fields)
-            return self.store.put(row, fields)
-
-        with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
-            try:
-                for rows in groups:
-                    if time.monotonic() > self.deadline:
-                        raise OutOfTime
-                    bar.set_description(f"{rows[0].case.name}, {rows[0].implementation} ...")
-                    asks_clock = self.kernel_clock and "no_kernel_clock" not in self.store.content
-                    until = float("inf") if self.whole else self.deadline
-                    collect([*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, until)
-            except OutOfTime:
-                bar.set_description("out of time")
-        return sum(not self.store.holds(row) for rows in groups for row in rows)
+    with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
+        try:
+            for rows in groups:
+                if time.monotonic() > deadline:
+                    raise OutOfTime
+                bar.set_description(f"{rows[0].case.name}, {rows[0].implementation} ...")
+                asks_clock = kernel_clock and "no_kernel_clock" not in store.content
+                collect([*rows, *[KERNEL_CLOCK] * asks_clock], ask, put, float("inf") if whole else deadline)
+        except OutOfTime:
+            bar.set_description("out of time")
+    return sum(not store.holds(row) for rows in groups for row in rows)
 
 
 def rated(store: Store, row: Row, fields: dict[str, Any]) -> dict[str, Any]:

@@ -29,10 +29,7 @@ def cases_for(small: bool) -> tuple[Case, ...]:
     shape: dict[str, Any] = {"batch": 2, "heads": 2, "dim": 32} if small else {"batch": 32, "heads": 4, "dim": 128}
     lengths = [length for length in LENGTHS if length <= (MOST_SMALL if small else LENGTHS[-1])]
     windows = [(length, WINDOW) for length in lengths] + [(n, (n, n)) for n in lengths if n <= MOST_FULL]
-    return tuple(
-        Case("scaling", max_length=length, sparsity=1.0, window=window, activation="softmax", **shape)
-        for length, window in windows
-    )
+    return tuple(Case("scaling", max_length=n, sparsity=1.0, window=window, **shape) for n, window in windows)
 
 
 def groups(store: Store, small: bool, names: tuple[str, ...], retry: bool) -> list[list[Row]]:
@@ -46,20 +43,19 @@ def groups(store: Store, small: bool, names: tuple[str, ...], retry: bool) -> li
 
 
 def _series(content: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """Measured rows by implementation, pass and kind of window, ascending in length."""
-    names = {case.name: "full" if case.window != WINDOW else "window" for s in (0, 1) for case in cases_for(bool(s))}
+    """Measured rows by implementation, pass and kind of window, ascending in length.
+
+    "rows" are those of all examples, "keys" what a row inside may read.
+    """
+    cases = {case.name: case for small in (False, True) for case in cases_for(small)}
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in content["rows"].values():
-        if "seconds" in row and row["case"] in names:
-            found.setdefault((row["implementation"], row["pass"], names[row["case"]]), []).append(row)
+        case = cases.get(row["case"])
+        if "seconds" in row and case is not None and case.window is not None:
+            counted = {"rows": case.batch * case.max_length, "keys": min(sum(case.window) + 1, case.max_length)}
+            key = (row["implementation"], row["pass"], "window" if case.window == WINDOW else "full")
+            found.setdefault(key, []).append(row | counted)
     return {key: sorted(rows, key=lambda row: row["max_length"]) for key, rows in found.items()}
-
-
-def _rows_and_window(row: dict[str, Any]) -> tuple[int, int]:
-    """Rows of all examples, and the keys that a row inside may read."""
-    case = next(case for s in (False, True) for case in cases_for(s) if case.name == row["case"])
-    assert case.window is not None
-    return case.batch * case.max_length, min(sum(case.window) + 1, case.max_length)
 
 
 def fits(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,12 +99,12 @@ def table(content: dict[str, Any]) -> str:
     lines = [_title(content), f"{'':<10} {'pass':<9} {'window':<10} {columns}"]
     for (implementation, pass_, kind), rows in _series(content).items():
         for row in rows:
-            number, window = _rows_and_window(row)
             wide = f"{WINDOW[0]},{WINDOW[1]}" if kind == "window" else "full"
             fastest = row["fastest_seconds"]
             lines.append(
                 f"{implementation:<10} {pass_:<9} {wide:<10} {row['max_length']:>7} {row['seconds'] * 1e3:10.3f} "
-                f"{fastest * 1e3:9.3f} {fastest / number * 1e9:9.1f} {fastest / number / window * 1e12:10.1f}"
+                f"{fastest * 1e3:9.3f} {fastest / row['rows'] * 1e9:9.1f} "
+                f"{fastest / row['rows'] / row['keys'] * 1e12:10.1f}"
             )
     for fit in fits(content):
         lines.append(
@@ -143,7 +139,7 @@ def picture(content: dict[str, Any], path: Path) -> None:
                 fontsize=9,
                 color=style["color"],
             )
-        per_pair = [row["fastest_seconds"] / np.prod(_rows_and_window(row)) * 1e9 for row in rows]
+        per_pair = [row["fastest_seconds"] / (row["rows"] * row["keys"]) * 1e9 for row in rows]
         grid[1, column].plot(lengths, per_pair, line, **style)
         wide = f"window {WINDOW[0]} + 1 + {WINDOW[1]}" if kind == "window" else "full attention"
         used.setdefault(f"{implementation}, {wide}", drawn)

@@ -8,22 +8,20 @@ change that is not committed does.
 
 import functools
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pallas_kernels
+from experiments.files import digest
 from experiments.kernel_benchmark.cases import Case
-from kunlun_jax.provenance import command, commit
+from kunlun_jax.provenance import process
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.mosaic.tuning import slug
 from pallas_kernels.roofline import Pass
 
-PACKAGES = [
+PACKAGES = (
     "jax",
     "jaxlib",
     "jax-cuda13-plugin",
@@ -33,7 +31,8 @@ PACKAGES = [
     "triton",
     "jax-triton",
     "tokamax",
-]
+)
+"""Those that a time depends on."""
 KERNELS = Path(pallas_kernels.__file__).parent
 OPERATORS = KERNELS / "operators"
 RESULTS = Path("experiments/results")
@@ -53,38 +52,14 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def versions() -> dict[str, str]:
-    """Version of each package that a time depends on; "absent" where it is not installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-@functools.cache
 def sources() -> str:
     """A digest of the Python files that a time depends on."""
-    files = sorted([*KERNELS.rglob("*.py"), *Path(__file__).parent.glob("*.py")])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+    return digest(KERNELS, Path(__file__).parent)[:12]
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a number measured on a device needs beside it. ``KUNLUN_COMMIT`` names the commit without a checkout."""
-    return {
-        "python": platform.python_version(),
-        "versions": versions(),
-        "device": device,
-        "commit": os.environ.get("KUNLUN_COMMIT") or commit(),
-        "sources": sources(),
-        "command": command(),
-        "cpu_count": os.cpu_count(),
-    }
+    """What a number measured on a device, which this does not open, needs beside it."""
+    return process(PACKAGES) | {"device": device, "sources": sources()}
 
 
 class Store:
@@ -119,11 +94,12 @@ class Store:
 
     def made_with(self, row: Row) -> str:
         """What a row holds for, as one string: sources, versions and, for our GPU kernels, tuned block sizes."""
-        parts = [sources(), *(f"{name} {version}" for name, version in versions().items())]
+        versions = self._environment["versions"].items()
+        held = [self._environment["sources"], *(f"{name} {version}" for name, version in versions)]
         if row.implementation == "mosaic":
             path = OPERATORS / row.case.operator / "tuning" / f"{slug(self.device)}.json"
-            parts.append(hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none")
-        return " ".join(filter(None, [*parts, self.extra.get(row.implementation)]))
+            held.append(hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none")
+        return " ".join(filter(None, [*held, self.extra.get(row.implementation)]))
 
     def holds(self, row: Row) -> bool:
         """Whether the file has this row and what made it is what would make it now."""

@@ -54,7 +54,8 @@ class Subject:
     @property
     def lengths(self) -> np.ndarray:
         """Rows of each example that is computed, int32."""
-        return self.problem.host_lengths if self.padded is None else self.problem.host_lengths[self.padded]
+        lengths = self.problem.case.lengths()
+        return lengths if self.padded is None else lengths[self.padded]
 
     def error_ratios(self, pass_: str, result: Any, truth: dict[str, Any]) -> list[float]:
         """Errors of a result in units of plain bf16's; `truth` is that of `unfused.truth`."""
@@ -73,7 +74,9 @@ def on_packed(problem: Problem, function: Callable) -> Subject:
     return Subject(function, problem.operands, problem.offsets, problem.cotangent, problem)
 
 
-def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multiple: int = 8) -> Subject:
+def on_padded(
+    problem: Problem, function: Callable, arrays_of_scores: int, *, multiple: int = 8, note: str = "", same: bool = True
+) -> Subject:
     """A subject that takes padded arrays, made beforehand, of as many examples as fit.
 
     Args:
@@ -81,19 +84,23 @@ def on_padded(problem: Problem, function: Callable, arrays_of_scores: int, multi
       function: ``(q, k, v, lengths) -> out`` on padded arrays.
       arrays_of_scores: arrays with an entry for each pair of padded rows that it holds at once.
       multiple: of which the padded length is one.
+      note: what must be known of the function; what padding does is added.
+      same: whether it computes the operator of the case.
     """
     case = problem.case
-    rows = -(-int(problem.host_lengths.max()) // multiple) * multiple
+    every, compared = case.lengths(), case.compared()
+    rows = -(-int(every.max()) // multiple) * multiple
     batch, room = case.batch, 0.55 * device_bytes()
     while batch and arrays_of_scores * unfused.scores_bytes(case, batch, rows) > room:
         batch //= 2
     # The compared examples come first, so they are among those that fit.
-    if batch < len(problem.subset):
-        raise CannotRun(f"the scores of {len(problem.subset)} examples do not fit in {room / 1e9:.0f} GB")
-    others = np.setdiff1d(np.arange(case.batch), problem.subset)
-    examples = np.concatenate([problem.subset, others[: batch - len(problem.subset)]]).astype(np.int64)
+    if batch < len(compared):
+        raise CannotRun(f"the scores of {len(compared)} examples do not fit in {room / 1e9:.0f} GB")
+    others = np.setdiff1d(np.arange(case.batch), compared)
+    examples = np.concatenate([compared, others[: batch - len(compared)]]).astype(np.int64)
     operands, cotangent, lengths = unfused.padded(problem, examples, rows)
-    note = "padded to the longest" if (problem.host_lengths != rows).any() else ""
+    notes = [note, "padded to the longest" if (every != rows).any() else ""]
     if batch < case.batch:
-        note = "; ".join(filter(None, [note, f"{batch} of {case.batch} examples, the scores of more do not fit"]))
-    return Subject(function, operands, (lengths,), cotangent, problem, examples, note)
+        notes.append(f"{batch} of {case.batch} examples, the scores of more do not fit")
+    note = "; ".join(filter(None, notes))
+    return Subject(function, operands, (lengths,), cotangent, problem, examples, note, same)

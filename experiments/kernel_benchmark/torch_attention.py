@@ -20,7 +20,7 @@ import numpy as np
 from experiments.kernel_benchmark import meta_triton
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row
-from experiments.kernel_benchmark.worker import Report, reason
+from experiments.kernel_benchmark.worker import Message, reason
 
 BLOCK = 128
 """Rows of a tile of the block mask, on both sides."""
@@ -135,7 +135,7 @@ class Padded:
 
     note = "padded to the longest; the window as a mask, does not skip"
 
-    def __init__(self, torch, case, operands, cotangent, *, compiled: bool = True, differentiable: bool = True):
+    def __init__(self, torch, case, operands, cotangent):
         self.torch, self.case = torch, case
         lengths = torch.tensor(case.lengths(), device=operands[0].device, dtype=torch.int64)
         self.rows = -(-int(lengths.max()) // 8) * 8
@@ -150,7 +150,7 @@ class Padded:
             self.mask = self.mask | (offset == 0)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
         q = operands[0] if case.seeds else self._pad(operands[0])
-        self.leaves = [x.detach().requires_grad_(differentiable) for x in (q, *map(self._pad, operands[1:]))]
+        self.leaves = [x.detach().requires_grad_() for x in (q, *map(self._pad, operands[1:]))]
         if case.seeds:
             cotangent = cotangent.reshape(len(self.starts), case.seeds, *cotangent.shape[1:]).transpose(1, 2)
         else:
@@ -233,10 +233,10 @@ def inputs(torch, case: Case, device: str) -> tuple[list[Any], Any]:
     return operands, cotangent
 
 
-def time_passes(torch, do_bench, kernel, operands, cotangent, rows: list[Row]) -> Iterator[Report]:
+def time_passes(torch, do_bench, kernel, operands, cotangent, rows: list[Row]) -> Iterator[Message]:
     """Times a kernel, which is a `Flex`, a `Padded` or a `meta_triton.Kernel`; `rows` are passes of one case."""
     for row in rows:
-        yield Report((row,))
+        yield Message((row,))
         try:
             call = lambda: [kernel()]  # noqa: E731
             if row.pass_ == "backward":
@@ -245,12 +245,12 @@ def time_passes(torch, do_bench, kernel, operands, cotangent, rows: list[Row]) -
             ratios = error_ratios(torch, row.case, kernel, operands, cotangent, list(call()))
             seconds = do_bench(call, warmup=25, rep=100, return_mode="median") / 1e3
         except Exception as error:  # the reason of this row, and no reason to lose the others
-            yield Report((row,), {"cannot_run": reason(error)})
+            yield Message((row,), {"cannot_run": reason(error)})
             check_device(torch)
             continue
         note = f"torch {torch.__version__}, {kernel.note}; own process"
         known = {} if ratios else {"no_error_ratio": "the scores of an example do not fit in float32"}
-        yield Report((row,), {"seconds": seconds, "error_ratios": ratios, "note": note} | known)
+        yield Message((row,), {"seconds": seconds, "error_ratios": ratios, "note": note} | known)
 
 
 def check_device(torch) -> None:
@@ -259,7 +259,7 @@ def check_device(torch) -> None:
         torch.cuda.synchronize()
 
 
-def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
+def measure(rows: list[Row], library: Path | None) -> Iterator[Message]:
     """Job: times rows of `NAMES` on a CUDA device; `library` is Meta's checkout."""
     try:
         torch = importlib.import_module("torch")
@@ -267,11 +267,11 @@ def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
             raise RuntimeError("torch sees no CUDA device")
         do_bench = importlib.import_module("triton.testing").do_bench
     except Exception as error:  # nothing of it runs here, and every row says so
-        yield Report(tuple(rows), {"cannot_run": reason(error)})
+        yield Message(tuple(rows), {"cannot_run": reason(error)})
         return
     for case, name in dict.fromkeys((row.case, row.implementation) for row in rows):
         same = [row for row in rows if (row.case, row.implementation) == (case, name)]
-        yield Report(tuple(same))
+        yield Message(tuple(same))
         try:
             operands, cotangent = inputs(torch, case, "cuda")
             if name == META and library is not None:
@@ -279,7 +279,7 @@ def measure(rows: list[Row], library: Path | None) -> Iterator[Report]:
             else:
                 kernel = {"flex": Flex, "sdpa": Padded}[name](torch, case, operands, cotangent)
         except Exception as error:
-            yield Report(tuple(same), {"cannot_run": reason(error)})
+            yield Message(tuple(same), {"cannot_run": reason(error)})
             check_device(torch)
             continue
         yield from time_passes(torch, do_bench, kernel, operands, cotangent, same)

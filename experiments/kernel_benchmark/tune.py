@@ -22,52 +22,34 @@ from tqdm import tqdm
 
 from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
-from experiments.kernel_benchmark.implementations import options
+from experiments.kernel_benchmark.implementations import APIS, options
 from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
 from experiments.kernel_benchmark.subjects import Subject, on_packed
-from experiments.kernel_benchmark.worker import CannotRun, Report, Worker, collect, reason
+from experiments.kernel_benchmark.worker import CannotRun, Message, Worker, collect, reason
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
 from pallas_kernels.mosaic.config import CONFIGS, Config
 from pallas_kernels.mosaic.tuning import Key
-from pallas_kernels.operators.gdpa import mosaic as gdpa_mosaic
-from pallas_kernels.operators.seed_attention import mosaic as seed_mosaic
-from pallas_kernels.operators.window_attention import mosaic as window_mosaic
-
-
-def _window(window: tuple[int, int], batch: int = 256, length: int = 1024, sparsity: float = 0.5, **fields) -> Case:
-    return Case("tune", batch, length, sparsity, window=window, activation="softmax", **fields)
-
-
-def _seeds(seeds: int, **fields) -> Case:
-    return Case("tune", 512, 1000, 0.5, seeds=seeds, activation="softmax", **fields)
-
 
 WHOLE = (10**9, 10**9)
 """A window as wide as any rows: full attention."""
 SHAPES = (
     Case("tune", 512, 1024, 0.5, keys=256),
     Case("tune", 256, 1024, 0.5),
-    _window((100, 100)),
-    _seeds(64),
+    Case("tune", 256, 1024, 0.5, window=(100, 100)),
+    Case("tune", 512, 1000, 0.5, seeds=64),
     Case("tune", 512, 1024, 0.5, keys=128),
-    _window((50, 50)),
-    _window((128, 128), 8, 4096, 1.0, heads=16),
-    _window((1024, 0), 8, 4096, 1.0, heads=16),
-    _window(WHOLE, 64, 1024),
-    _seeds(32),
-    _seeds(256),
-    Case("tune", 512, 1024, 0.5, keys=256, dim=64),
-    Case("tune", 512, 1024, 0.5, keys=256, dim=32),
-    Case("tune", 512, 1024, 0.5, keys=256, activation="relu"),
-    Case("tune", 512, 1024, 0.5, keys=256, dim=64, activation="relu"),
-    Case("tune", 512, 1024, 0.5, keys=256, dim=32, activation="relu"),
-    *(_window((100, 100), dim=dim) for dim in (64, 32)),
-    *(_seeds(64, dim=dim) for dim in (64, 32)),
+    Case("tune", 256, 1024, 0.5, window=(50, 50)),
+    *(Case("tune", 8, 4096, 1.0, window=window, heads=16) for window in ((128, 128), (1024, 0))),
+    Case("tune", 64, 1024, 0.5, window=WHOLE),
+    *(Case("tune", 512, 1000, 0.5, seeds=seeds) for seeds in (32, 256)),
+    *(Case("tune", 512, 1024, 0.5, keys=256, dim=dim) for dim in (64, 32)),
+    *(Case("tune", 512, 1024, 0.5, keys=256, dim=dim, activation="relu") for dim in (128, 64, 32)),
+    *(Case("tune", 256, 1024, 0.5, window=(100, 100), dim=dim) for dim in (64, 32)),
+    *(Case("tune", 512, 1000, 0.5, seeds=64, dim=dim) for dim in (64, 32)),
 )
 """One for each kind, the most important first; large enough to fill a chip, small enough to make quickly."""
-MOSAIC = {"gdpa": gdpa_mosaic, "seed_attention": seed_mosaic, "window_attention": window_mosaic}
 FIRST = 4
 """Of these, how many get three candidates for each one of the others."""
 MOST = 24
@@ -94,7 +76,8 @@ def kind(operator: str, key: Key) -> str:
 def build_mosaic(problem: cases.Problem, configs: dict[str, Config]) -> Subject:
     """The Mosaic kernels of the problem's operator with the given block sizes."""
     case = problem.case
-    function = functools.partial(getattr(MOSAIC[case.operator], case.operator), **options(case), configs=configs)
+    mosaic = next(one.function for one in APIS[case.operator].IMPLEMENTATIONS if one.name == "mosaic")
+    function = functools.partial(mosaic, **options(case), configs=configs)
     own_keys = case.operator == "gdpa" and case.keys is None
     return on_packed(problem, lambda q, k, v, *rows: function(q, k, v, *rows, *(rows if own_keys else ())))
 
@@ -111,7 +94,7 @@ _best_calls: dict[str, dict[Config, functools.partial]] = {}
 
 def time_candidate(
     candidate: tuple[Case, Key, Config], best: dict[str, Any] | None, generation: str, rounds: int, build: Build
-) -> Iterator[Report]:
+) -> Iterator[Message]:
     """Job: times a candidate in turn with the best so far.
 
     Args:
@@ -146,9 +129,9 @@ def time_candidate(
             winner = config if relative < best["relative"] else winner
         _best_calls[name] = {winner: calls[winner]}
         found = {"seconds": times[config].median, "relative": relative, "error_ratios": ratios}
-        yield Report((candidate,), found | {"first_call_s": first.first})
+        yield Message((candidate,), found | {"first_call_s": first.first})
     except Exception as error:  # the reason of this candidate, and no reason to lose the others
-        yield Report((candidate,), {"cannot_run": reason(error)})
+        yield Message((candidate,), {"cannot_run": reason(error)})
         check_device()
 
 
@@ -164,6 +147,7 @@ class Tuner:
       build: a function of a module that makes the calls of a problem for block sizes.
       shapes: what to tune.
       rounds: rounds of the clock.
+      kinds: operator and key of each kind of the shapes.
     """
 
     path: Path
@@ -176,6 +160,7 @@ class Tuner:
 
     def __post_init__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.kinds = [(x.operator, key_of(x, pass_)) for x, pass_ in itertools.product(self.shapes, tuning.PASSES)]
         # The device's own tuning files are no source here, but the kernels are: a changed kernel is tuned anew.
         self.state: dict[str, Any] = {"device": self.device, "sources": store.sources(), "measured": {}}
         if self.path.exists():
@@ -203,11 +188,6 @@ class Tuner:
         right = [entry for entry in self.measured(operator, key) if "relative" in entry]
         return min(right, key=lambda entry: entry["relative"], default=None)
 
-    def kinds(self) -> Iterator[tuple[str, Key]]:
-        """Operator and key of each kind."""
-        for case, pass_ in itertools.product(self.shapes, tuning.PASSES):
-            yield case.operator, key_of(case, pass_)
-
     def measure(self, case: Case, key: Key, config: Config, worker: Worker) -> None:
         """Times a candidate in turn with the best so far, and writes what came out."""
         entry, best = {"config": dataclasses.asdict(config)}, self.best(case.operator, key)
@@ -223,7 +203,7 @@ class Tuner:
         """Writes the measurements, and the best of each kind where the kernels read them."""
         write_atomic(self.path, json.dumps(self.state, indent=1) + "\n")
         entries: dict[str, list[dict[str, Any]]] = {}
-        for operator, key in self.kinds():
+        for operator, key in self.kinds:
             best = self.best(operator, key)
             if best is not None:
                 entry = dict(zip(("pass", "dim", "keys", "activation", "dtype"), dataclasses.astuple(key), strict=True))
@@ -241,7 +221,7 @@ class Tuner:
     def table(self) -> str:
         """The best of each kind for a person."""
         lines = [f"{'kind':<62} {'ms':>8} {'default':>8}  measured  best"]
-        for operator, key in self.kinds():
+        for operator, key in self.kinds:
             name, best, known = kind(operator, key), self.best(operator, key), self.measured(operator, key)
             failed = sum("cannot_run" in entry for entry in known)
             counted = f"{len(known):>3}" + (f", {failed} of them cannot run" if failed else "")
@@ -285,6 +265,6 @@ def run(device: str, worker: Worker, path: Path, deadline: float, *, rounds: int
             bar.set_description(kind(case.operator, key))
             tuner.measure(case, key, config, worker)
     print(tuner.table())
-    print(f"measured: {path}; block sizes: pallas_kernels/<operator>/tuning")
+    print(f"measured: {path}; block sizes: pallas_kernels/operators/<operator>/tuning")
     print(f"{len(tuner.plan())} candidates are left for another run")
-    return 0 if any(tuner.best(operator, key) for operator, key in tuner.kinds()) else 1
+    return 0 if any(tuner.best(operator, key) for operator, key in tuner.kinds) else 1

@@ -53,7 +53,7 @@ def pad(values: jax.Array, splits: np.ndarray, lengths: np.ndarray, rows: int) -
 
 def padded(problem: Problem, examples: np.ndarray, rows: int) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     """Operands, cotangent and lengths of some examples of a problem, padded to `rows`."""
-    lengths, splits = problem.host_lengths[examples], problem.host_splits[:-1][examples]
+    lengths, splits = problem.case.lengths()[examples], problem.host_splits[:-1][examples]
 
     def take(array, packed):
         if packed:
@@ -76,7 +76,7 @@ MOST_SCORES = 2**31
 
 
 def truth(problem: Problem) -> dict[str, dict[str, list[np.ndarray]]] | None:
-    """What the examples of `problem.subset` should give, and what plain bf16 gives.
+    """What the compared examples should give, and what plain bf16 gives.
 
     Returns:
       ``{"float32" | "bfloat16": {"forward": ..., "backward": ...}}``, each pass as `pick` gives it; None for sequences
@@ -84,7 +84,7 @@ def truth(problem: Problem) -> dict[str, dict[str, list[np.ndarray]]] | None:
     """
     case = problem.case
     rows = TRUTH_ROWS if case.operator == "gdpa" and case.max_length > 64 else -(-case.max_length // 8) * 8
-    examples = np.array(problem.subset)
+    examples = np.array(case.compared())
     if scores_bytes(case, len(examples), rows) > MOST_SCORES:
         return None
     operands, cotangent, lengths = padded(problem, examples, rows)
@@ -113,15 +113,15 @@ def pick(problem: Problem, pass_: str, result, examples: np.ndarray | None = Non
     """The rows of the compared examples in each result of a pass, float32 ``[rows, heads, dim]``.
 
     Args:
-      problem: says which are compared.
+      problem: its case says which are compared.
       pass_: "forward" or "backward".
       result: the output, or gradients of q, k, v.
       examples: None for results as `problem.packed` says; else those are padded and of these examples, which hold the
         compared ones.
     """
     results, packed = ([result], problem.packed[3:]) if pass_ == "forward" else (result, problem.packed[:3])
-    subset = list(problem.subset)
-    lengths = problem.host_lengths[subset]
+    subset = list(problem.case.compared())
+    lengths = problem.case.lengths()[subset]
     if examples is None:
         rows = np.concatenate(
             [start + np.arange(n) for start, n in zip(problem.host_splits[subset], lengths, strict=True)]

@@ -1,8 +1,8 @@
 """A process that measures one thing after another, and may crash, hang or lose the device without harm to the results.
 
-A job is a generator function of a module. It runs in the worker, and what it yields, each a `Report`, comes back over a
-pipe. A worker that ends, or says nothing for too long, is replaced by a new one, which opens the device anew; whatever
-it was at then gets the reason for a result, and the job goes on with the rest.
+A job is a generator function of a module. It runs in the worker, and its messages come back over a pipe. A worker that
+ends, or says nothing for too long, is replaced by a new one, which opens the device anew; whatever it was at then gets
+the reason for a result, and the job goes on with the rest.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class OutOfTime(Exception):
     """The budget is spent."""
 
 
-class Report(NamedTuple):
+class Message(NamedTuple):
     """What a job says of some of its items.
 
     Attributes:
@@ -59,8 +59,8 @@ def _serve(pipe: Connection) -> None:
             job, arguments = pipe.recv()
             pipe.send(None)  # what the job needs is imported
             try:
-                for report in job(*arguments):
-                    pipe.send(report)
+                for message in job(*arguments):
+                    pipe.send(message)
                 pipe.send(None)
             except Exception as error:
                 pipe.send(Lost(reason(error)))
@@ -71,7 +71,7 @@ class Worker:
     """One process for jobs, started by the first of them and anew after each end.
 
     Args:
-      limit_s: seconds that may pass between two reports.
+      limit_s: seconds that may pass between two messages.
     """
 
     def __init__(self, limit_s: float):
@@ -131,7 +131,7 @@ class Worker:
 
 def collect(
     items: Iterable[Any],
-    ask: Callable[[list[Any]], Iterator[Report]],
+    ask: Callable[[list[Any]], Iterator[Message]],
     put: Callable[[Any, dict[str, Any]], None],
     deadline: float = float("inf"),
 ) -> None:
@@ -148,7 +148,7 @@ def collect(
     """
     left = list(items)
     while left and time.monotonic() <= deadline:
-        running = tuple(left)  # before its first report a job is at all of them
+        running = tuple(left)  # before its first message a job is at all of them
         try:
             for items, result, begins in ask(left):
                 running = items if result is None else ()

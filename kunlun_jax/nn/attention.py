@@ -1,4 +1,4 @@
-"""WindowAttention: each event looks at its neighbours in the same history.
+"""WindowAttention: each event attends to its neighbours in the same history.
 
     S' = S + W_o softmax(R q_t . R k_{t-w..t+w} / sqrt(d_h)) v,   q, k, v = W Norm(S),   R = ROTE
 
@@ -47,9 +47,9 @@ class WindowAttention(nnx.Module):
     ):
         if dim % (2 * heads):
             raise ValueError(
-                f"dim is {dim} and heads {heads}; ROTE turns pairs of channels, so a head needs an even whole width"
+                f"dim is {dim} and heads {heads}; ROTE rotates pairs of channels, so heads must have even width"
             )
-        # Norms compute in float32 where the rest computes in bfloat16.
+        # Norms compute in float32 even where the rest is bfloat16.
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
@@ -57,17 +57,17 @@ class WindowAttention(nnx.Module):
         self.implementation = implementation
 
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
-        """Turned queries and keys, and values, each ``[rows, heads, head_dim]``."""
+        """Rotated queries and keys, and values, each ``[rows, heads, head_dim]``."""
         qk, v = jnp.split(self.qkv(self.norm(events.values)), [2 * self.dim], axis=-1)
         positions = events.positions()
         tau = event_times(age, positions, self.rote)
-        # Queries and keys turn alike, as the heads of one array.
+        # Queries and keys are rotated alike, as the heads of one array.
         qk, v = (rearrange(x, "rows (heads dim) -> rows heads dim", dim=self.dim // self.heads) for x in (qk, v))
         q, k = jnp.split(rotate(qk, positions, tau, self.rote), 2, axis=1)
         return q, k, v
 
     def __call__(self, events: Jagged, age: Float[Array, " rows"]) -> Float[Array, "rows dim"]:
-        """S' of the events, whose ages are in seconds; rows that hold no event get something finite."""
+        """S' of the events, whose ages are in seconds; rows that hold no event get finite values."""
         q, k, v = self.queries_keys_values(events, age)
         o = window_attention(
             q,

@@ -4,9 +4,9 @@
     o_i  = sum_j A_ij v_j
 
 The fused kernels have neither a bias nor a causal mask for this function, so plain XLA runs here: a loop over the pairs
-of a query tile and a key tile of one example, the key tile not newer, by the schedule of `pallas_kernels.xla.tiles`.
-Time follows the number of pairs, memory is that of the operands in tiles and one chunk of scores; nothing is padded to
-the longest. The backward pass recomputes the scores.
+of a query tile and a key tile of one example, the key tile no newer, by the schedule of `pallas_kernels.xla.tiles`.
+Time follows the number of pairs; memory holds the operands in tiles and one chunk of scores; nothing is padded to the
+longest. The backward pass recomputes the scores.
 
 Source: HSTU, arXiv 2402.17152 (P); the buckets are those of its published code (M): floor(ln(max(1, gap)) / 0.301).
 """
@@ -23,7 +23,7 @@ from pallas_kernels.dispatch import accumulator, vary_alike, vary_like
 from pallas_kernels.xla import pairs, tiles
 
 BUCKET_WIDTH = 0.301
-"""Of a bucket in the natural logarithm of a gap in seconds."""
+"""Width of a bucket, in the natural logarithm of a gap in seconds."""
 
 
 def causal_pointwise(
@@ -38,15 +38,15 @@ def causal_pointwise(
     *,
     scale: float,
 ) -> Float[Array, "rows heads dim"]:
-    """O of each row, zeros where there is none; differentiable once in q, k, v and the two biases.
+    """The o of each row, zero where there is no event; differentiable once in q, k, v and the two biases.
 
     Args:
       q: queries, packed as in `pallas_kernels.jagged`; rows without an event may hold anything.
       k: keys, packed likewise, dtype of q.
       v: values, likewise.
-      age: seconds, falling along each example; the gap of two rows is the difference.
-      position_bias: float, by i - j; the last one holds for all that is farther.
-      time_bias: float, by the bucket of the gap; the last one holds for all that is longer. Heads share both (M).
+      age: seconds, decreasing along each example; the gap between two rows is the difference.
+      position_bias: float, by i - j; the last one serves all greater distances.
+      time_bias: float, by the bucket of the gap; the last one serves all longer gaps. Heads share both (M).
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
       scale: 1 / n.
@@ -56,13 +56,13 @@ def causal_pointwise(
 
 
 def time_bucket(gap: Float[Array, "..."], buckets: int) -> Int[Array, "..."]:
-    """Bucket of a gap in seconds, 0 up to a second, at most ``buckets - 1``."""
+    """Bucket of a gap in seconds: 0 up to one second, at most ``buckets - 1``."""
     bucket = jnp.floor(jnp.log(jnp.maximum(gap, 1.0)) / BUCKET_WIDTH).astype(jnp.int32)
     return jnp.minimum(bucket, buckets - 1)
 
 
 class _Plan(NamedTuple):
-    """The tiles and their pairs: tile number i of an example meets the tiles 0 .. i of it.
+    """The tiles and their pairs: tile i of an example meets its tiles 0 .. i.
 
     Attributes:
       tiles: of queries and keys alike.
@@ -78,7 +78,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(q, row_splits, lengths) -> tuple[int, int, _Plan]:
-    """Rows of a tile, pairs of a step, and the pairs."""
+    """Rows per tile, pairs per step, and the pairs."""
     rows, heads, _ = q.shape
     size = tiles.tile_rows(rows, lengths.shape[0])
     chunk = tiles.chunk_tiles(heads * size * size)
@@ -106,7 +106,7 @@ def _pairs_of(plan: _Plan, step, size: int, chunk: int, reached):
 
 
 def _bias_index(ages, tile, key_tile, distance, position_bias, time_bias):
-    """Where the biases of each pair of rows stand in their tables."""
+    """Where to find the biases of each pair of rows in their tables."""
     newer, older = (tiles.take(ages, x)[:, 0, :, 0] for x in (tile, key_tile))
     bucket = time_bucket(older[:, None, :] - newer[:, :, None], time_bias.shape[0])
     return jnp.clip(distance, 0, position_bias.shape[0] - 1), bucket

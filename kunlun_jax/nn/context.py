@@ -1,10 +1,10 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to the summary that personalizes the FFN.
 
-    X^1   = [W (x_dense - mean) / std | one embedding token a categorical feature | a mean token a multi-valued feature]
-    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top of it
+    X^1   = [W (x_dense - mean) / std | one embedding token per categorical feature | a mean token per multi-valued one]
+    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top
 
 Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels; its residual, standardized dense
-features and the number of events of each type beside them are ours (O).
+features and the number of events of each type as further ones are ours (O).
 """
 
 import jax
@@ -27,12 +27,12 @@ class ContextTokens(nnx.Module):
     """The non-sequence features of a batch as tokens ``[batch, tokens, dim]``.
 
     Args:
-      schema: says which features there are.
-      embedding_dim: width of the tables; unless it is `dim`, each feature has a linear map of its own to `dim`.
+      schema: which features there are.
+      embedding_dim: width of the tables; if not `dim`, each feature has its own linear map to `dim`.
       dense_tokens: tokens that the dense features make together (InterFormer: one).
-      dense_moments: mean and standard deviation of each dense feature, which are taken out of it; None takes
+      dense_moments: mean and standard deviation of each dense feature, by which it is standardized; None leaves
         features as they are.
-      lengths: event types whose number of events is a dense feature: pooling by softmax tells shares, not counts.
+      lengths: event types whose number of events is a dense feature: softmax pooling knows shares, not counts.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ContextTokens(nnx.Module):
         self.moments = dense_moments or Moments((0.0,) * dense, (1.0,) * dense)
         if not len(self.moments.mean) == len(self.moments.std) == dense or not all(s > 0 for s in self.moments.std):
             raise ValueError(
-                f"dense_moments is {dense_moments}; it must hold a mean and a positive std of {dense} features"
+                f"dense_moments is {dense_moments}; it must hold a mean and a positive std for each of {dense} features"
             )
         self.embedded = len(schema.categorical) + len(schema.multi_valued)
         inputs = dense + len(lengths)
@@ -76,7 +76,7 @@ class ContextTokens(nnx.Module):
             x = jnp.einsum("bne,ned->bnd", x, self.project[...].astype(self.dtype))
         if self.dense is None:
             return x
-        # In the batch's float32: a bfloat16 has 8 bits for a feature of mean 1000 and deviation 1.
+        # In the batch's float32: bfloat16 has only 8 bits for a feature of mean 1000 and deviation 1.
         mean, std = (np.asarray([x], batch.dense.dtype) for x in (self.moments.mean, self.moments.std))
         counts = [unit_length(batch.events[name].lengths, batch.dense.dtype)[:, None] for name in self.lengths]
         dense = self.dense(jnp.concatenate([(batch.dense - mean) / std, *counts], axis=1).astype(self.dtype))
@@ -90,7 +90,7 @@ class ContextTokens(nnx.Module):
 
 
 def unit_length(lengths: Int[Array | np.ndarray, " batch"], dtype) -> Float[Array, " batch"]:
-    """(log(1 + n) - 3) / 2 of histories of n events: about -1.5 for none and 2 for a thousand."""
+    """(log(1 + n) - 3) / 2 for histories of n events: about -1.5 for none and 2 for a thousand."""
     return (jnp.log1p(jnp.asarray(lengths, dtype)) - 3.0) / 2.0
 
 
@@ -102,7 +102,7 @@ def mean_by_example(feature, values: Float[Array, "rows dim"]) -> Float[Array, "
 
 
 class WeightGeneration(nnx.Module):
-    """X_sum: `tokens_out` summary tokens of all context tokens.
+    """X_sum: `tokens_out` tokens that summarize all context tokens.
 
     Args:
       tokens_in, tokens_out: n and n_sum.

@@ -1,7 +1,7 @@
 """Interactions of feature vectors: dot products of tokens, and the cross network.
 
 dot:    <x_i, x_j> for i < j                                     DLRM, arXiv 1906.00091 (P)
-cross:  x' = x_0 * (W x + b) + x,   W full, or U V of a rank     DCNv2, arXiv 2008.13535 (P)
+cross:  x' = x_0 * (W x + b) + x,   W full, or U V of low rank   DCNv2, arXiv 2008.13535 (P)
 DHEN:   dot and cross side by side                               InterFormer (P)
 """
 
@@ -22,12 +22,12 @@ def dot_products(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch pai
 
 
 def pairs_of(tokens: int) -> int:
-    """How many pairs of tokens there are."""
+    """Number of pairs of tokens."""
     return tokens * (tokens - 1) // 2
 
 
 def dot_flops(tokens: int, dim: int) -> int:
-    """Forward FLOPs of `dot_products` per example: of all ``tokens x tokens`` products, which one product makes."""
+    """Forward FLOPs of `dot_products` per example: all ``tokens x tokens`` products, as it computes."""
     return 2 * tokens * tokens * dim
 
 
@@ -36,8 +36,8 @@ class CrossNetwork(nnx.Module):
 
     Args:
       dim: channels of x_0.
-      layers: of them.
-      rank: of the maps, as U V with U ``[dim, rank]``; 0 is the full matrix.
+      layers: how many.
+      rank: of the maps, as U V with U ``[dim, rank]``; 0 for full matrices.
     """
 
     def __init__(self, dim: int, *, layers: int, rank: int, dtype, rngs: nnx.Rngs):

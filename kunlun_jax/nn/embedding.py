@@ -1,8 +1,8 @@
-"""Embedding tables that a step touches by rows.
+"""Embedding tables, of which a step touches only the rows it reads.
 
-A table may hold 5e7 rows, a batch reads some thousands of them. So the gradient is taken with respect to the rows that
-were read, never to the table: `touch` finds them, `gather_rows` reads them, `embed` spreads them over the features, and
-the optimizer (`kunlun_jax.training.optimizer`) writes them back. Nothing on that way is as large as the table.
+A table may hold 5e7 rows; a batch reads a few thousand of them. So the gradient is taken with respect to the rows
+that were read, never to the table: `touch` finds them, `gather_rows` reads them, `embed` spreads them over features,
+and the optimizer (`kunlun_jax.training.optimizer`) writes them back. Nothing along the way is as large as the table.
 
 Source: InterFormer (P) for embedding tokens; updating touched rows is our own (O).
 """
@@ -17,7 +17,7 @@ from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.init import normal
 
-INIT_BLOCK = 1 << 20  # rows of a new table that are made at a time
+INIT_BLOCK = 1 << 20  # rows of a new table made at a time
 
 
 @pytree_dataclass
@@ -25,7 +25,7 @@ class Touched:
     """The rows of one table that a batch reads.
 
     Attributes:
-      rows: ``[touched]`` int32, ascending and unique; filled with the table's row count, which no update reaches.
+      rows: ``[touched]`` int32, ascending and unique; padded with the table's row count, which no update reaches.
       slots: feature -> int32, shaped as the feature's ids: where in `rows` each id stands.
     """
 
@@ -125,14 +125,14 @@ def init_tables(schema: Schema, dim: int, *, scale: float, key: jax.Array) -> di
 def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "rows dim"]:
     """Normal numbers of standard deviation `scale`; a large table is made block by block.
 
-    Made at once, random numbers need three times their own memory beside it, and a table may fill half the machine.
+    Made all at once, random numbers need three times their own memory on top, and a table may fill half the machine.
     """
     if rows <= INIT_BLOCK:
         return scale * normal(key, (rows, dim), jnp.float32)
 
     def write(block: jax.Array, table: jax.Array) -> jax.Array:
         new = scale * normal(jax.random.fold_in(key, block), (INIT_BLOCK, dim), jnp.float32)
-        # The last block ends with the table, over a part of the one before.
+        # The last block ends where the table does and overlaps the one before.
         start = jnp.minimum(block * INIT_BLOCK, rows - INIT_BLOCK)
         return jax.lax.dynamic_update_slice_in_dim(table, new, start, axis=0)
 
@@ -143,13 +143,13 @@ def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "
 def gather_rows(
     tables: dict[str, Float[Array, "_ dim"]], touched: dict[str, Touched]
 ) -> dict[str, Float[Array, "_ dim"]]:
-    """The touched rows of each table, ``[touched, dim]``; fill past the end repeats the last row."""
+    """The touched rows of each table, ``[touched, dim]``; padding past the end repeats the last row."""
     return {
         name: tables[name].at[found.rows].get(mode="clip", indices_are_sorted=True) for name, found in touched.items()
     }
 
 
 def lookup(schema: Schema, batch: Batch, tables: dict[str, Float[Array, "_ dim"]]) -> Embedded:
-    """Embeddings of a batch, straight from the tables: what evaluation needs."""
+    """Embeddings of a batch, straight from the tables, as evaluation needs them."""
     touched = touch(schema, batch)
     return embed(schema, batch, touched, gather_rows(tables, touched))

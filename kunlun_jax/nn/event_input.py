@@ -5,9 +5,9 @@
     tied:      ... + m^-1/2 sum_f e_f P_f        Source: O
 
 S are the embeddings of an event's fields side by side, its dense fields, and the logarithms of its age and of how many
-events are newer, so that pooling, which knows no order, can tell old from new (O; `age_feature` and `rank_feature` in
-the config). The tied path takes the m fields that share a table with a context feature through that feature's own map
-P_f to its token: so an event and the candidate meet in the same coordinates from the first step.
+events are newer, so that pooling, which ignores order, can tell old from new (O; `age_feature` and `rank_feature` in
+the config). The tied path sends the m fields that share a table with a context feature through that feature's own map
+P_f to its token, so an event and the candidate share coordinates from the first step.
 """
 
 import functools
@@ -31,7 +31,7 @@ def unit_age(age: Float[Array, " rows"]) -> Float[Array, " rows"]:
 
 
 def unit_rank(events: Jagged, dtype) -> Float[Array, " rows"]:
-    """(log(1 + n) - 3) / 2 of the n newer events of the same history: -1.5 for the newest, about 1.2 for n = 200."""
+    """(log(1 + n) - 3) / 2 for the n newer events of the same history: -1.5 for the newest, about 1.2 for n = 200."""
     ends = jnp.asarray(events.row_splits)[:-1] + jnp.asarray(events.lengths)
     ends = ends.at[events.example_ids()].get(mode="clip")
     newer = jnp.maximum(ends - 1 - jnp.arange(events.rows, dtype=jnp.int32), 0)
@@ -43,13 +43,13 @@ class EventInput(nnx.Module):
 
     Args:
       fields: categorical fields of an event, each embedded in `embedding_dim` channels.
-      dense: dense fields of an event, its rank among them if that is an input.
+      dense: dense fields of an event, including its rank if that is an input.
       dim: width d_e of the token.
       kind: "masknet" or "mlp".
       age: whether the logarithm of the age is an input.
       tied: (field, context feature) pairs that share a table: numbers of the field, and of the feature among those
         that `kunlun_jax.nn.context.ContextTokens` embeds.
-      mlp_start: what the kernel of the last layer starts at, times LeCun's.
+      mlp_start: initial scale of the last layer's kernel, relative to LeCun's.
     """
 
     def __init__(

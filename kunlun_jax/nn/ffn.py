@@ -7,7 +7,7 @@ Norms run over all heads * head_dim channels, without affine parameters, eps 1e-
 its norms from Meta's published kernels (M).
 
 PlainFFN is the same block with weights that all examples share, o = Act(q' W_1 + b_1) W_2 + b_2 + q': the ablation that
-takes the context out of it (O, for what stood there in the paper's is not known).
+takes the context out (O: what the paper's own ablation used instead is not known).
 """
 
 import numpy as np
@@ -64,7 +64,7 @@ class PersonalizedFFN(nnx.Module):
       tokens, context_dim: shape of X_sum.
       dim: d_e, divisible by `heads`.
       width: F, the personalized hidden width.
-      pre_scale, post_scale: the 1 / tau before or after the activation.
+      pre_scale, post_scale: 1 / tau, before or after the activation.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class PersonalizedFFN(nnx.Module):
         self.implementation = implementation
 
     def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens context"]) -> Float[Array, "rows dim"]:
-        """The events after the block, each example's by weights of its own X_sum."""
+        """The events after the block, each example's with weights from its own X_sum."""
         k, v = (
             rearrange(w(x_sum), "batch width (heads dim) -> batch width heads dim", heads=self.heads)
             for w in (self.keys, self.values)
@@ -126,9 +126,9 @@ class PlainFFN(nnx.Module):
 
     Args:
       dim: d_e.
-      width: hidden width; a width of F makes as many FLOPs an event as F personalized ones, weight generation aside.
+      width: hidden width; F costs as many FLOPs per event as F personalized units, weight generation aside.
       activation: of `pallas_kernels.activations`.
-      values_start: what W_2 starts at, times LeCun's.
+      values_start: initial scale of W_2, relative to LeCun's.
     """
 
     def __init__(self, dim: int, *, width: int, activation: str, values_start: float = 1.0, dtype, rngs: nnx.Rngs):
@@ -141,7 +141,7 @@ class PlainFFN(nnx.Module):
         self, events: Jagged, x_sum: Float[Array, "batch tokens context"] | None = None
     ) -> Float[Array, "rows dim"]:
         """The events after the block; `x_sum` is not read."""
-        # The norms take heads apart from channels and run over both.
+        # The norms expect an axis of heads besides the channels and run over both.
         normed = layer_norm(events.values[:, None, :])
         hidden = activation_by_name(self.activation).value(self.hidden(normed[:, 0, :]))
         return rms_norm(self.out(hidden)[:, None, :] + normed)[:, 0, :] + events.values

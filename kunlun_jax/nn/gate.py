@@ -2,8 +2,8 @@
 
     Gate(Z) = sigma(Z * MLP(Z)),   sigma in {sigmoid, tanh, identity}
 
-Source: InterFormer (P); the MLP is one linear map whose bias starts at one, so that a new gate is sigma(Z) but for its
-random weights (O).
+Source: InterFormer (P); the MLP is one linear map whose bias starts at one, so that a new gate is sigma(Z) except for
+its random weights (O).
 """
 
 import jax
@@ -20,7 +20,7 @@ class Gate(nnx.Module):
     """The gate over tokens of width `dim`.
 
     Args:
-      kind: name in `GATES`; a ValueError lists the names there are.
+      kind: name in `GATES`; a ValueError lists the valid ones.
     """
 
     def __init__(self, dim: int, *, kind: str, dtype, rngs: nnx.Rngs):

@@ -30,9 +30,9 @@ class HSTUBlock(nnx.Module):
 
     Args:
       dim: width of a row, and of each of U, V, Q and K; divisible by `heads`.
-      n: what the sum over keys is divided by, the longest sequence.
+      n: divisor of the sum over keys, the length of the longest sequence.
       biased: whether attention is causal and has the two biases.
-      positions, buckets: relative positions and buckets of time gaps that have a bias of their own.
+      positions, buckets: how many relative positions and buckets of time gaps have their own bias.
       dropout: rate.
     """
 
@@ -75,7 +75,7 @@ class HSTUBlock(nnx.Module):
         return events.values + self.out(self.dropout(gated, deterministic=dropout is None, rngs=dropout))
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
-        """Forward FLOPs of a batch of sequences of these lengths; of a causal pair of rows, not of those masked."""
+        """Forward FLOPs of a batch of sequences of these lengths; causal pairs of rows only, not masked ones."""
         projections = int(lengths.sum()) * (linear_flops(self.uvqk) + linear_flops(self.out))
         sizes = {"heads": self.heads, "dim": self.dim // self.heads}
         if self.position_bias is None:

@@ -1,13 +1,13 @@
-"""How parameters start. Numbers are jax.random's own, bit for bit, from few compiled programs.
+"""Initial parameters. The numbers are jax.random's own, bit for bit, from a few compiled programs.
 
-    near_identity:  W = eye + deviation R,   R standard normal by fan-in, cut or padded where the widths differ
+    near_identity:  W = eye + deviation R,   R normal, scaled by fan-in; cut or padded where the widths differ
 
-jax.random compiles a program for each shape, and on a CPU each takes half a second, so a model with forty shapes of
-parameters starts twenty seconds late. An entry of its counter-based generator depends on the key and the place alone:
-the first numbers of a longer draw are those of a shorter one.
+jax.random compiles a program for each shape, and on a CPU each takes half a second, so a model with forty parameter
+shapes starts twenty seconds late. A number from its counter-based generator depends only on the key and the position:
+a longer draw begins with the numbers of a shorter one.
 
-Source of near_identity: O. A random map in every place takes the embeddings of a candidate and of an event, which
-share a table, to unrelated coordinates, and no data set of ours is large enough to bring them back together (LOG.md).
+Source of near_identity: O. Random maps everywhere take the embeddings of a candidate and of an event, which share a
+table, to unrelated coordinates, and no data set of ours is large enough to bring them back together (LOG.md).
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 DRAWS = (2**16, 2**20)
-"""Lengths that are drawn; what is longer than the last is drawn as it is."""
+"""Lengths that are drawn; anything longer than the last is drawn at its own length."""
 _DEVIATION_CUT_AT_2 = 0.87962566103423978
 
 
@@ -44,7 +44,7 @@ def normal_of(deviation: float) -> Callable[..., jax.Array]:
 
 
 def scaled(scale: float) -> Callable[..., jax.Array]:
-    """LeCun's initializer of kernels ``[..., inputs, outputs]`` times `scale`, cut at two deviations."""
+    """LeCun's initializer for kernels ``[..., inputs, outputs]`` times `scale`, truncated at two deviations."""
 
     def init(key, shape: tuple[int, ...], dtype=jnp.float32, *_, **__) -> jax.Array:
         variance = jnp.array(scale**2 / shape[-2], dtype)
@@ -58,7 +58,7 @@ LECUN = scaled(1.0)
 
 
 def near_identity(deviation: float) -> Callable[..., jax.Array]:
-    """An initializer of kernels ``[..., inputs, outputs]``: eye plus `deviation` times normal numbers by fan-in."""
+    """Initializer for kernels ``[..., inputs, outputs]``: eye + ``deviation / sqrt(inputs)`` times normal numbers."""
 
     def init(key, shape: tuple[int, ...], dtype=jnp.float32, *_, **__) -> jax.Array:
         random = normal(key, shape, dtype) * (deviation * shape[-2] ** -0.5)
@@ -68,4 +68,4 @@ def near_identity(deviation: float) -> Callable[..., jax.Array]:
 
 
 Linear = functools.partial(nnx.Linear, kernel_init=LECUN)
-"""`flax.nnx.Linear`, whose kernel starts as it does there."""
+"""`flax.nnx.Linear`, initialized as it is there."""

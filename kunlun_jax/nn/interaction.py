@@ -6,8 +6,8 @@
              FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
     mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
 
-The parts are of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the context and every
-event type (O).
+The parts are a fixed partition of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the
+context and every event type (O).
 """
 
 import jax
@@ -28,7 +28,7 @@ class WukongExpert(nnx.Module):
       rank: k, columns of Y.
       hidden: widths of the hidden layers of the deep net after FM.
       unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
-        and the products of long tokens with themselves would leave nothing of a match between two short ones.
+        where the products of long tokens with themselves would drown a match between two short ones.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WukongExpert(nnx.Module):
     ):
         init = normal_of(tokens_in**-0.5)
         self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
-        # Norms compute in float32 where the rest computes in bfloat16.
+        # Norms compute in float32 even where the rest is bfloat16.
         norm_dtype = accumulator(jnp.dtype(dtype))
         self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
         self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
@@ -94,7 +94,7 @@ class WukongExpert(nnx.Module):
 
 
 def unit(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-    """Tokens scaled to length 1, computed in float32 or better; a token of zeros stays one."""
+    """Tokens scaled to length 1, computed in float32 or better; a token of zeros stays zero."""
     y = x.astype(accumulator(x.dtype))
     return (y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
@@ -109,7 +109,7 @@ class GlobalInteraction(nnx.Module):
 
     def __init__(self, tokens_in: int, dim: int, *, experts: int, fm_tokens: int, linear_tokens: int, **expert):
         if not 1 <= experts <= tokens_in:
-            raise ValueError(f"experts is {experts}; it must lie between 1 and the {tokens_in} tokens they share")
+            raise ValueError(f"experts is {experts}; it must be between 1 and the {tokens_in} tokens they share")
         self.experts = nnx.List(
             WukongExpert(
                 len(range(m, tokens_in, experts)), dim, fm_tokens=fm_tokens, linear_tokens=linear_tokens, **expert

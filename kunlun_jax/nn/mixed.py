@@ -4,13 +4,13 @@
     X' = Z + FFN(RMSNorm(Z)),      FFN(z)_i = W^2_i act(W^1_i z_i)
     W_i = W_S for every S-token (event),  W_{NS,j} for the NS-token (feature) j
 
-The NS-tokens stand after the S-tokens, so that each reads all events and the NS-tokens before it. Queries, and with
-them Z and X', are those of the newest S-tokens and of all NS-tokens alone (the pyramid); keys and values are of all.
+The NS-tokens come after the S-tokens, so that each reads all events and the NS-tokens before it. Queries, and with them
+Z and X', exist only for the newest S-tokens and all NS-tokens (the pyramid); keys and values exist for all.
 
 Source: OneTrans, arXiv 2510.26104 (P), sections 3.3 and 3.4; maps have no biases (P: the equations have none). W_o,
 which the paper leaves to "standard multi-head attention", is one for all tokens (r). Attention runs on
-`window_attention` with a window that is open to the older side alone. The operator has as many queries as keys, so
-those of the S-tokens that do not go on are zeros, whose rows nobody reads: `flops` does not count them.
+`window_attention` with a window open only to the older side. The operator takes as many queries as keys, so those of
+the S-tokens that do not go on are zeros, and nobody reads their outputs: `flops` does not count them.
 """
 
 import jax.numpy as jnp
@@ -30,10 +30,10 @@ from pallas_kernels.dispatch import accumulator
 
 
 class MixedLinear(nnx.Module):
-    """A linear map without bias that all events share, and one of its own for each of `tokens` feature tokens.
+    """A linear map without bias that all events share, and a separate one for each of `tokens` feature tokens.
 
     Args:
-      shared: whether there is a map of the events.
+      shared: whether there is a map for events.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class MixedLinear(nnx.Module):
         self.dtype = dtype
 
     def of_events(self, s: Float[Array, "rows in"]) -> Float[Array, "rows out"]:
-        """Each event by the map they share; ValueError if there is none."""
+        """Each event through the shared map; ValueError if there is none."""
         if self.shared is None:
-            raise ValueError("shared is False; this map has none for events")
+            raise ValueError("shared is False, so there is no map for events; it must be True")
         return self.shared(s)
 
     def of_tokens(self, x: Float[Array, "batch tokens in"]) -> Float[Array, "batch tokens out"]:
-        """Each token by its own map."""
+        """Each token through its own map."""
         return jnp.einsum("bti,tio->bto", x.astype(self.dtype), self.own[...].astype(self.dtype))
 
     def flops(self, events: int, batch: int) -> int:
-        """Forward FLOPs of a batch with so many events in all."""
+        """Forward FLOPs of a batch with this many events in total."""
         tokens, dim_in, dim_out = self.own.shape
         return 2 * dim_in * dim_out * (events + batch * tokens)
 
@@ -75,12 +75,12 @@ class MixedBlock(nnx.Module):
       dim: width of every token, divisible by `heads`.
       tokens: feature tokens (NS-tokens) of an example.
       hidden: width between the FFN's two maps.
-      queries: events (S-tokens) of an example that go on, the newest; None: all. With 0 nothing is made for events but
-        keys and values.
-      causal: whether a token reads those before it alone (P), or all (the paper's ablation).
+      queries: how many of an example's newest events (S-tokens) go on; None: all. With 0, events get only keys and
+        values.
+      causal: whether a token reads only itself and those before it (P), or all (the paper's ablation).
       activation: of the FFN, a name in `kunlun_jax.nn.mlp.ACTIVATIONS`.
-      start: what W_o and W^2 start at, times LeCun's.
-      aligned: whether queries and keys start near the identity, so that tokens that are alike find each other (O).
+      start: initial scale of W_o and W^2, relative to LeCun's.
+      aligned: whether queries and keys start near the identity, so that similar tokens find each other (O).
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class MixedBlock(nnx.Module):
     def __call__(
         self, events: Jagged, x: Float[Array, "batch tokens dim"]
     ) -> tuple[Jagged, Float[Array, "batch tokens dim"]]:
-        """X' of the events that go on, none if `queries` is 0, and of the feature tokens."""
+        """X' of the events that go on (none if `queries` is 0) and of the feature tokens."""
         kept = events if self.queries is None else tail(events, self.queries)
         from_events, from_tokens = self.attend(events, kept, x)
         x = x + self.out(from_tokens)
@@ -150,21 +150,21 @@ class MixedBlock(nnx.Module):
         return tail_as(o, kept, skip=self.tokens).values, last_rows(o, self.tokens)
 
     def feed_forward(self, up, down, z: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
-        """W^2 act(W^1 RMSNorm(z)) by the two maps."""
+        """W^2 act(W^1 RMSNorm(z)) with the given maps."""
         return down(activation(self.activation)(up(self.ffn_norm(z))))
 
     def kept(self, lengths: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
-        """How many of so many events go on."""
+        """How many of these events go on."""
         return lengths if self.queries is None else np.minimum(lengths, self.queries)
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
-        """Forward FLOPs of a batch with so many events; of queries that go on, and of pairs that the mask leaves."""
+        """Forward FLOPs of a batch with these history lengths: queries that go on, and pairs that the mask allows."""
         batch, kept, whole = len(lengths), self.kept(lengths), lengths + self.tokens
         come, go = int(lengths.sum()), int(kept.sum())
         flops = sum(w.flops(come, batch) for w in (self.key, self.value))
         flops += sum(w.flops(go, batch) for w in (self.query, self.up, self.down))
         flops += (go + batch * self.tokens) * linear_flops(self.out)
-        # The query at place p of a sequence reads p + 1 tokens; the first `left` places have none that goes on.
+        # The query at position p of a sequence reads p + 1 tokens; at the first `left` positions none goes on.
         left = lengths - kept
         pairs = (whole * (whole + 1) - left * (left + 1)) // 2 if self.causal else (whole - left) * whole
         return flops + 4 * self.dim * int(pairs.sum())

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron, and FLOPs of linear maps."""
+"""The multi-layer perceptron, and FLOPs of linear maps."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The activation of that name; a ValueError lists the names there are."""
+    """The activation of that name; a ValueError lists the valid ones."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown; use one of {sorted(ACTIVATIONS)}")
     return ACTIVATIONS[name]
@@ -35,8 +35,8 @@ class MLP(nnx.Module):
     Args:
       sizes: widths from input to output, at least two.
       activation: name in `ACTIVATIONS`.
-      last_scale: what the last layer's kernel starts at, times LeCun's; small beside a path that is to lead at first.
-      last_bias: what its bias starts at.
+      last_scale: initial scale of the last kernel, relative to LeCun's; small if another path is to lead at first.
+      last_bias: initial value of its bias.
       dtype: of the computation; parameters are float32.
     """
 

@@ -1,10 +1,10 @@
-"""InterFormer's PFFN: one matrix for each example, made from its context, on all of its events.
+"""InterFormer's PFFN: one matrix per example, made from its context and applied to all of its events.
 
     PFFN(X_sum, S) = S f(X_sum),   f(X_sum) = W X_sum in R^{d x d},  W in R^{d x n_sum} along the token axis
 
-Source: InterFormer (P). It runs as GDPA with the identity for activation, (S I) f: a per-example product over packed
-rows is what that kernel does, and the product with the identity I, for keys, is what it costs there in addition. In
-`flops` only the useful product counts.
+Source: InterFormer (P). It runs as GDPA with the identity as activation and as keys, (S I) f, since a per-example
+product over packed rows is what that kernel does; the product with I is the price. `flops` counts only the useful
+product.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from pallas_kernels import gdpa
 
 
 class PersonalizedLinear(nnx.Module):
-    """S f(X_sum) for events of the width of the context tokens.
+    """S f(X_sum) for events as wide as the context tokens.
 
     Args:
       tokens: n_sum, tokens of X_sum.
@@ -28,13 +28,13 @@ class PersonalizedLinear(nnx.Module):
     """
 
     def __init__(self, tokens: int, dim: int, *, implementation: str | None, dtype, rngs: nnx.Rngs):
-        # A column of f(X_sum) has a norm of about that of a token of X_sum over sqrt(dim): S keeps its size.
+        # A column of f(X_sum) has about the norm of a token of X_sum over sqrt(dim), so S keeps its scale.
         init = normal_of((tokens * dim) ** -0.5)
         self.token_map = Linear(tokens, dim, use_bias=False, kernel_init=init, dtype=dtype, rngs=rngs)
         self.dim, self.implementation = dim, implementation
 
     def __call__(self, events: Jagged, x_sum: Float[Array, "batch tokens dim"]) -> Float[Array, "rows dim"]:
-        """The events after the map of their example; zeros in rows that hold none."""
+        """The events, mapped by the matrix of their example; zeros in rows that hold none."""
         f = self.token_map(rearrange(x_sum, "batch tokens dim -> batch dim tokens"))
         f = rearrange(f, "batch dim width -> batch width 1 dim")
         out = gdpa(

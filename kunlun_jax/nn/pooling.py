@@ -1,15 +1,15 @@
 """Pooling a history of any length into a fixed number of tokens: HSP, and PMA, which it replaces.
 
     PMA:  H = MHA(Q_learned, S, S)                                                   InterFormer (P)
-    HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave   Kunlun (R, sizes r)
+    HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than output tokens           Kunlun (R, sizes r)
           H = sum_{i=1..k} Z_i^T H_seed W_i                                          SumKronLinear (R)
     without SumKronLinear:  H = Z^T H_seed                                           as its ablation (O)
 
-    ranks: keys W_k S_t + r rank_t in either, rank_t from how many events are newer      ours (O)
+    ranks: keys W_k S_t + r rank_t in either, rank_t from the number of newer events     ours (O)
 
     mean: H = 1/T sum_t S_t,  one token                                              DLRM and others (P)
 
-A user with no events yields zeros from the attention and from the mean, hence a defined H.
+For a user with no events the attention and the mean are zero, so H is defined.
 """
 
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ class SeedAttention(nnx.Module):
     Args:
       seeds: number of learned queries.
       dim: d_e, divisible by `heads`.
-      norm_seeds: whether the seeds pass a LayerNorm first (HSP does, PMA does not).
+      norm_seeds: whether the seeds go through a LayerNorm first (HSP does, PMA does not).
       aligned: whether values and output start near the identity (O).
-      counts: whether half of the heads (of one head, that one) are scaled by half the logarithm of one more than the
-        history's length: a softmax tells shares, not counts (O).
-      ranks: whether a learned multiple of how many events are newer (`unit_rank`) is added to the keys, so that each
-        seed has a look at old or new events of its own from the start (O).
+      counts: whether half of the heads (a single head: that one) are scaled by half the logarithm of one plus the
+        history's length: a softmax knows shares, not counts (O).
+      ranks: whether a learned multiple of the number of newer events (`unit_rank`) is added to the keys, so that each
+        seed has its own preference for old or new events from the start (O).
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SeedAttention(nnx.Module):
                 0.1 * kernel[:, dim:] + jnp.eye(dim, dtype=kernel.dtype)
             )
         self.out = Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
-        # At 2 one seed in six gives over half of its weight to the newest 8 of 200 events from the start (LOG.md).
+        # With 2, one seed in six starts with over half of its weight on the newest 8 of 200 events (LOG.md).
         self.rank_keys = nnx.Param(2.0 * normal(rngs.params(), (dim,), jnp.float32)) if ranks else None
         self.counts = counts
         self.heads, self.dim, self.dtype = heads, dim, dtype
@@ -79,7 +79,7 @@ class SeedAttention(nnx.Module):
         """Queries ``[seeds, heads, head_dim]``, keys and values ``[rows, heads, head_dim]``."""
         seeds = self.seeds[...] if self.norm is None else self.norm(self.seeds[...])
         q = rearrange(self.query(seeds), "seeds (heads dim) -> seeds heads dim", heads=self.heads)
-        # Split before the heads are told apart: each part is then a slice, where an axis in front would be a transpose.
+        # Split before separating the heads: each part is then a slice, where a leading axis would need a transpose.
         k, v = jnp.split(self.key_value(events.values), 2, axis=-1)
         if self.rank_keys is not None:
             rank = unit_rank(events, self.rank_keys.dtype)
@@ -88,7 +88,7 @@ class SeedAttention(nnx.Module):
         return q, k, v
 
     def __call__(self, events: Jagged) -> Float[Array, "batch seeds dim"]:
-        """H_seed, or H of PMA; without events it is the bias of the last map."""
+        """H_seed, or PMA's H; without events it is the bias of the last map."""
         q, k, v = self.queries_keys_values(events)
         o = seed_attention(q, k, v, events.row_splits, events.lengths, implementation=self.implementation)
         if self.counts:
@@ -99,7 +99,7 @@ class SeedAttention(nnx.Module):
         return self.out(rearrange(o, "batch seeds heads dim -> batch seeds (heads dim)"))
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
-        """Forward FLOPs of a batch with these history lengths; the queries are made once a batch."""
+        """Forward FLOPs of a batch with these history lengths; the queries are made once per batch."""
         seeds = self.seeds.shape[0]
         rows = int(lengths.sum()) * linear_flops(self.key_value)
         per_example = seeds * linear_flops(self.out)
@@ -138,10 +138,10 @@ class SumKronLinear(nnx.Module):
 
 
 class TokenLinear(nnx.Module):
-    """Y = Z^T H: a map over seeds alone, which leaves every channel to itself.
+    """Y = Z^T H: a map over seeds only, the same for every channel.
 
-    What is left of SumKronLinear when its products are taken out and the number of tokens has to stay; what the paper
-    put in its place is not known (O).
+    What is left of SumKronLinear without its products, when the number of tokens has to stay; what the paper put in
+    its place is not known (O).
 
     Args:
       seeds, tokens: rows before and after.
@@ -168,7 +168,7 @@ class HSP(nnx.Module):
     Args:
       seeds, tokens: n_seeds and n_tokens.
       dim: d_e, divisible by `heads`.
-      rank: k, products in SumKronLinear; None has `TokenLinear` in its place.
+      rank: k, products in SumKronLinear; None puts `TokenLinear` in its place.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class HSP(nnx.Module):
 
 
 class MeanPooling(nnx.Module):
-    """The mean of a history's events as one token; it learns nothing."""
+    """The mean of a history's events as one token; it has no parameters."""
 
     tokens_out = 1
 
@@ -222,7 +222,7 @@ class MeanPooling(nnx.Module):
         return mean_by_example(events, events.values)[:, None, :]
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
-        """Nothing: a mean is no matrix product."""
+        """Zero: a mean is not a matrix product."""
         return 0
 
 

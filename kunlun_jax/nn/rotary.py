@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class RoteConfig:
-    """How events' positions and times turn the queries and keys of self-attention."""
+    """How events' positions and times rotate the queries and keys of self-attention."""
 
     position: bool = True
-    """Whether the position in the history turns the channels."""
+    """Whether the position in the history rotates the channels."""
     time: bool = True
     """Whether the time of the event does."""
     reading: Literal["age", "gap"] = "age"
@@ -36,7 +36,7 @@ class RoteConfig:
 def event_times(
     age: Float[Array, " rows"], positions: Int[Array, " rows"], config: RoteConfig
 ) -> Float[Array, " rows"]:
-    """Tau of each row: log(1 + dt / t_scale), dt in seconds read as `config.reading` says; a first event has gap 0."""
+    """Tau of each row: log(1 + dt / t_scale), dt in seconds, read as `config.reading` says; first events have gap 0."""
     if config.reading == "age":
         dt = age
     else:
@@ -51,7 +51,7 @@ def rotate(
     tau: Float[Array, " rows"],
     config: RoteConfig,
 ) -> Float[Array, "rows heads dim"]:
-    """Turns channel pairs ``(i, i + dim / 2)`` of `x`, by angles in the dtype of `tau`. `dim` must be even."""
+    """Rotates channel pairs ``(i, i + dim / 2)`` of `x`, by angles in the dtype of `tau`. `dim` must be even."""
     pairs = x.shape[-1] // 2
     exponent = jnp.arange(pairs, dtype=tau.dtype) / pairs
     angle = jnp.zeros((x.shape[0], pairs), tau.dtype)
@@ -59,7 +59,7 @@ def rotate(
         angle += positions.astype(tau.dtype)[:, None] * (config.base**-exponent)[None, :]
     if config.time:
         angle += tau[:, None] * (config.time_base**-exponent)[None, :]
-    # Without the barrier XLA computes the angles anew for every head, wherever something reads a turned channel.
+    # Without the barrier XLA recomputes the angles for every head, wherever something reads a rotated channel.
     cos, sin = jax.lax.optimization_barrier((jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)))
     cos, sin = cos[:, None, :], sin[:, None, :]
     first, second = x[..., :pairs], x[..., pairs:]

@@ -1,11 +1,11 @@
 """Packed sequences cut and joined: tokens before or after, histories merged by time, first and last rows, and tails.
 
 Every result is packed as `kunlun_jax.batch.Jagged` asks: each example starts on a multiple of 8 rows and nothing is
-padded to the longest. A sequence that gets `n` tokens more needs at most n rounded up to 8 rows more, so the capacity
-of the result is the old one and that for each example; it is static.
+padded to the longest. `n` more tokens in a sequence take at most n rows, rounded up to a multiple of 8, so the capacity
+of the result is the old one plus that for each example; it is static.
 
-Source: ours (O); InterFormer's CLS tokens stand in front (P), HSTU's candidate at the end (P), and OneTrans lets the
-tail of a sequence alone go on (P).
+Source: ours (O); InterFormer's CLS tokens come first (P), HSTU's candidate last (P), and OneTrans lets only the tail
+of a sequence go on (P).
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,14 +51,14 @@ def append(events: Jagged, tokens: Float[Array, "batch tokens dim"]) -> Jagged:
 def merge(events: Mapping[str, Jagged], age: Mapping[str, Float[Array, " _"]]) -> tuple[Jagged, Float[Array, " rows"]]:
     """The events of several types of each example in one sequence, oldest first, and the age of each row.
 
-    Of events of one age, types stand by name, and in one type the order stays. Its cost is that of sorting all rows,
-    and its capacity is that of all types.
+    Events of the same age are ordered by the name of their type; within a type the order stays. The cost is that of
+    sorting all rows, and the capacity is that of all types together.
 
     Raises:
       ValueError: there is no event type.
     """
     if not events:
-        raise ValueError("events is empty; a sequence is merged of at least one event type")
+        raise ValueError("events is empty; it must hold at least one event type")
     names = sorted(events)
     lengths = sum((jnp.asarray(events[name].lengths) for name in names[1:]), jnp.asarray(events[names[0]].lengths))
     batch, rows = lengths.shape[0], sum(-(-events[name].rows // ROW_ALIGNMENT) * ROW_ALIGNMENT for name in names)
@@ -66,7 +66,7 @@ def merge(events: Mapping[str, Jagged], age: Mapping[str, Float[Array, " _"]]) -
     mask = jnp.concatenate([events[name].mask() for name in names])
     example = jnp.where(mask, jnp.concatenate([events[name].example_ids() for name in names]), batch)
     ages = jnp.concatenate([age[name] for name in names])
-    # Rows without an event come last, as those of an example beyond the batch.
+    # Rows without an event come last, as rows of an example beyond the batch.
     order = jnp.lexsort((-ages, example)).astype(jnp.int32)
     first = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
     example, position, mask = _places(rows, splits, lengths)
@@ -83,14 +83,14 @@ def first_rows(events: Jagged, count: int) -> Float[Array, "batch count dim"]:
 
 
 def last_rows(events: Jagged, count: int) -> Float[Array, "batch count dim"]:
-    """The last `count` rows of each example, the newest last; zeros in front where it has fewer."""
+    """The last `count` rows of each example, the newest last; zeros before them where it has fewer."""
     return _pick(events, jnp.asarray(events.lengths)[:, None] + jnp.arange(-count, 0, dtype=jnp.int32)[None, :])
 
 
 def tail(events: Jagged, count: int) -> Jagged:
-    """The newest `count` rows of each example, all where it has fewer, packed anew; rows that hold none are zero.
+    """The newest `count` rows of each example, all where it has fewer, repacked; rows that hold none are zero.
 
-    The capacity is that of the events, or that of `count` rows an example where it is less.
+    The capacity is that of the events, or that of `count` rows per example where that is less.
     """
     lengths = jnp.minimum(jnp.asarray(events.lengths), count)
     each = -(-count // ROW_ALIGNMENT) * ROW_ALIGNMENT
@@ -100,14 +100,14 @@ def tail(events: Jagged, count: int) -> Jagged:
 
 
 def tail_as(events: Jagged, last: Jagged, *, skip: int) -> Jagged:
-    """The newest rows of each example but for its last `skip`, as many as `last` has and packed as there."""
+    """The newest rows of each example before its last `skip`, as many as `last` has and packed the same way."""
     splits, lengths = jnp.asarray(last.row_splits), jnp.asarray(last.lengths)
     return last.replace(_tail_values(events, last.rows, splits, lengths, skip))
 
 
 def spread(last: Jagged, events: Jagged) -> Float[Array, "rows dim"]:
-    """Rows of `last`, which are a tail of `events`, at their places in these; all other rows are zero."""
-    if not last.rows:  # XLA takes nothing from an array of no rows
+    """Rows of `last`, a tail of `events`, at their places in the latter; all other rows are zero."""
+    if not last.rows:  # XLA cannot take from an array without rows
         return jnp.zeros((events.rows, last.values.shape[1]), last.values.dtype)
     example, position, mask = _places(events.rows, jnp.asarray(events.row_splits), jnp.asarray(events.lengths))
     position -= (jnp.asarray(events.lengths) - jnp.asarray(last.lengths))[example]
@@ -116,12 +116,12 @@ def spread(last: Jagged, events: Jagged) -> Float[Array, "rows dim"]:
 
 
 def no_rows(batch: int, dim: int, dtype) -> Jagged:
-    """Sequences of no row at all, of a capacity of none."""
+    """Empty sequences, with a capacity of zero rows."""
     return Jagged(jnp.zeros((0, dim), dtype), jnp.zeros(batch + 1, jnp.int32), jnp.zeros(batch, jnp.int32))
 
 
 def _pick(events: Jagged, index: Int[Array, "batch count"]) -> Float[Array, "batch count dim"]:
-    """Rows of each example by their place in it, zeros outside."""
+    """Rows of each example by their position in it, zeros outside."""
     inside = (index >= 0) & (index < jnp.asarray(events.lengths)[:, None])
     row = jnp.where(inside, jnp.asarray(events.row_splits)[:-1, None] + index, 0)
     picked = events.values.at[row].get(mode="clip")
@@ -131,7 +131,7 @@ def _pick(events: Jagged, index: Int[Array, "batch count"]) -> Float[Array, "bat
 def _tail_values(
     events: Jagged, rows: int, splits: Int[Array, " splits"], lengths: Int[Array, " batch"], skip: int
 ) -> Float[Array, "rows dim"]:
-    """Packed anew by `splits`: the newest rows of each example but for its last `skip`, as many as `lengths` says."""
+    """Repacked by `splits`: the newest rows of each example before its last `skip`, as many as `lengths` says."""
     if not rows:
         return events.values[:0]
     example, position, mask = _places(rows, splits, lengths)
@@ -140,13 +140,13 @@ def _tail_values(
 
 
 def _splits(lengths: Int[Array, " batch"]) -> Int[Array, " splits"]:
-    """First rows of sequences of these lengths, and the end: multiples of 8."""
+    """First rows of sequences of these lengths, and the end; all multiples of 8."""
     aligned = (lengths + (ROW_ALIGNMENT - 1)) // ROW_ALIGNMENT * ROW_ALIGNMENT
     return jnp.pad(jnp.cumsum(aligned, dtype=jnp.int32), (1, 0))
 
 
 def _room(events: Jagged, count: int) -> tuple[int, Int[Array, " splits"], Int[Array, " batch"]]:
-    """Capacity, first rows and lengths of the sequences with `count` rows more."""
+    """Capacity, first rows and lengths of the sequences with `count` more rows."""
     lengths = jnp.asarray(events.lengths) + count
     each = -(-count // ROW_ALIGNMENT) * ROW_ALIGNMENT
     rows = -(-events.rows // ROW_ALIGNMENT) * ROW_ALIGNMENT + each * lengths.shape[0]
@@ -156,7 +156,7 @@ def _room(events: Jagged, count: int) -> tuple[int, Int[Array, " splits"], Int[A
 def _places(
     rows: int, splits: Int[Array, " splits"], lengths: Int[Array, " batch"]
 ) -> tuple[Int[Array, " rows"], Int[Array, " rows"], Bool[Array, " rows"]]:
-    """Example of each row (the last one for rows past its end), place in it, and whether the row is in use."""
+    """Example of each row (the last one for rows past its end), position in it, and whether the row is in use."""
     example = jnp.minimum(jagged.example_ids(splits, rows), lengths.shape[0] - 1)
     position = jnp.arange(rows, dtype=jnp.int32) - splits[example]
     return example, position, position < lengths[example]
@@ -165,7 +165,7 @@ def _places(
 def _rows_of(
     parts: Sequence[Float[Array, "..."]], source: Int[Array, " rows"], mask: Bool[Array, " rows"]
 ) -> Float[Array, "rows dim"]:
-    """Rows `source` of tokens ``[batch, tokens, dim]`` and events ``[rows, dim]`` one after the other."""
+    """Rows `source` of tokens ``[batch, tokens, dim]`` and events ``[rows, dim]`` concatenated."""
     tokens, values = parts
     flat = jnp.concatenate([rearrange(tokens, "batch tokens dim -> (batch tokens) dim"), values])
     return zero_padding(flat.at[source].get(mode="clip"), mask)

@@ -1,13 +1,12 @@
-"""DIN's target attention: events weighed by an MLP that sees each beside the candidate.
+"""DIN's target attention: events weighted by an MLP that sees each one next to the candidate.
 
     a_t = MLP([e_t | c | e_t - c | e_t * c | s_t]),   v = sum_t a_t s_t,  no softmax
 
-e_t and c are embeddings of one table, field by field, so an event of the candidate's own topic has e_t - c = 0 there,
-trained or not. s_t is the whole event, with what the candidate lacks: dense fields, age, outcomes.
+e_t and c are embeddings of one table, field by field, so an event with the candidate's own topic has e_t - c = 0 there,
+trained or not. s_t is the whole event, including what the candidate lacks: dense fields, age, outcomes.
 
 Source: DIN, arXiv 1706.06978 (P); e_t - c beside the product is that of its published code (M); s_t as an input is ours
-(O), since there an event is nothing but its shared fields. All of it is plain XLA on packed rows: a row needs nothing
-of another one.
+(O), since there an event is nothing but its shared fields. All of it is plain XLA on packed rows: no row needs another.
 """
 
 import jax
@@ -27,7 +26,7 @@ class TargetAttention(nnx.Module):
 
     Args:
       dim: width of the events s.
-      shared: channels of e and of c, all pairs of fields together; 0 where no field is shared: then a sees s alone.
+      shared: channels of e and of c, all pairs of fields together; 0 where no field is shared: then a sees only s.
       hidden: widths of the unit's hidden layers.
     """
 
@@ -41,7 +40,7 @@ class TargetAttention(nnx.Module):
         fields: Float[Array, "rows pairs embedding"],
         candidate: Float[Array, "batch pairs embedding"],
     ) -> Float[Array, "rows 1"]:
-        """A of each row; rows without an event get something finite."""
+        """The weight a of each row; rows without an event get finite values."""
         e = rearrange(fields, "rows pairs embedding -> rows (pairs embedding)").astype(self.dtype)
         c = rearrange(candidate, "batch pairs embedding -> batch (pairs embedding)").astype(self.dtype)
         c = c.at[events.example_ids()].get(mode="clip")
@@ -53,7 +52,7 @@ class TargetAttention(nnx.Module):
         fields: Float[Array, "rows pairs embedding"],
         candidate: Float[Array, "batch pairs embedding"],
     ) -> Float[Array, "batch dim"]:
-        """V of each example, zeros where it has no events.
+        """The v of each example, zeros where it has no events.
 
         Args:
           events: s, ``[rows, dim]``, packed.

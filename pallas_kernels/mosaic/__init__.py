@@ -1,1 +1,1 @@
-"""What the Mosaic GPU kernels share: the work list, the streaming kernel of each generation of chips, its scores."""
+"""What the Mosaic GPU kernels share: the work list, the streaming kernel of each chip generation, and its scores."""

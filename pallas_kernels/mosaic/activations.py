@@ -1,19 +1,19 @@
-"""The activations of gdpa as a kernel computes them: a tanh, or a polynomial, in place of erf.
+"""The activations of gdpa as a kernel computes them: tanh, or a polynomial, in place of erf.
 
-On a GPU a score costs one operation of the special-function units (tanh, exp2), of which a multiprocessor does 16 a
+On a GPU a score costs one operation of the special-function units (tanh, exp2), of which a multiprocessor does 16 per
 clock; where they are the limit, a share of the scores takes a polynomial on the FMA units instead. With
 ``Phi(x) = (1 + erf(x / sqrt 2)) / 2``:
 
-- gelu, special functions: Phi by ``(1 + tanh(x p(x^2))) / 2``, the derivative Phi + x phi with phi by exp2.
+- gelu, special functions: Phi as ``(1 + tanh(x p(x^2))) / 2``, the derivative Phi + x phi with phi from exp2.
 - gelu, polynomial: ``Phi = 1/2 + x p(x^2)`` on x clamped to the range where Phi reaches 0 and 1, the derivative
-  likewise by a polynomial of its own. Outside the range Phi and the derivative are 0 or 1 but for 2e-5 of rounding.
+  likewise with its own polynomial. Outside the range Phi and the derivative are 0 or 1, up to 2e-5 of rounding.
 - gelu_tanh: its definition, or polynomials fitted to it.
 - silu: ``(1 + tanh(x / 2)) / 2``. The others need no approximation.
 
-The largest errors over all x are in `ERRORS` (the tests measure them), roundings of 1e-6 of x aside. The hardware's
+The largest errors over all x are in `ERRORS` (the tests measure them), apart from rounding, 1e-6 of x. The hardware's
 tanh adds up to 2^-11 of itself.
 
-Source: coefficients by a minimax fit (Lawson's iteration) with the end of the range held exactly (O).
+Source: coefficients from a minimax fit (Lawson's iteration) with the end of the range held exactly (O).
 """
 
 import math
@@ -118,5 +118,5 @@ KERNEL_ACTIVATIONS: dict[str, Callable[[jax.Array, bool], Pair]] = {
 }
 """name -> function of (float32 scores of any shape, polynomial) that gives value and derivative.
 
-What a caller does not use of the two costs nothing: the compiler removes it.
+Whichever of the two a caller does not use costs nothing: the compiler removes it.
 """

@@ -6,7 +6,7 @@ from typing import ClassVar
 from pallas_kernels.chips import B200, H100
 
 SHARED_MEMORY = min(chip.shared_memory for chip in (H100, B200)) - 1024
-"""Bytes that the tiles of a block may take on either generation, room for the barriers aside."""
+"""Bytes that the tiles of a block may take on either generation, leaving room for the barriers."""
 
 TENSOR_MEMORY = B200.tensor_memory_columns
 """Columns of tensor memory that a block may have, on sm_100."""
@@ -17,12 +17,12 @@ class Config:
     """Sizes of one streaming kernel of any generation; a tile's width is always the whole head.
 
     Attributes:
-      block: streamed rows of a step, a multiple of 16.
+      block: streamed rows per step, a multiple of 16.
       stages: slots for streamed tiles, at least 2.
       stationary_stages: slots for stationary tiles of each compute warpgroup, 1 or 2.
       units: stationary tiles worked on at once, one for each compute warpgroup, 1 or 2.
-      run: stationary tiles that a unit takes one after the other in one item. More than 1 needs all streamed tiles of
-        an example to fit in the slots at once; they are then loaded once for the whole run.
+      run: stationary tiles that a unit takes one after the other in one item. With more than 1, all streamed tiles of
+        an example must fit in the slots at once; they are then loaded once for the whole run.
       polynomial: share of the scores, in eighths, whose activation uses polynomials on the FMA units instead of the
         special-function units.
     """
@@ -51,7 +51,7 @@ class Config:
             raise ValueError(f"Config.block is {self.block}; it must be a multiple of 16, 16 to 256")
 
     def interpreted(self) -> "Config":
-        """The config that the interpreter can run in place of this one."""
+        """The config that the interpreter runs in place of this one."""
         return self
 
 
@@ -60,8 +60,8 @@ class Sm90Config(Config):
     """Sizes of a kernel for Hopper.
 
     Attributes:
-      weights_in_smem: hand the weights to the second product through shared memory and not in registers. Slower, and
-        the only way that the interpreter knows.
+      weights_in_smem: pass the weights to the second product through shared memory and not in registers. Slower, but
+        the only way that the interpreter supports.
       ping_pong: let the two compute warpgroups take turns on the tensor cores.
     """
 
@@ -75,13 +75,13 @@ class Sm90Config(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Sm100Config(Config):
-    """Sizes of a kernel for Blackwell, its block a multiple of 32, and of 64 with a share of polynomials.
+    """Sizes of a kernel for Blackwell; its block is a multiple of 32, and of 64 with a share of polynomials.
 
     Attributes:
       score_stages: slots for the scores of each unit in tensor memory, 1 or 2. With 2 the products of one step overlap
         the score function of the next.
-      products_in_order: rely on the tensor cores to run products in the order of issue where one overwrites what
-        another reads, instead of waiting between the two. Published kernels do; the interpreter calls it a race.
+      products_in_order: rely on the tensor cores to run products in order of issue where one overwrites what another
+        reads, instead of waiting in between. Published kernels do; the interpreter calls it a race.
     """
 
     score_stages: int = 1

@@ -1,4 +1,4 @@
-"""What the operators do around the streaming kernels of Mosaic: whether they can run, block sizes, and filling up."""
+"""What the operators do around the streaming Mosaic kernels: whether they can run, block sizes, and padding."""
 
 import functools
 import importlib
@@ -60,7 +60,7 @@ def configs_for(
       dim: width of a head.
       keys: see `tuning.Key`; None for jagged ones.
       activation: its name, or "softmax".
-      override: configs by pass that go before.
+      override: configs by pass that take precedence.
     """
     from pallas_kernels.mosaic import tuning  # imports Mosaic
 
@@ -71,7 +71,7 @@ def configs_for(
         found[name] = (
             tuning.default(key, chip.generation, operator)
             if chip.device_kind is None
-            else tuning.lookup(key, chip.device_kind, Path(__file__).parents[1] / "operators" / operator / "tuning")
+            else tuning.config_for(key, chip.device_kind, Path(__file__).parents[1] / "operators" / operator / "tuning")
         )
     found |= dict(override or {})
     if chip.interpreted:
@@ -80,7 +80,7 @@ def configs_for(
 
 
 def fill(x: jax.Array, axis: int) -> jax.Array:
-    """`x` filled up with zeros to a multiple of 8 along `axis`; as a rule it is one, and nothing is copied."""
+    """`x` padded with zeros to a multiple of 8 along `axis`; usually it is one, and nothing is copied."""
     missing = -x.shape[axis] % ROW_ALIGNMENT
     if missing == 0:
         return x
@@ -89,7 +89,7 @@ def fill(x: jax.Array, axis: int) -> jax.Array:
 
 @functools.cache
 def item_rows(chip: target.Target, config: Config) -> int:
-    """Stationary rows of an item of work."""
+    """Stationary rows of a work item."""
     return config.units * config.run * kernel_of(chip).TILE_ROWS
 
 

@@ -1,4 +1,4 @@
-"""A streaming kernel as it is traced: what follows from its arguments, its arrays, and the slots for its tiles."""
+"""A streaming kernel while it is traced: what follows from its arguments, its arrays, and the slots for its tiles."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pallas_kernels.mosaic.score import Score
 
 
 def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int):
-    """Shared memory for tiles as the tensor cores read them; `swizzle` is the bytes of a row that stay together."""
+    """Shared memory for tiles as the tensor cores read them; `swizzle` is how many bytes of a row stay together."""
     columns = swizzle // jnp.dtype(dtype).itemsize
     transforms = (
         plgpu.TilingTransform((8, columns)),  # pyright: ignore[reportAbstractUsage]
@@ -26,7 +26,7 @@ def tiled_smem(shape: tuple[int, ...], dtype: jnp.dtype, swizzle: int):
 
 
 def when(condition, body: Callable[[], None]) -> None:
-    """`pl.when` that knows what is true at trace time."""
+    """`pl.when`, but without a branch where the condition is true at trace time."""
     body() if condition is True else pl.when(condition)(body)
 
 
@@ -42,14 +42,14 @@ def tiles_of(items, item, block: int):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A kernel as it is traced: the arguments of `attend`, and what follows from them.
+    """A kernel while it is traced: the arguments of `attend`, and what follows from them.
 
     Attributes:
       score: the score function.
       sums: which sums to keep.
       config: block sizes.
-      backward: there are two stationary arrays.
-      ragged: the streamed rows may end within a tile.
+      backward: whether there are two stationary arrays.
+      ragged: whether the streamed rows may end within a tile.
       window: which streamed rows count.
       statistics: how many arrays of them there are.
       heads: of the stationary side.
@@ -81,7 +81,7 @@ class Plan:
 
     @classmethod
     def of(cls, stationary, streamed, work, *, config, processors, statistics, out_rows, out_dtype, **given):
-        """The plan for the arguments of `attend`, which names the errors."""
+        """The plan for the arguments of `attend`, which documents the errors."""
         (rows, heads, dim), other_heads = stationary[0].shape, streamed[0].shape[1]
         plan = cls(
             config=config,
@@ -103,38 +103,38 @@ class Plan:
         for name, present in (("window", plan.window), ("statistics", statistics), ("score.online", plan.online)):
             if config.run > 1 and present:
                 raise ValueError(
-                    f"attend: config.run={config.run} keeps streamed tiles, which {name} does not go with; it must be 1"
+                    f"attend: config.run={config.run} keeps streamed tiles, which rules out {name}; it must be 1"
                 )
         return plan
 
     @property
     def online(self) -> bool:
-        """Running maxima and sums are kept, and log-sum-exps are a result."""
+        """Whether running maxima and sums are kept and log-sum-exps are a result."""
         return not self.backward and self.score.online is not None
 
     @property
     def softmax(self) -> bool:
-        """Weights depend on more than their score, and those of rows that hold nothing may be infinite."""
+        """Whether weights depend on more than their score; those of rows that hold nothing may then be infinite."""
         return self.online or self.statistics > 0
 
     @property
     def own_statistics(self) -> bool:
-        """Statistics belong to the stationary rows."""
+        """Whether statistics belong to the stationary rows."""
         return self.statistics > 0 and "value" not in self.sums
 
     @property
     def other_statistics(self) -> bool:
-        """Statistics belong to the streamed rows."""
+        """Whether statistics belong to the streamed rows."""
         return self.statistics > 0 and "value" in self.sums
 
     @property
     def own_readers(self) -> int:
-        """Who gives a stationary slot of a unit free."""
+        """How many readers free a stationary slot of a unit."""
         return 1
 
     @property
     def other_readers(self) -> tuple[int, int]:
-        """The same of each unit for the slots of x and y."""
+        """How many of each unit free the slots of x and of y."""
         return 1, 1
 
     @property
@@ -159,7 +159,7 @@ class Plan:
         return turns, tiles_of(items, item, self.config.block)
 
     def over_turns(self, turns, body, steps):
-        """``body(turn, first, last, steps) -> steps``: streamed tiles come on the first turn, go on the last."""
+        """``body(turn, first, last, steps) -> steps``: streamed tiles arrive on the first turn, leave on the last."""
         if self.config.run == 1:
             return body(0, True, True, steps)
         return lax.fori_loop(0, turns, lambda t, steps: body(t, t == 0, t == turns - 1, steps), steps)
@@ -174,7 +174,7 @@ class Operands(NamedTuple):
 
     Attributes:
       items: the work list.
-      used: its items in use.
+      used: how many of its items are in use.
       own: stationary arrays.
       other: streamed arrays.
       numbers: statistics.
@@ -190,23 +190,23 @@ class Operands(NamedTuple):
 
     @classmethod
     def of(cls, refs, plan: Plan) -> "Operands":
-        """Those of a kernel called with the work list, stationary and streamed arrays and statistics."""
+        """The operands of a kernel called with the work list, stationary and streamed arrays and statistics."""
         (items, used, *arrays), outputs = refs[: -len(plan.results)], refs[-len(plan.results) :]
         own = 1 + plan.backward
         return cls(items, used, arrays[:own], arrays[own : own + 2], arrays[own + 2 :], outputs)
 
 
 class Slots(NamedTuple):
-    """Shared memory for what is loaded, and its barriers.
+    """Shared memory for what is loaded, with its barriers.
 
     Attributes:
       own: stationary tiles, by unit and slot.
       other: streamed tiles x and y, by slot.
-      numbers: statistics, beside one or the other.
-      free: readers of x and y are through, by slot.
-      full: x and y have come.
-      own_free: readers of the stationary tiles are through, by unit and slot.
-      own_full: those have come.
+      numbers: statistics, for one side or the other.
+      free: readers of x and y are done, by slot.
+      full: x and y have arrived.
+      own_free: readers of the stationary tiles are done, by unit and slot.
+      own_full: the stationary tiles have arrived.
     """
 
     own: Any

@@ -1,11 +1,11 @@
-"""The work list of a Mosaic kernel: who computes which rows against which, made on the device from the offsets.
+"""The work list of a Mosaic kernel: which rows are computed against which, made on the device from the offsets.
 
 A kernel keeps a tile of rows (the stationary side) and streams the rows of the same example past it (the streamed
 side). In the forward pass and for dq the queries stay and the keys stream; for dk and dv it is the other way round. An
 item of the list is a run of stationary tiles of one example. The list has a static bound and a count of the items in
-use; a persistent kernel, one block for each multiprocessor, deals them out in turn. The longest come first, so that no
-block is left with one of them at the end. Items cover every row of the stationary array that an example owns, and those
-after the last one, so that the kernel writes all of its output and nothing is zeroed first.
+use; a persistent kernel, one block per multiprocessor, deals them out in turn. The longest come first, so that no block
+is left with one at the end. Items cover every row of the stationary array that an example owns, and those after the
+last one, so that the kernel writes all of its output and nothing is zeroed first.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Side(NamedTuple):
     Attributes:
       start: first row, int32.
       length: rows that hold something, int32.
-      extent: rows up to the next example's, multiple of 8, int32; those past `length` are written as zeros.
+      extent: rows up to the next example, a multiple of 8, int32; those past `length` are written as zeros.
       rows: static, rows of the array; those after the last example belong to none.
     """
 
@@ -36,14 +36,14 @@ class Side(NamedTuple):
 
 
 class WorkList(NamedTuple):
-    """Items of work, longest first where that was asked for.
+    """Work items, longest first if requested.
 
     Attributes:
       items: int32; the columns are `ROW` (first stationary row), `COUNT` (its rows that hold something, may be 0),
         `EXTENT` (its rows to write), `OTHER_ROW` and `OTHER_COUNT` (streamed rows), `SHIFT` (position in its example of
         the first stationary row, less that of the first streamed one; 0 without a window), `OUT_ROW` (first row of the
         results, of the second stationary array and of its statistics) and `OTHER_SECOND_ROW` (first row of the second
-        streamed array and of its statistics). The last two are `ROW` and `OTHER_ROW` but for `share_queries`.
+        streamed array and of its statistics). The last two are `ROW` and `OTHER_ROW` except after `share_queries`.
       used: ``[1]`` int32, items in use.
     """
 
@@ -63,7 +63,7 @@ def dense(batch: int, keys: int) -> Side:
 
 
 def capacity(side: Side, item_rows: int) -> int:
-    """Most items of `item_rows` rows that the rows of this side can need, the ones after the last example included."""
+    """Most items of `item_rows` rows that the rows of this side can need, including those after the last example."""
     segments, blocks, per_item = side.start.shape[0] + 1, side.rows // ROW_ALIGNMENT, item_rows // ROW_ALIGNMENT
     return (blocks + segments * (per_item - 1)) // per_item
 
@@ -77,10 +77,10 @@ def work_list(
       stationary: rows to cut; `rows` and every start and extent are multiples of 8.
       streamed: rows of the same examples that each item meets.
       item_rows: rows of an item, a multiple of 8.
-      balance: put the examples with most streamed rows first. Costs a sort of the batch; of no use where every example
-        streams the same number of rows.
-      window: None to stream all rows of the example. ``(below, above)``, both sides being rows of the same positions:
-        only those from `below` positions before the first row of the item to `above` positions after its last one,
+      balance: put the examples with the most streamed rows first. Costs a sort of the batch; useless where every
+        example streams the same number of rows.
+      window: None to stream all rows of the example. ``(below, above)``, with both sides at the same positions: only
+        those from `below` positions before the first row of the item to `above` positions after its last one,
         both inclusive; the first is rounded down to a multiple of 8.
     """
     stop = stationary.start[-1] + stationary.extent[-1]
@@ -88,7 +88,7 @@ def work_list(
     start = jnp.append(stationary.start, stop)
     length = jnp.append(stationary.length, zero)
     extent = jnp.append(stationary.extent, jnp.int32(stationary.rows) - stop)
-    # Nothing is to be streamed past rows that hold nothing: they are only written as zeros.
+    # Nothing streams past rows that hold nothing: they are only written as zeros.
     other_start = jnp.append(streamed.start, zero)
     other_length = jnp.append(streamed.length, zero)
     if balance:
@@ -106,7 +106,7 @@ def work_list(
     count = jnp.clip(length[owner] - first, 0, item_rows)
     low, high = jnp.zeros_like(item), other_length[owner]
     if window is not None:
-        # A window wider than the array is as good as one of its width, and cannot overflow.
+        # A window wider than the array is cut to its width, which changes nothing and cannot overflow.
         below, above = (min(reach, stationary.rows) for reach in window)
         low = jnp.maximum(first - below, 0) & -ROW_ALIGNMENT
         high = jnp.minimum(first + count + above, high)
@@ -125,12 +125,12 @@ def work_list(
 
 
 def share_queries(work: WorkList, queries: int, *, copies: int, of: int) -> WorkList:
-    """`work` made for `copies` of the same `queries` rows one after the other, with column `of` pointing into one copy.
+    """`work`, made for `copies` consecutive copies of the same `queries` rows, with column `of` pointing into one copy.
 
     Args:
       work: its rows of queries are those of ``[examples * copies * queries, ...]``.
       queries: rows of a copy, a multiple of 8.
-      copies: how many of them share one.
+      copies: how many of them there are.
       of: `ROW` where the queries stay, `OTHER_ROW` where they stream; the array is ``[examples * queries, ...]`` then.
     """
     row = work.items[:, of]
@@ -139,7 +139,7 @@ def share_queries(work: WorkList, queries: int, *, copies: int, of: int) -> Work
 
 
 def split(side: Side, parts: int) -> Side:
-    """Each example's rows cut into `parts` runs of about as many rows, as a side of ``batch * parts`` examples."""
+    """Each example's rows cut into `parts` runs of about equal length, as a side of ``batch * parts`` examples."""
     each = -(-side.length // parts)
     each = (each + (ROW_ALIGNMENT - 1)) & -ROW_ALIGNMENT
     first = each[:, None] * jnp.arange(parts, dtype=jnp.int32)[None, :]
@@ -155,11 +155,11 @@ def clear_gaps(
     *,
     tail: int,
 ) -> Float[Array, "rows heads dim"]:
-    """`values` with zeros in the rows that a streamed tile can touch though no example owns them.
+    """`values` with zeros in the rows that a streamed tile can touch but no example owns.
 
     A tile is a box of rows in memory, so the last one of an example reads on into the gap before the next example,
-    which may hold NaN; a weight of zero does not remove that. The rows of the next example itself are finite wherever
-    training is. At most seven rows an example and `tail` rows after the last example are written.
+    which may hold NaN; a weight of zero does not remove that. The rows of the next example itself are finite as
+    long as training is. At most seven rows per example and `tail` rows after the last example are written.
     """
     gap = row_splits[:-1, None] + lengths[:, None] + jnp.arange(ROW_ALIGNMENT - 1, dtype=jnp.int32)[None, :]
     gap = jnp.where(gap < row_splits[1:, None], gap, values.shape[0])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 
 LOWEST = -1e30
-"""The log-sum-exp of a row that met no key, and the first running maximum: finite, so that no difference is NaN."""
+"""The log-sum-exp of a row that met no key, and the initial running maximum: finite, so that no difference is NaN."""
 
 
 class Score(NamedTuple):
@@ -19,10 +19,10 @@ class Score(NamedTuple):
     Attributes:
       weights: (S, polynomial) -> weights, for a forward pass that is not `online`.
       backward: (S, D, polynomial, statistics) -> (weights, dS), D the gradient of the weights; `statistics` are the
-        arrays that the kernel is called with, of a row of queries each, broadcast to the shape of S.
+        arrays that the kernel is called with, one number per row of queries, broadcast to the shape of S.
       value_scale: factor of the sum over ``weights y``, applied once at the end.
       key_scale: factor of the sum over ``dS x``.
-      online: None, or for a softmax the factor of S in its exponents of 2. The forward pass then keeps a running
+      online: None, or for a softmax the factor of S in its base-2 exponents. The forward pass then keeps a running
         maximum m and sum l of ``exp2(online S - m)`` for each row, and divides by l at the end. It also gives
         ``m + log2(l)``, `LOWEST` for a row that met no key.
     """
@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
-    """gdpa: ``weights = Act(pre_scale S)``, with ``post_scale`` and the inner derivative left to the end."""
+    """gdpa: ``weights = Act(pre_scale S)``; ``post_scale`` and the inner derivative's factor are left to the end."""
     function = KERNEL_ACTIVATIONS[activation]
 
     def scaled(s):
@@ -52,18 +52,18 @@ def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
 
 
 def softmax(scale: float) -> Score:
-    """Of attention, ``softmax of scale S``: statistics are log-sum-exp to the base 2, and delta.
+    """Attention, ``softmax(scale S)``: statistics are log-sum-exp to base 2, and delta.
 
     With ``delta = sum of dO O`` of a row, ``dS = P (D - delta)``; the factor `scale` is left to the end.
     """
     exponent = scale * math.log2(math.e)
 
     def weights(s, polynomial):
-        raise ValueError("softmax has no weights of a score by itself; the kernel must keep running sums")
+        raise ValueError("softmax gives no weights from single scores; the kernel must keep running sums")
 
     def backward(s, d, polynomial, statistics):
         log_sum, delta = statistics
-        # More than 1 only by rounding of large scores, or in rows of another example, and then perhaps infinite.
+        # Above 1 only by rounding of large scores, or in rows of another example, where it may be infinite.
         p = jnp.exp2(jnp.minimum(s * exponent - log_sum, 0.0))
         return p, p * (d - delta)
 
@@ -73,10 +73,10 @@ def softmax(scale: float) -> Score:
 def in_chunks(
     function: Callable, eighths: int, *arrays: jax.Array, width: int = 16, more: Callable[[slice], tuple] | None = None
 ):
-    """``function(*arrays, polynomial)`` by chunks of columns, the last `eighths` of them with the polynomial.
+    """``function(*arrays, polynomial)`` in chunks of columns, the last `eighths` of them with the polynomial.
 
-    A chunk is finished before the next is begun: a whole tile at once would keep every intermediate array alive, and
-    the registers would not do. For the same reason `more` makes what else the function takes, in front of
+    Each chunk is finished before the next begins: a whole tile at once would keep every intermediate array alive, and
+    the registers would not suffice. For the same reason `more` makes the function's further arguments, before
     `polynomial`, only for the columns at hand.
     """
     columns = arrays[0].shape[1]
@@ -92,7 +92,7 @@ def in_chunks(
 def online_step(
     s: jax.Array, highest: jax.Array, total: jax.Array, factor: float, dtype: jnp.dtype, width: int = 16
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """One tile of a softmax whose rows are met tile by tile.
+    """One tile of a softmax that is computed tile by tile.
 
     Args:
       s: ``[rows, columns]`` float32 scores, -inf where there is none.
@@ -103,8 +103,8 @@ def online_step(
       width: columns at once, as in `in_chunks`.
 
     Returns:
-      The weights ``exp2(factor s - highest)`` in `dtype`, the new `highest` and `total`, and the factor of the rows of
-      what was summed up by the old `highest`.
+      The weights ``exp2(factor s - highest)`` in `dtype`, the new `highest` and `total`, and for each row the
+      factor by which to rescale what was summed with the old `highest`.
     """
     above = jnp.maximum(highest, s.max(axis=1) * factor)
     decay = jnp.exp2(highest - above)

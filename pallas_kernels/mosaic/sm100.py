@@ -1,6 +1,6 @@
 """The streaming kernel for Blackwell: one kernel for the forward pass, for dq, and for dk with dv.
 
-It computes what `pallas_kernels.mosaic.sm90` does, with the tensor cores of this chip, which are fed by single threads
+It computes what `pallas_kernels.mosaic.sm90` does, with this chip's tensor cores, which are fed by single threads
 and keep scores and sums in tensor memory:
 
     S = a x^T                       scores, [128, block] float32
@@ -9,15 +9,15 @@ and keep scores and sums in tensor memory:
     value += weights y              forward: O from (q; k, v).   dk, dv: dV from (k, v; q, dO)
     key   += dS x                   dq: dQ from (q, dO; k, v).   dk, dv: dK from (k, v; q, dO)
 
-A unit is a stationary tile of 128 rows with a compute warpgroup, which turns scores into weights and writes the sums
-out, and a warp that issues its products. The units share nothing but the streamed tiles, so while one computes weights
+A unit is a stationary tile of 128 rows with a compute warpgroup, which turns scores into weights and writes out the
+sums, and a warp that issues its products. The units share only the streamed tiles, so while one computes weights
 the tensor cores work for the other. One more warp loads. Blocks are persistent: each walks its share of the work list
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
 
 The forward pass of a softmax keeps a maximum and a sum of each row in registers. Where the maximum rises much, the sums
-in tensor memory are multiplied by a factor before the next product is added, so that pass waits for the product before.
-The backward passes are given what the rows' softmax needs, as statistics. With a window a unit passes the streamed
-tiles by that none of its rows reaches, and masks those that not all of them reach.
+in tensor memory are rescaled before the next product is added, so this pass waits for the previous product. The
+backward passes get what the rows' softmax needs as statistics. With a window a unit skips the streamed tiles that none
+of its rows reaches, and masks those that not all of them reach.
 
 The work of the issuing warps is in `pallas_kernels.mosaic.sm100_issue`, that of the compute warpgroups in
 `sm100_compute`.
@@ -38,7 +38,7 @@ from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Scratch, tensor_barr
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
-"""Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
+"""Registers per thread with two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(
@@ -56,20 +56,20 @@ def shared_memory(
 
     Args:
       dim: width of a head.
-      itemsize: bytes of a number of the operands.
-      backward: there are two stationary arrays.
+      itemsize: bytes per element of the operands.
+      backward: whether there are two stationary arrays.
       config: block sizes.
       outputs: how many sums are kept; with two, statistics are those of the streamed rows.
-      statistics: how many there are of each row.
-      online: running maxima are kept.
-      out_itemsize: bytes of a number of the results, that of the operands unless given.
+      statistics: how many there are per row.
+      online: whether running maxima are kept.
+      out_itemsize: bytes per element of the results, that of the operands unless given.
     """
     stationary = config.units * config.stationary_stages * (2 if backward else 1) * TILE_ROWS * dim
     streamed = 2 * config.stages * config.block * dim
     staging = config.units * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
     own_rows, other_rows = config.units * config.stationary_stages * TILE_ROWS, config.stages * config.block
     vectors = statistics * (other_rows if outputs == 2 else own_rows) + (config.units * TILE_ROWS if online else 0)
-    # For the reductions of running maxima the compiler takes some bytes, on a boundary of 1024.
+    # For the reductions of running maxima the compiler takes some bytes, aligned to 1024.
     return itemsize * (stationary + streamed) + staging + 4 * vectors + (1024 if online else 0)
 
 
@@ -107,7 +107,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
         streaming.load(plan, arrays, slots, aligned=lambda row: row & -8, empty=False)
 
     def serve():
-        """The work of the warpgroup without a unit."""
+        """What the warpgroup without a unit does."""
         if units == 2:
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
@@ -122,10 +122,10 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
             plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         compute(unit, plan, arrays, slots, scratch)
 
-    # One switch and not a condition for each warpgroup: nothing then is kept, and spilled, for the next condition.
+    # One switch, not a condition per warpgroup, so that nothing is kept, and spilled, for the next condition.
     computing = [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)]
     lax.switch(lax.axis_index("wg"), [*computing, serve])
 
 
 attend = functools.partial(streaming.attend, Plan, _check, _run, 16)
-"""Runs the kernel, see `streaming.attend`; the compiler asks for 16 bytes for each reduction."""
+"""Runs the kernel, see `streaming.attend`; the compiler needs 16 bytes for each reduction."""

@@ -1,4 +1,4 @@
-"""The compute warpgroups of the Blackwell kernel: scores to weights, running softmax, and writing the sums out."""
+"""The compute warpgroups of the Blackwell kernel: scores to weights, running softmax, and writing out the sums."""
 
 import dataclasses
 from typing import Any
@@ -31,7 +31,7 @@ from pallas_kernels.mosaic.streaming import for_each_item, give_free, store
 
 
 def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
-    """The work of a unit's compute warpgroup."""
+    """What a unit's compute warpgroup does."""
     config, items, online, group = plan.config, arrays.items, plan.online, plan.group
     give_free(plan, slots, unit)
     if scratch.score_free is not None:
@@ -63,7 +63,7 @@ def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scra
                 return turn.compute_head(first_step, first_score, kept)
 
             if online:
-                # The vectors of rows are written from here on; the copy before has read them.
+                # The vectors of rows are written from here on; the previous copy has read them.
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             kept = (every_row(LOWEST), every_row(0.0)) if online else None
             turn.write(head, extent, plan.over_heads(compute_head, kept))
@@ -75,7 +75,7 @@ def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scra
 
         return plan.over_turns(turns, compute_turn, steps)
 
-    # Steps of slots that the warpgroup does not look at are not counted.
+    # Steps of slots that the warpgroup ignores are not counted.
     steps = (
         jnp.int32(0),
         jnp.int32(0) if plan.own_statistics else None,
@@ -93,7 +93,7 @@ def read_own(unit: int, plan: Plan, slots: Slots, step, count) -> list[Any]:
     def read():
         plgpu.barrier_wait(slots.own_full.at[barrier])
         found = [plgpu.load(smem.at[unit, slot], layout=PER_ROW) for smem in slots.numbers]
-        # The next copy comes into the place after these reads.
+        # The next copy arrives in the same place after these reads.
         plgpu.commit_smem()
         plgpu.barrier_arrive(slots.own_free.at[barrier])
         return found
@@ -170,7 +170,7 @@ class Turn:
         return kept
 
     def pass_by(self, first_step, begin, end) -> None:
-        """Gives the statistics of streamed tiles free that the unit does not work on."""
+        """Frees the statistics of streamed tiles that the unit does not work on."""
 
         @pl.loop(begin, end)
         def _step(j):
@@ -181,7 +181,7 @@ class Turn:
     def meeting(self, j) -> Meeting:
         """How the rows meet streamed tile `j`."""
         plan, block = self.plan, self.plan.config.block
-        # In a softmax the weights of rows that hold nothing may be infinite, or set the maximum.
+        # In a softmax, rows that hold nothing may have infinite weights, or set the maximum.
         return Meeting(
             left=self.other_count - j * block,
             ahead=None
@@ -195,7 +195,7 @@ class Turn:
         return plgpu.async_load_tmem(source.at[:, pl.ds(start, self.plan.chunk)], layout=TILE)
 
     def statistics(self, slot, start):
-        """Those of a chunk of scores from column `start` on; streamed ones are in `slot`."""
+        """Statistics of a chunk of scores from column `start` on; streamed ones are in `slot`."""
         chunk = self.plan.chunk
         if not self.plan.other_statistics:
             return tuple(over_columns(x, chunk) for x in self.own_numbers)
@@ -203,7 +203,7 @@ class Turn:
         return tuple(over_rows(plgpu.load(x, layout=PER_COLUMN)) for x in parts)
 
     def weigh(self, at: Meeting, score_slot: int, slot) -> None:
-        """Scores to weights, of the streamed tile in `slot`."""
+        """Scores to weights, for the streamed tile in `slot`."""
         plan, config, chunk = self.plan, self.plan.config, self.plan.chunk
         barrier, starts = self.unit * config.score_stages + score_slot, range(0, config.block, chunk)
         sources, targets = plan.score_tiles(self.scratch.scores, self.unit, score_slot)
@@ -219,9 +219,9 @@ class Turn:
             else:
                 result = {"value": plan.score.weights(s, polynomial)}
             result = {name: result[name].astype(plan.dtype) for name in plan.sums}
-            # Finishes a chunk before the next one: all of them at once do not fit in the registers.
+            # Finishes each chunk before the next: all at once would not fit in the registers.
             results.append(lax.optimization_barrier(result))
-        # The weights lie where the scores were, so all of those are read first.
+        # The weights replace the scores, so all of those are read first.
         plgpu.wait_load_tmem()
 
         def put(mask):
@@ -240,7 +240,7 @@ class Turn:
         plgpu.barrier_arrive(self.scratch.weights_full.at[barrier])
 
     def weigh_online(self, at: Meeting, score_slot: int, begun, kept):
-        """As `weigh`, for a softmax; keeps maximum and sum of each row, and rescales the sums if `begun`."""
+        """Like `weigh`, for a softmax; keeps maximum and sum of each row, and rescales the sums if `begun`."""
         plan, scratch, config, chunk = self.plan, self.scratch, self.plan.config, self.plan.chunk
         barrier, starts = self.unit * config.score_stages + score_slot, range(0, config.block, chunk)
         exponent = plan.score.online
@@ -249,7 +249,7 @@ class Turn:
         before, total = kept
         plgpu.barrier_wait(scratch.score_full.at[barrier])
 
-        # The mask goes into tensor memory, so that what follows need not be there twice.
+        # The mask goes into tensor memory, so that what follows need not be compiled twice.
         @pl.when(jnp.logical_not(is_whole(at, config.block, plan.window)))
         def _mask():
             for start in starts:
@@ -275,7 +275,7 @@ class Turn:
         for start, result in zip(starts, results, strict=True):
             plgpu.async_store_tmem(targets["value"].at[:, pl.ds(start, chunk)], result)
 
-        # The product with the weights of the step before has to be in the sums.
+        # The product with the weights of the previous step has to be in the sums.
         pl.when(begun)(lambda: plgpu.barrier_wait(scratch.sum_full.at[self.unit]))
 
         @pl.when(begun & rises)
@@ -298,7 +298,7 @@ class Turn:
         row = self.arrays.items[self.item, schedule.OUT_ROW] + self.start
         inverse = None
         if plan.online:
-            # Through shared memory from the layout of tensor memory to the one that is written out.
+            # Through shared memory, from the layout of tensor memory to the one written out.
             peak, total = kept
             scratch.rows.at[unit][...] = jnp.where(total > 0, 1 / total, 0.0)
             plgpu.commit_smem()
@@ -306,7 +306,7 @@ class Turn:
         for name, output in zip(plan.sums, outputs, strict=False):
             for column in range(0, plan.dim, plan.piece):
                 columns = pl.ds(column, plan.piece)
-                # The copy before has read the staging tile.
+                # The previous copy has read the staging tile.
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 self.stage(name, columns, inverse)
                 plgpu.commit_smem()
@@ -335,6 +335,6 @@ class Turn:
 
         @pl.when(self.tiles == 0)
         def _zero():
-            # The sums were never begun, and may hold NaN.
+            # The sums were never started and may hold NaN.
             zero = jnp.zeros((TILE_ROWS, plan.piece), plan.out_dtype)
             target[...] = plgpu.layout_cast(zero, layout)

@@ -64,8 +64,8 @@ class Head:
       tiles: the stationary tiles.
       own: their barriers.
       i: number of the head in its group.
-      first: the streamed tiles come in this turn.
-      last: they go with this turn.
+      first: whether the streamed tiles arrive in this turn.
+      last: whether they leave after this turn.
       count: streamed tiles.
       begin: the first that the unit works on.
       end: the one after the last that it works on.
@@ -96,7 +96,7 @@ class Head:
 
         @pl.loop(begin, end + 1)
         def _step(j):
-            # With two slots the scores of the next step do not wait for the weights of this one.
+            # With two slots the scores of the next step do not wait for the weights of this step.
             if score_slots == 2:
                 pl.when(j < end)(lambda: self.scores(j))
             pl.when(j > begin)(lambda: self.products(j - 1))
@@ -107,7 +107,7 @@ class Head:
             self.pass_by(end, self.count)
 
     def rest(self) -> None:
-        """What a unit does that has nothing to compute."""
+        """What a unit with nothing to compute does."""
         self.pass_by(0, self.count)
 
         @pl.when(self.i == self.plan.group - 1)
@@ -115,7 +115,7 @@ class Head:
             plgpu.tcgen05_commit_arrive(self.slots.own_free.at[self.own])
 
     def pass_by(self, begin, end) -> None:
-        """Does for streamed tiles what a unit that works on them does."""
+        """Does for streamed tiles what a unit working on them would do."""
 
         @pl.loop(begin, end)
         def _step(j):
@@ -135,7 +135,7 @@ class Head:
             (s, *d), _ = plan.score_tiles(scratch.scores, self.unit, score_slot)
 
             def put(target, a, b, replaced):
-                # The weights that lie here have to be multiplied first.
+                # The weights stored here have to be multiplied first.
                 if replaced and scratch.score_free is not None:
                     plgpu.barrier_wait(scratch.score_free.at[barrier])
                 plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
@@ -144,7 +144,7 @@ class Head:
             put(s, self.tiles[0], x, "value" in plan.sums)
             if plan.backward:
                 when(self.first, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                # S has waited already where both are replaced.
+                # Where both are replaced, S has waited already.
                 put(d[0], self.tiles[1], y, "value" not in plan.sums)
             plgpu.tcgen05_commit_arrive(scratch.score_full.at[barrier])
 
@@ -166,7 +166,7 @@ class Head:
 
         def out_of(score_slot, _):
             barrier = self.unit * plan.config.score_stages + score_slot
-            # These weights come after the sums of the turn before were read by the same warpgroup.
+            # These weights come after the same warpgroup has read the previous turn's sums.
             plgpu.barrier_wait(scratch.weights_full.at[barrier])
             _, weights = plan.score_tiles(scratch.scores, self.unit, score_slot)
             begun = j > self.begin if plan.group == 1 else (j > self.begin) | (self.i > 0)
@@ -180,7 +180,7 @@ class Head:
         for name in plan.sums:
             barrier = self.slots.free[OPERAND[name]].at[slot]
             when(self.last, lambda barrier=barrier: plgpu.tcgen05_commit_arrive(barrier))
-        # Running sums are rescaled between two products, others are read at the end.
+        # Running sums are rescaled between two products, others are only read at the end.
         when(
             True if plan.online else self.is_last(j),
             lambda: plgpu.tcgen05_commit_arrive(scratch.sum_full.at[self.unit]),
@@ -191,7 +191,7 @@ class Head:
         return slot_of(self.first_step + j, self.plan.config.stages)
 
     def score_slot(self, j):
-        """Where its scores come."""
+        """Where its scores go."""
         step = self.first_score + (j if self.plan.window is None else j - self.begin)
         return slot_of(step, self.plan.config.score_stages)
 

@@ -1,4 +1,4 @@
-"""What the warps of the Blackwell kernel agree on: what is known when it is traced, and where they meet."""
+"""What the warps of the Blackwell kernel agree on: what is known at trace time, and where they meet."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +12,7 @@ from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 
 SWIZZLE = 128
-"""Bytes of a row that lie together in shared memory, at most."""
+"""Most bytes of a row that are contiguous in shared memory."""
 
 CHUNK = 32
 """Columns of scores that a compute warpgroup holds in registers at once."""
@@ -24,7 +24,7 @@ def chunk_of(config: Sm100Config) -> int:
 
 
 def takes_polynomial(config: Sm100Config, start: int) -> bool:
-    """Whether the chunk from column `start` on does: they lie between the others, so both kinds of units are busy."""
+    """Whether the chunk from column `start` on does; such chunks alternate with others, so all units are busy."""
     before, after = ((start + add) * config.polynomial // config.block for add in (0, chunk_of(config)))
     return before < after
 
@@ -37,22 +37,22 @@ class Plan(plans.Plan):
 
     @property
     def masks(self) -> bool:
-        """Some scores may not count."""
+        """Whether some scores may not count."""
         return self.ragged or self.softmax or self.window is not None
 
     @property
     def own_readers(self) -> int:
-        """Who gives a stationary slot free: the issuing warp, and the compute warpgroup if it reads statistics."""
+        """How many free a stationary slot: the issuing warp, and the compute warpgroup if it reads statistics."""
         return 2 if self.own_statistics else 1
 
     @property
     def other_readers(self) -> tuple[int, int]:
-        """The same of each unit for the slots of x and y."""
+        """How many of each unit free the slots of x and of y."""
         return 1, 2 if self.other_statistics else 1
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """What becomes of S, and of D."""
+        """What S and D become."""
         return ("value", "key") if self.backward else ("value",)
 
     @property
@@ -77,7 +77,7 @@ class Plan(plans.Plan):
         return scores, {name: here[name][1] for name in self.sums}
 
     def tiles_for(self, items, item, start, count):
-        """Whether the unit with row `start` of an item works on its `count` tiles, and begin and end of those."""
+        """Whether the unit from row `start` of an item works on any of `count` tiles, and begin and end of those."""
         held = items[item, schedule.COUNT] - start
         if self.window is None:
             return held > 0, 0, count
@@ -87,22 +87,22 @@ class Plan(plans.Plan):
 
 
 def tensor_barrier(**arguments: int) -> plgpu.Barrier:
-    """A barrier that products arrive at."""
+    """A barrier at which products arrive."""
     return plgpu.Barrier(orders_tensor_core=True, **arguments)
 
 
 class Scratch(NamedTuple):
-    """What a unit's warps have beside the slots.
+    """What a unit's warps have besides the slots.
 
     Attributes:
-      out: for each unit a tile to be written out.
-      rows: for each unit a number of each row; None but for an online score.
-      scores: for each unit the slots for scores, see `Plan.score_tiles`.
-      sums: for each unit the sums by name.
+      out: for each unit, a tile to be written out.
+      rows: for each unit, one number per row; None except for an online score.
+      scores: for each unit, the slots for scores, see `Plan.score_tiles`.
+      sums: for each unit, the sums by name.
       score_free: the weights in a slot of a unit have been multiplied; None if the order of products is relied on.
       score_full: scores have been computed.
       sum_full: all products are in the sums of a unit; for an online score, those of each step.
-      weights_full: weights lie in the place of the scores.
+      weights_full: weights have replaced the scores.
     """
 
     out: Any

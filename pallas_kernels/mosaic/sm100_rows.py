@@ -1,8 +1,8 @@
 """Stationary rows of the Blackwell kernel: what they may meet, and what is kept for each of them.
 
 A thread of a compute warpgroup reads one row of tensor memory, so what belongs to a row is one register of its thread,
-and a sum or a maximum over the row stays in the thread. A vector of a number for each stationary row has the layout
-`PER_ROW`, one of a number for each streamed row, held by all threads, `PER_COLUMN`.
+and a sum or a maximum over the row stays within the thread. A vector with one number per stationary row has the layout
+`PER_ROW`; one with a number per streamed row, held by all threads, has `PER_COLUMN`.
 """
 
 from typing import NamedTuple
@@ -23,10 +23,10 @@ TILE = plgpu.Layout.TCGEN05_TMEM_NATIVE
 PER_ROW, PER_COLUMN = TILE.reduce(1), TILE.reduce(0)
 
 TOLERANCE = 8.0
-"""A running maximum follows the scores when they exceed it by more than this, in powers of 2.
+"""A running maximum is raised when scores exceed it by more than this, in powers of 2.
 
-Until then weights are up to 256 instead of 1, which costs no digit: they overflow neither in 16 bits nor in their sum.
-So sums in tensor memory are seldom rescaled after the first step.
+Until then weights are up to 256 instead of 1, which costs no precision: they overflow neither in 16 bits nor in their
+sum. So sums in tensor memory are seldom rescaled after the first step.
 """
 
 _PER_WARP = plgpu.Layout.TILED(
@@ -35,7 +35,7 @@ _PER_WARP = plgpu.Layout.TILED(
     lane_dims=(-2,),
     vector_dim=-1,
 )
-"""Layout of a vector of a number for each row of which every warp holds all."""
+"""Layout of a vector with one number per row, all of which every warp holds."""
 
 
 def over_columns(vector: jax.Array, columns: int) -> Shaped[Array, "rows columns"]:
@@ -54,11 +54,11 @@ def every_row(value: float) -> Float[Array, " rows"]:
 
 
 def reached(first: jax.Array, held: jax.Array, count: jax.Array, block: int, window: tuple[int, int]):
-    """Begin and end of the streamed tiles that a unit works on, of `count`; they are equal where it works on none.
+    """Begin and end of the streamed tiles that a unit works on, out of `count`; equal where it works on none.
 
     Args:
       first: position of the unit's first row, counted from the first streamed row of the item.
-      held: its rows that hold something, maybe none and maybe more than `TILE_ROWS`.
+      held: its rows that hold something, possibly none and possibly more than `TILE_ROWS`.
       count: streamed tiles of the item.
       block: rows of a streamed tile.
       window: see `streaming.attend`.
@@ -74,9 +74,9 @@ class Meeting(NamedTuple):
     """How a unit meets a streamed tile.
 
     Attributes:
-      left: streamed rows of the item from the tile's first on; those after belong to others.
+      left: streamed rows of the item from the tile's first on; later ones belong to others.
       ahead: with a window, position of the unit's first row, counted from the tile's first row.
-      held: rows of the unit that hold something, None where what the others meet does not matter.
+      held: rows of the unit that hold something, None where it does not matter what the others meet.
     """
 
     left: jax.Array
@@ -96,7 +96,7 @@ def is_whole(at: Meeting, block: int, window: tuple[int, int] | None) -> jax.Arr
 
 
 def allowed(at: Meeting, start: int, columns: int, window: tuple[int, int] | None) -> Bool[Array, "rows columns"]:
-    """Which scores count, of `columns` columns of the tile from `start` on."""
+    """Which scores count, in `columns` columns of the tile from `start` on."""
     column = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, columns), 1, layout=TILE)
     stop = at.left - start
     if window is None and at.held is None:
@@ -116,34 +116,34 @@ def allowed(at: Meeting, start: int, columns: int, window: tuple[int, int] | Non
 def any_rises(rise: jax.Array, smem) -> Bool[Array, ""]:
     """Whether a number exceeds `TOLERANCE`: one answer for the whole warpgroup.
 
-    Each warp looks at all rows, for reductions over warps share their memory with those of other warpgroups.
+    Each warp looks at all rows, because reductions over warps share their memory with those of other warpgroups.
 
     Args:
       rise: float32, of layout `PER_ROW`.
       smem: ``[TILE_ROWS]`` float32 in shared memory, which nothing else uses.
     """
-    # Between the reads of the step before and this lies the barrier before its weights were handed over.
+    # Since the reads of the previous step there was the barrier before its weights were handed over.
     smem[...] = rise
     plgpu.commit_smem()
     return plgpu.load(smem, layout=_PER_WARP).max() > TOLERANCE
 
 
 def log_sums(peak: jax.Array, total: jax.Array) -> Float[Array, " rows"]:
-    """Log-sum-exps to the base 2 from running maximum and sum of each row, `LOWEST` where nothing was met."""
+    """Log-sum-exps to base 2 from the running maximum and sum of each row, `LOWEST` where nothing was met."""
     return jnp.where(total > 0, peak + jnp.log2(total), LOWEST)
 
 
 def store_rows(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
     """Stores the first `extent` numbers of a float32 vector, as `streaming.store` does for tiles.
 
-    A copy begins on a multiple of 128 bytes in shared memory, which is 32 numbers. So what is left after the last 32
-    goes in one piece of 8, 16 or 24.
+    A copy begins at a multiple of 128 bytes in shared memory, which is 32 numbers, so the rest after the last 32 goes
+    in one piece of 8, 16 or 24.
 
     Args:
       smem: ``[TILE_ROWS]`` in shared memory.
       gmem: ``[rows]`` in global memory.
-      row: index in `gmem` that the vector begins at, a multiple of 8.
-      extent: numbers to store, a multiple of 8; those past `TILE_ROWS` are ignored, and none are stored below 8.
+      row: index in `gmem` at which the vector begins, a multiple of 8.
+      extent: numbers to store, a multiple of 8; those past `TILE_ROWS` are ignored; below 8 nothing is stored.
     """
     aligned = 32
 

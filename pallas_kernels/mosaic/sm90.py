@@ -14,9 +14,9 @@ share of the work list (`pallas_kernels.mosaic.schedule`), and the loading warpg
 ``config.run > 1`` the streamed tiles stay in shared memory for a run of stationary tiles.
 
 In the forward pass of a softmax the weights are relative to the largest score of their row so far; the sum O is then
-carried in registers, to be rescaled when a larger one comes. The backward passes take the log-sum-exp and delta of each
+carried in registers and rescaled when a larger one comes. The backward passes take the log-sum-exp and delta of each
 row of queries, which stay or stream with it. With a window each unit computes with the tiles that its own rows reach
-and passes the others by; scores are masked in the tiles at its edges.
+and skips the others; scores are masked in the tiles at the window's edges.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from pallas_kernels.mosaic.sm90_compute import TILE_ROWS, Plan, Scratch, compute
 from pallas_kernels.mosaic.streaming import STAGED
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 240, 24
-"""Of a thread, where there are two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
+"""Registers per thread with two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(
@@ -53,7 +53,7 @@ def shared_memory(
       dim: width of a head.
       itemsize: bytes of an operand's element.
       backward: whether there are two stationary tiles.
-      outputs: sums.
+      outputs: how many sums are kept.
       config: block sizes.
       out_itemsize: bytes of a result's element, `itemsize` unless given.
       softmax: whether there are statistics of rows, in float32.
@@ -62,7 +62,7 @@ def shared_memory(
     streamed = 2 * config.stages * config.block
     weights = config.units * TILE_ROWS * config.block * (2 if backward else 1) if config.weights_in_smem else 0
     staging = config.units * outputs * TILE_ROWS * dim * (out_itemsize or itemsize)
-    # Two statistics that stay or stream in a backward pass, the one that a forward pass makes.
+    # Two statistics that stay or stream in a backward pass, or the one that a forward pass makes.
     slots = config.stages * config.block if outputs == 2 else config.units * config.stationary_stages * TILE_ROWS
     statistics = 4 * (2 * slots if backward else config.units * 2 * STAGED) if softmax else 0
     return itemsize * (dim * (stationary + streamed) + weights) + staging + statistics
@@ -79,7 +79,7 @@ def _check(plan: Plan) -> None:
         plan.dtype.itemsize,
         backward=plan.backward,
         outputs=len(plan.sums),
-        # The interpreter keeps in shared memory, which is the host's, what the chip keeps in registers.
+        # The interpreter keeps in shared memory, of which it has plenty, what the chip keeps in registers.
         config=dataclasses.replace(config, weights_in_smem=False) if interpreted else config,
         out_itemsize=plan.out_dtype.itemsize,
         softmax=plan.softmax,
@@ -107,7 +107,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
 
     @pl.when(wg == units)
     def _load():
-        if units == 2:  # with one, the launch gives both as many as there can be
+        if units == 2:  # with one, the launch gives both the maximum
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
         streaming.load(plan, arrays, slots, aligned=lambda row: pl.multiple_of(row, 8), empty=True)
 

@@ -1,4 +1,4 @@
-"""The compute warpgroups of the Hopper kernel: products, scores to weights, and writing the sums out."""
+"""The compute warpgroups of the Hopper kernel: products, scores to weights, and writing out the sums."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -37,13 +37,13 @@ class Plan(plans.Plan):
 
 
 class Scratch(NamedTuple):
-    """What the compute warpgroups have beside the slots.
+    """What the compute warpgroups have besides the slots.
 
     Attributes:
-      out: for each sum a tile of each unit to be written out.
-      log_sums: for each unit what `store_vector` stores; None but for an online score.
-      weights: for each sum the weights of each unit, none where they stay in registers.
-      turn: whose turn it is on the tensor cores; None where there are no turns.
+      out: for each sum, a tile of each unit to be written out.
+      log_sums: for each unit, what `store_vector` stores; None except for an online score.
+      weights: for each sum, the weights of each unit; none where they stay in registers.
+      turn: whose turn it is on the tensor cores; None without turns.
     """
 
     out: Any
@@ -53,7 +53,7 @@ class Scratch(NamedTuple):
 
 
 def compute(wg, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
-    """The work of warpgroup `wg`."""
+    """What warpgroup `wg` does."""
     items, units, run = arrays.items, plan.config.units, plan.config.run
     give_free(plan, slots, wg)
 
@@ -94,8 +94,8 @@ class Turn:
       other_step: step of the first streamed tile.
       count: streamed tiles of a head.
       other_count: their rows.
-      loads: the streamed tiles come in this turn.
-      last: they go with this turn.
+      loads: whether the streamed tiles arrive in this turn.
+      last: whether they leave after this turn.
     """
 
     plan: Plan
@@ -117,7 +117,7 @@ class Turn:
         return self.arrays.items[self.item, column]
 
     def sum_up(self) -> None:
-        """Computes the sums, and stages them."""
+        """Computes the sums and stages them."""
         if self.plan.online:
             self.accumulate_online()
         else:
@@ -126,7 +126,7 @@ class Turn:
         plgpu.commit_smem()
 
     def write(self, head) -> None:
-        """Begins to store what is staged."""
+        """Starts to store what is staged."""
         extent = self.field(schedule.EXTENT) - self.first
         at = self.field(schedule.OUT_ROW) + self.first
         for smem, gmem in zip(self.scratch.out, self.arrays.outputs, strict=False):
@@ -168,7 +168,7 @@ class Turn:
         """The same for an online softmax, whose sum is carried in registers with maximum and sum of each row."""
         online, dtype = self.plan.score.online, self.plan.dtype
         assert online is not None
-        # A maximum of negative multiples would be a minimum, and -inf times zero is none.
+        # With a negative factor the maximum would be a minimum, and with zero -inf would become NaN.
         before, factor = (1.0, online) if online > 0 else (online, 1.0)
 
         def step(slot, j, carry):
@@ -201,7 +201,7 @@ class Turn:
         stage_vector(self.scratch.log_sums.at[self.wg], log_sum)
 
     def stream(self, step, carry):
-        """``step(slot, j, carry)`` for the streamed tiles of every head that come into reach."""
+        """``step(slot, j, carry)`` for the streamed tiles of every head that are within reach."""
         plan, stages, window = self.plan, self.plan.config.stages, self.plan.window
         begin, end = 0, self.count
         if window is not None:
@@ -211,7 +211,7 @@ class Turn:
             start = self.other_step if plan.group == 1 else self.other_step + number * self.count
 
             def pass_by(j, _):
-                """Takes part in what the other unit waits for: the slot is free, and two turns."""
+                """Takes part in what the other unit waits for: freeing the slot, and two turns."""
                 slot = slot_of(start + j, stages)
                 for full, free in zip(self.slots.full, self.slots.free, strict=True):
                     plgpu.barrier_wait(full.at[slot])
@@ -251,8 +251,8 @@ class Turn:
     # --- one tile ---
 
     def own_tiles(self, opaque: bool = False):
-        """The stationary tiles; `opaque` so that the compiler does not see that they are always the same, or it keeps
-        their descriptors in registers from the first item to the last.
+        """The stationary tiles; `opaque` hides that they are always the same, or the compiler would keep descriptors of
+        them in registers from the first item to the last.
         """
         unit = lax.optimization_barrier(self.wg) if opaque else self.wg
         return [smem.at[unit, self.own_slot] for smem in self.slots.own]
@@ -269,10 +269,10 @@ class Turn:
         acc = plgpu.WGMMAAccumulatorRef((TILE_ROWS, self.plan.config.block), jnp.float32)
         return pl.run_scoped(scope, *[acc] * len(pairs))
 
-    # The arrays are narrowed chunk by chunk, so that the wide ones die early: registers are what is short.
+    # The arrays are narrowed chunk by chunk, so that the wide ones die early: registers are scarce.
 
     def weights(self, scores):
-        """Weights of the scores in a forward pass."""
+        """Weights for the scores in a forward pass."""
         score, dtype = self.plan.score, self.plan.dtype
         (weights,) = in_chunks(lambda s, p: (score.weights(s, p).astype(dtype),), self.plan.config.polynomial, *scores)
         return weights
@@ -302,14 +302,14 @@ class Turn:
         return in_chunks(both, plan.config.polynomial, *products, more=statistics if plan.statistics else None)
 
     def masked(self, j, fill, *arrays):
-        """The arrays with `fill` where a row does not meet a streamed one of tile `j`."""
+        """The arrays with `fill` where a row does not meet a streamed row of tile `j`."""
         plan, block, window = self.plan, self.plan.config.block, self.plan.window
         if not plan.ragged and window is None:
             return arrays
         left = self.other_count - j * block
         at_edge = left < block
         below, above = window or (0, 0)
-        ahead = jnp.int32(0)  # by how much the first column is in front of the first row
+        ahead = jnp.int32(0)  # how far the first column is ahead of the first row
         if window is not None:
             ahead = j * block - self.first - self.field(schedule.SHIFT)
             at_edge |= (ahead < TILE_ROWS - 1 - below) | (ahead > above - (block - 1))
@@ -319,14 +319,14 @@ class Turn:
             if window is None:
                 allowed = column < left
             else:
-                # Bounds by row: the compiler would keep a tile of distances from step to step.
+                # Bounds by row: a tile of distances would be kept by the compiler from step to step.
                 row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS,), 0, layout=PER_ROW)
                 bounds = row - (below + ahead), jnp.minimum(row + (above - ahead), left - 1)
                 low, high = (lax.broadcast_in_dim(x, column.shape, [0]) for x in bounds)
                 allowed = (column >= low) & (column <= high)
             return tuple(jnp.where(allowed, x, jnp.asarray(fill, x.dtype)) for x in arrays)
 
-        # For gdpa's backward passes a branch costs registers that are not there: all tiles are masked.
+        # In gdpa's backward passes there are no registers left for a branch: all tiles are masked.
         return mask() if plan.backward and not plan.statistics else lax.cond(at_edge, mask, lambda: arrays)
 
     def add_product(self, acc, weights, i: int, tile) -> None:
@@ -339,7 +339,7 @@ class Turn:
         plgpu.wgmma(acc, weights, tile)
 
     def plus_product(self, acc, weights, tile):
-        """The sum that an online softmax carries in registers, for it is rescaled, and one more product."""
+        """The sum that an online softmax carries in registers, to be rescaled, plus one more product."""
         if not self.scratch.weights:
             return pl.run_state(lambda ref: plgpu.wgmma(ref, weights, tile))(plgpu.WGMMAAccumulatorRef.init(acc))
 
@@ -351,7 +351,7 @@ class Turn:
 
     def stage(self, *values):
         """Puts the sums, float32, into their staging tiles; returns the rows of the tile that hold something."""
-        # The store of the turn before has read its staging tile by now.
+        # The previous turn's store has read its staging tile by now.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         score, held = self.plan.score, self.field(schedule.COUNT) - self.first
         row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, self.plan.dim), 0, layout=LAYOUT)

@@ -1,4 +1,4 @@
-"""What the streaming kernels of every generation have in common: dealing out the work list, loading, storing tiles.
+"""What the streaming kernels of all generations share: dealing out the work list, loading and storing tiles.
 
 No warp directs another: each walks the work list by itself and reaches the same tiles in the same order.
 """
@@ -22,12 +22,12 @@ LAUNCH_REGISTERS = 168
 """Registers of a thread when three warpgroups are launched: 65536 / 384, a multiple of 8.
 
 Warpgroups can pass registers on to each other (`set_max_registers`) but not make new ones: one that asks for more than
-the others have given up waits for ever.
+the others have given up waits forever.
 """
 
 
 def give_free(plan: Plan, slots: Slots, unit) -> None:
-    """A unit's readers give all slots free, before the first load."""
+    """A unit's readers free all slots before the first load."""
     number = plan.config.stationary_stages
     for slot in range(number):
         for _ in range(plan.own_readers):
@@ -39,14 +39,14 @@ def give_free(plan: Plan, slots: Slots, unit) -> None:
 
 
 def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty: bool) -> None:
-    """The work of who loads: every tile of the items of this block, each into its slot as soon as that is free.
+    """What the loading warps do: every tile of this block's items goes into its slot as soon as that is free.
 
     Args:
       plan: the kernel.
       arrays: what to load.
-      slots: where to.
-      aligned: makes the compiler see that a row is a multiple of 8.
-      empty: whether stationary tiles past which nothing streams are loaded, too.
+      slots: where to put it.
+      aligned: shows the compiler that a row is a multiple of 8.
+      empty: whether to load stationary tiles past which nothing streams, too.
     """
     items, block, units, stages = arrays.items, plan.config.block, plan.config.units, plan.config.stages
     own_slots = plan.config.stationary_stages
@@ -101,7 +101,7 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
         return lax.cond(count > 0, lambda: plan.over_turns(turns, load_turn, steps), lambda: steps)
 
     for_each_item(arrays.used[0], plan.heads, plan.blocks, load_item, (jnp.int32(0), jnp.int32(0)))
-    # Every slot has been given free once more than it was filled.
+    # Every slot has been freed once more than it was filled.
     for slot in range(units * own_slots):
         plgpu.barrier_wait(slots.own_free.at[slot])
     for slot in range(stages):
@@ -128,37 +128,37 @@ def attend[P: Plan](
     out_rows: int | None = None,
     out_dtype: jax.typing.DTypeLike | None = None,
 ) -> tuple[Array, ...]:
-    """Runs the streaming kernel of a generation, as `sm90.attend` and `sm100.attend`.
+    """Runs the streaming kernel of a generation; `sm90.attend` and `sm100.attend` call it.
 
     Args:
       kind: its plan.
-      check: refuses what it cannot do.
+      check: refuses what the kernel cannot do.
       run: allocates its memory and does the work of a block.
       reduction_bytes: shared memory for reductions, which all stay within a warp.
       stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
         the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
       streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`). Its heads may be fewer or more than those
-        that stay: one is a multiple of the other, and the heads of one group follow each other.
+        that stay: one number is a multiple of the other, and the heads of a group are consecutive.
       work: items of ``config.units * config.run * TILE_ROWS`` rows.
       score: the score function.
-      sums: which sums to keep, of ``"value"`` and ``"key"``, in the order of the results.
+      sums: which sums to keep, ``"value"`` or ``"key"`` or both, in the order of the results.
       ragged: False if the number of streamed rows is known to be a multiple of the block.
       config: block sizes.
       processors: multiprocessors of the chip, the number of persistent blocks.
-      statistics: float32, of each row of queries, for `score.backward`: with one sum, for dq, they stay beside ``b``;
-        with two, for dk and dv, they stream beside ``y``.
+      statistics: float32, one per row of queries, for `score.backward`: with one sum, for dq, they stay with ``b``;
+        with two, for dk and dv, they stream with ``y``.
       window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.
       out_rows: rows of the results, those of ``a`` unless given.
       out_dtype: of the sums, that of ``a`` unless given.
 
     Returns:
       For each of `sums` ``[out_rows, heads, dim]`` with the heads of ``a``; rows that hold nothing are zero. With
-      `score.online` the forward pass also gives the log-sum-exps of rows to the base 2, float32 ``[heads,
+      `score.online` the forward pass also gives the log-sum-exps of rows to base 2, float32 ``[heads,
       out_rows]``; `LOWEST` in rows that hold nothing or met nothing.
 
     Raises:
-      ValueError: heads that are no multiple of each other, a config that a softmax or a window cannot have, or one that
-        needs more shared or tensor memory than there is.
+      ValueError: head counts neither of which divides the other, a config that a softmax or a window cannot have, or
+        one that needs more shared or tensor memory than there is.
     """
     plan = kind.of(
         stationary,
@@ -193,12 +193,12 @@ def attend[P: Plan](
 def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):
     """Runs ``body(item, head, carry) -> carry`` for the items of this block, and returns the last `carry`.
 
-    The pairs of item and head are dealt to the blocks in turn. Everything is read here, and so in the branch of the
-    calling warps: values from before it would be spilled by warps with few registers.
+    The pairs of item and head are dealt to the blocks in turn. Everything is read here, hence in the branch of the
+    calling warps: warps with few registers would spill values read before it.
 
     Args:
       used: int32, items in use.
-      heads: each item is worked on for each head.
+      heads: how many; each item is worked on for each.
       blocks: persistent blocks, the size of the grid axis ``"processor"``.
       body: work on one item.
       carry: what the body carries from item to item.
@@ -219,8 +219,8 @@ def store(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
     Args:
       smem: ``[tile_rows, columns]`` in shared memory; the rows are a power of two.
       gmem: ``[rows, columns]`` in global memory.
-      row: row of `gmem` that the tile begins at, a multiple of 8.
-      extent: rows to store, a multiple of 8; those past `tile_rows` are ignored, and none are stored below 8.
+      row: row of `gmem` at which the tile begins, a multiple of 8.
+      extent: rows to store, a multiple of 8; those past `tile_rows` are ignored; below 8 nothing is stored.
     """
     rows = smem.shape[0]
 
@@ -229,7 +229,7 @@ def store(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
         plgpu.copy_smem_to_gmem(smem, gmem.at[pl.ds(pl.multiple_of(row, 8), rows)], commit_group=False)
 
     for size in (2**i for i in range(3, rows.bit_length() - 1)):
-        # The pieces in front of this one are the higher bits of the extent.
+        # The pieces before this one are the higher bits of the extent.
         @pl.when((extent > 0) & (extent < rows) & ((extent & size) != 0))
         def _piece(size=size):
             offset = pl.multiple_of(extent & (-2 * size), 8)
@@ -247,7 +247,7 @@ def stage_vector(smem, value: jax.Array) -> None:
 
 
 def store_vector(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
-    """Stores the first `extent` numbers of a vector, one for each row of a tile, in pieces as `store` does.
+    """Stores the first `extent` numbers of a vector, one per row of a tile, in pieces as `store` does.
 
     A copy must begin at a multiple of 128 bytes in shared memory, which is 32 numbers. The pieces of 16 and 32 do;
     those of 8 begin at a multiple of 16, and the odd ones are taken from the shifted vector.
@@ -256,7 +256,7 @@ def store_vector(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
       smem: float32 in shared memory, filled by `stage_vector`.
       gmem: ``[rows]`` in global memory.
       row: where in `gmem` the vector begins, a multiple of 8.
-      extent: numbers to store, a multiple of 8; those past `VECTOR` are ignored, and none are stored below 8.
+      extent: numbers to store, a multiple of 8; those past `VECTOR` are ignored; below 8 nothing is stored.
     """
 
     def copy(size: int, offset: int | jax.Array = 0, shifted: bool = False):
@@ -274,23 +274,23 @@ def store_vector(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
 
 
 VECTOR, SHIFT, STAGED = 64, 16, 96
-"""Numbers of a vector, by how much its second copy is shifted, and numbers that a copy takes: a multiple of 32."""
+"""Length of a vector, how far its second copy is shifted, and the room for a copy: a multiple of 32."""
 
 
 def tiles_in_reach(
     first: jax.Array, rows: int, field: Callable[[int], jax.Array], window: tuple[int, int], block: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The streamed tiles from the first to the last that one of a unit's rows can see through the window.
+    """The streamed tiles from the first to the last that any of a unit's rows can see through the window.
 
     Args:
       first: the unit's first row in its item.
-      rows: of the unit.
+      rows: how many the unit has.
       field: what the item holds in a column of `pallas_kernels.mosaic.schedule`.
       window: ``(below, above)``, see `schedule.work_list`.
       block: rows of a tile.
 
     Returns:
-      The first tile, and the one after the last; the same one for a unit without rows.
+      The first tile, and the one after the last; equal for a unit without rows.
     """
     below, above = window
     held = jnp.minimum(field(schedule.COUNT) - first, rows)

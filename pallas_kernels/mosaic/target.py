@@ -10,7 +10,7 @@ import jax
 from pallas_kernels.chips import B200, H100
 
 GENERATIONS = {"sm90": H100, "sm100": B200}
-"""Generation that has kernels -> the chip of it that the interpreter stands for."""
+"""Generation with kernels -> the chip of it that the interpreter stands in for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Target:
     Attributes:
       generation: ``"sm90"`` (Hopper) or ``"sm100"`` (Blackwell).
       processors: its multiprocessors.
-      interpreted: whether the kernel runs in Pallas' interpreter on the CPU, which knows fewer instructions.
+      interpreted: whether the kernel runs in Pallas' interpreter on the CPU, which supports fewer instructions.
       device_kind: its name, by which tuned block sizes are looked up; None for the built-in ones.
     """
 
@@ -37,7 +37,7 @@ _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target"
 def build_for(target: Target) -> Iterator[None]:
     """Kernels traced inside are built for `target`, whatever device is at hand.
 
-    The choice is no part of the key of jax's caches: trace functions inside that were not traced outside.
+    The choice is not part of the key of jax's caches: inside, trace only functions that were not traced outside.
     """
     token = _chosen.set(target)
     try:

@@ -1,4 +1,4 @@
-"""Block sizes by device: what was measured on it, else built-in defaults for its generation of chips.
+"""Block sizes by device: those measured on it, else built-in defaults for its chip generation.
 
 An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/nvidia-h100-80gb-hbm3.json``, written by
 ``python -m experiments.kernels tune``:
@@ -7,7 +7,7 @@ An operator has a folder of JSON files, one for each device, e.g. ``gdpa/tuning/
      "entries": [{"pass": "forward", "dim": 128, "keys": 256, "activation": "special", "dtype": "bfloat16",
                   "config": {"block": 128, "stages": 2}, "seconds": 0.0011, "default_seconds": 0.0013}]}
 
-`lookup` gives the config of a shape; one that was not tuned gets the default, and the log says so once.
+`config_for` gives the config of a shape; one that was not tuned gets the default, and the log says so once.
 """
 
 import dataclasses
@@ -29,19 +29,19 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 PASSES = ("forward", "dq", "dkv")
 CLASSES = ("special", "plain", "softmax")
-"""Activations that need the special-function units, and those that do not: one kernel's time is much like another's."""
+"""Activations that need the special-function units, those that do not, and softmax; within a class times are alike."""
 DTYPES = ("bfloat16", "float16")
 JAGGED = "jagged"
 
 _PLAIN = ("relu", "leaky_relu", "relu_squared", "hardswish", "identity")
 _OUTPUTS = {"forward": 1, "dq": 1, "dkv": 2}
 _REGISTERS = 226
-"""Registers of a compute thread that accumulators and weights may take, of 240; more spills."""
+"""Registers of a compute thread that accumulators and weights may take, out of 240; more would spill."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a tuned config is looked up by.
+    """The key under which a tuned config is stored.
 
     Attributes:
       pass_: "forward", "dq" or "dkv".
@@ -76,7 +76,7 @@ class Key:
 
 
 def activation_class(activation: str) -> str:
-    """The class of an activation's name, or of "softmax"; ValueError for an unknown one."""
+    """The class of an activation, by name, or of "softmax"; ValueError for an unknown one."""
     if activation == "softmax":
         return activation
     if activation not in ACTIVATIONS:
@@ -90,7 +90,7 @@ def slug(device_kind: str) -> str:
 
 
 def generation(device_kind: str) -> str:
-    """The generation, "sm90" or "sm100"; ValueError for a device that no Mosaic kernel here is for."""
+    """The generation, "sm90" or "sm100"; ValueError for a device without Mosaic kernels."""
     for name, chips in {"sm90": ("h100", "h20", "h800", "gh200"), "sm100": ("b200", "b100")}.items():
         if any(chip in device_kind.lower() for chip in chips):
             return name
@@ -100,14 +100,14 @@ def generation(device_kind: str) -> str:
 def polynomial_share(activation: str, generation: str) -> int:
     """Built-in `Config.polynomial` for a class of activations.
 
-    On sm_100 a tanh for each score would take as long as the products, by the clocks of the datasheet: half go
-    elsewhere.
+    On sm_100 a tanh for each score would take as long as the products, by the datasheet's clocks, so half of the
+    scores use polynomials.
     """
     return 4 if activation == "special" and generation == "sm100" else 0
 
 
 def default(key: Key, generation: str, operator: str = "gdpa") -> Config:
-    """The built-in config: fits, and compiles without spills; ValueError for a generation without one."""
+    """The built-in config, which fits and compiles without spills; ValueError for a generation without one."""
     if generation not in CONFIGS:
         raise ValueError(f"generation={generation!r} has no built-in block sizes; there are {' and '.join(CONFIGS)}")
     if key.activation == "softmax":
@@ -136,7 +136,7 @@ def _default_softmax(key: Key, generation: str, operator: str) -> Config:
     # Seeds that fit in one tile leave a second unit without work.
     few = operator == "seed_attention" and key.pass_ != "dkv" and int(key.keys) <= module.TILE_ROWS
     if generation == "sm90":
-        # A narrow window is covered by long tiles with much beside it.
+        # Long tiles would cover a narrow window with much to spare.
         narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) < 512
         wide = Sm90Config(block=128, stages=2 if key.dim == 128 else 4)
         config = {
@@ -146,7 +146,7 @@ def _default_softmax(key: Key, generation: str, operator: str) -> Config:
         }[key.pass_]
         return dataclasses.replace(config, units=1) if few else config
     stages = 4 if key.dim < 128 else 2
-    # A unit passes whole tiles by: of a narrow window shorter tiles leave less to mask.
+    # A unit skips whole tiles: with a narrow window, shorter tiles leave less to mask.
     narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) <= 2 * module.TILE_ROWS
     config = {
         "forward": Sm100Config(block=64, stages=4, score_stages=2) if narrow else Sm100Config(block=128, stages=stages),
@@ -157,7 +157,7 @@ def _default_softmax(key: Key, generation: str, operator: str) -> Config:
 
 
 def _holds(key: Key, config: Config) -> bool:
-    """Whether the slots hold all rows that stream past in an example; their number must be known."""
+    """Whether the slots hold all streamed rows of an example; their number must be known."""
     return (
         key.activation != "softmax"
         and key.pass_ != "dkv"
@@ -172,7 +172,7 @@ def fits(key: Key, config: Config) -> bool:
     if config.run > 1 and not _holds(key, config):
         return False
     if isinstance(config, Sm100Config):
-        # Seeds' dq, and parts of their output, are float32.
+        # For seeds, dq and partial outputs are float32.
         vectors = {"online": not backward, "statistics": 2 * backward, "out_itemsize": 4}
         used = sm100.shared_memory(
             key.dim,
@@ -186,14 +186,14 @@ def fits(key: Key, config: Config) -> bool:
         return used <= SHARED_MEMORY and columns <= TENSOR_MEMORY
     assert isinstance(config, Sm90Config)
     softmax = key.activation == "softmax"
-    # Seeds have float32 results in all passes but the last; windows could do with less, but the key does not tell.
+    # Seeds have float32 results in all passes but the last; windows need less, but the key does not tell.
     out_itemsize = 4 if softmax and outputs == 1 else 2
     used = sm90.shared_memory(
         key.dim, 2, backward=backward, outputs=outputs, config=config, out_itemsize=out_itemsize, softmax=softmax
     )
     if used > SHARED_MEMORY:
         return False
-    # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums: per thread.
+    # float32 scores (and gradients of weights) of a 64-row tile, their 16-bit copies, and the sums, per thread.
     scores = config.block // 2 * (2 if backward else 1)
     weights = config.block // 4 * (outputs if not config.weights_in_smem else 0)
     return scores + weights + outputs * key.dim // 2 <= _REGISTERS
@@ -205,7 +205,7 @@ def candidates(key: Key, generation: str, operator: str = "gdpa") -> Iterator[Co
     yield first
     polynomials = (0, 4, 8) if key.activation == "special" else (0,)
     softmax = key.activation == "softmax"
-    # Tiles that stick out of a window are work for nothing, so there short ones are worth a try.
+    # The part of a tile outside the window is wasted work, so short tiles are worth a try there.
     blocks = (32, 64, 96, 128, 192) if softmax else (64, 128, 192, 256)
     runs = (1,) if softmax else (1, 4, 16)
     variants = _VARIANTS[generation] + (_ONE_UNIT if softmax and generation == "sm90" else ())
@@ -231,7 +231,7 @@ _ONE_UNIT: tuple[dict[str, Any], ...] = ({"units": 1},)
 
 
 def config_from_json(fields: Any, generation: str, where: str) -> Config:
-    """A config from its JSON object; ValueError naming the file, the field and what would be right."""
+    """A config from its JSON object; ValueError naming the file, the field and a valid value."""
     kind = CONFIGS[generation]
     known = dataclasses.fields(kind)
     names = [field.name for field in known]
@@ -258,16 +258,16 @@ def read(path: Path) -> dict[Key, Config]:
 
     Raises:
       ValueError: another format, unknown or missing fields, a config that is not valid or does not fit the chip, or two
-        entries of one key.
+        entries with the same key.
     """
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from error
+        raise ValueError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path.name}: format must be {FORMAT}; tune anew")
+        raise ValueError(f"{path.name}: format must be {FORMAT}; tune again")
     lacking = [name for name in ("device", "generation", "made_by", "entries") if name not in content]
     if lacking:
         raise ValueError(f"{path.name} lacks {', '.join(lacking)}")
@@ -290,12 +290,12 @@ def read(path: Path) -> dict[Key, Config]:
         if not fits(key, config):
             raise ValueError(f"{where}: {config} does not fit {key} on {generation}")
         if key in found:
-            raise ValueError(f"{where}: {key} stands there twice")
+            raise ValueError(f"{where}: {key} appears twice")
         found[key] = config
     return found
 
 
-def lookup(key: Key, device_kind: str, folder: Path) -> Config:
+def config_for(key: Key, device_kind: str, folder: Path) -> Config:
     """The config for a shape on a device: the tuned one, else the default, which is logged once.
 
     Args:
@@ -304,7 +304,7 @@ def lookup(key: Key, device_kind: str, folder: Path) -> Config:
       folder: the operator's tuning files.
 
     Raises:
-      ValueError: a device that no kernel is for, or a tuning file that is not valid.
+      ValueError: a device without kernels, or an invalid tuning file.
     """
     tuned = read(folder / f"{slug(device_kind)}.json").get(key)
     if tuned is not None:

@@ -6,12 +6,12 @@ PASSES = ("forward", "dq", "dkv")
 
 
 class Block(NamedTuple):
-    """Sizes of a kernel.
+    """Sizes for a kernel.
 
     Attributes:
-      rows: stationary rows of a program, a power of two from 16 on.
-      tile: streamed rows of a step, likewise.
-      warps: of a program, 32 threads each.
+      rows: stationary rows of a program, a power of two, at least 16.
+      tile: streamed rows per step, likewise.
+      warps: per program, 32 threads each.
       stages: tiles in flight.
     """
 
@@ -36,13 +36,13 @@ _TABLE = {
     ("dkv", 128): Block(64, 32, 8, 3),
 }
 INTERPRETED = Block(32, 16, 4, 1)
-"""In the interpreter time goes by programs and steps, not by their sizes; several tiles of few rows find most."""
+"""In the interpreter time depends on programs and steps, not their sizes; several small tiles find the most errors."""
 
 
 def block(direction: str, dim: int) -> Block:
-    """Sizes for a pass and a width of a head.
+    """Sizes for a pass and a head width.
 
     Chosen by what compiles without spills and fits the 99 KB of shared memory that a block has at compute capability
-    8.6 and 8.9, so one table does for every chip; none was tuned on a GPU.
+    8.6 and 8.9, so one table serves every chip; none was tuned on a GPU.
     """
     return _TABLE[direction, dim]

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 _TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32"}
-# The interpreter keeps its state in globals of Triton, and XLA may make two callbacks at once.
+# The interpreter keeps its state in globals of Triton, and XLA may run two callbacks at once.
 _lock = threading.Lock()
 
 
 def bind(module: types.ModuleType) -> None:
     """Lets the functions of an interpreted module call each other as plain functions.
 
-    Triton patches its language anew at each call of one interpreted function by another, which takes milliseconds;
-    that of the kernel itself is enough.
+    Triton patches its language again at each call of one interpreted function by another, which takes milliseconds;
+    once for the kernel itself is enough.
     """
     from triton.runtime.interpreter import InterpretedFunction
 
@@ -35,12 +35,12 @@ def run(
     constants: Mapping[str, Any],
     programs: int,
 ) -> Sequence[np.ndarray]:
-    """Runs `programs` programs of `kernel`, one after the other.
+    """Runs `programs` programs of `kernel`, one after another.
 
     Args:
       kernel: an interpreted function of `pallas_kernels.triton.kernels`.
       arrays: parameter -> operand, None where the kernel has none.
-      outputs: parameter -> shape and dtype. NaN until the kernel writes them, so what it leaves out is seen.
+      outputs: parameter -> shape and dtype. NaN until the kernel writes them, so that omissions show.
       constants: its constant parameters.
       programs: size of the one-dimensional grid.
 
@@ -50,7 +50,7 @@ def run(
     from triton.runtime.interpreter import GridExecutor
 
     class Executor(GridExecutor):
-        """Without the copies to a host and back, which are of torch."""
+        """Without the copies to the host and back, which need torch."""
 
         def _init_args_hst(self, args_dev, kwargs):
             return args_dev, kwargs
@@ -61,7 +61,7 @@ def run(
     held = {name: None if x is None else np.ascontiguousarray(x) for name, x in arrays.items()}
     results = {name: np.full(shape, np.nan, dtype) for name, (shape, dtype) in outputs.items()}
     pointers = {name: None if x is None else _pointer(x) for name, x in (held | results).items()}
-    # Numbers that a mask takes out afterwards may overflow on their way.
+    # Numbers that a mask removes afterwards may overflow along the way.
     with _lock, np.errstate(all="ignore"):
         Executor(kernel.rewrite(), kernel.arg_names, (programs,))(**pointers, **constants)
     return tuple(results.values())

@@ -1,9 +1,9 @@
 """The Triton kernels: a tile of rows stays, tiles of the same example stream past it. Load by `target.kernels`.
 
 `forward` keeps queries and streams keys and values. `backward` keeps queries and their cotangent and streams keys and
-values (dq), or the other way round (dk, dv). What an item is stands in `pallas_kernels.triton.schedule`; a program does
-one item for one head. Operands and outputs are ``[rows, heads, dim]``, log-sum-exps (of base 2) and deltas
-``[rows, heads]`` float32, None for pointwise scores.
+values (dq), or the other way round (dk, dv). `pallas_kernels.triton.schedule` says what an item is; a program does one
+item for one head. Operands and outputs are ``[rows, heads, dim]``, log-sum-exps (to base 2) and deltas ``[rows,
+heads]`` float32, None for pointwise scores.
 
 Constants of both kernels:
   SCALE: factor of the scores.
@@ -11,10 +11,10 @@ Constants of both kernels:
   ACTIVATION: a name of `pallas_kernels.activations`, or "softmax".
   LEFT, RIGHT: streamed rows that a stationary one meets, -LEFT <= streamed position - own position <= RIGHT.
   WINDOWED: whether LEFT and RIGHT count.
-  SHARED: whether the queries are those of one example, the same for all.
+  SHARED: whether all examples have the same queries, stored once.
   HEADS, DIM: of the arrays. ROWS: stationary rows of a program. TILE: streamed rows of a step.
-  INTERPRETED: the interpreter knows no product of bfloat16 and rounds it by cutting off, so here float32 goes through
-    the products, and what is to be 16 bits wide is rounded to the nearest by its bits.
+  INTERPRETED: the interpreter has no product of bfloat16 and rounds to it by truncation, so here float32 goes through
+    the products, and what should be 16 bits wide is rounded to nearest by its bits.
 """
 
 import triton
@@ -22,10 +22,10 @@ import triton.language as tl
 
 FIELDS = tl.constexpr(8)
 LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-3.0e38)  # finite, so that the difference of two of them is no NaN
+LOWEST = tl.constexpr(-3.0e38)  # finite, so that the difference of two of them is not NaN
 
-# The jitted maximum and sum of the language cannot be called in the interpreter unless all of Triton was imported for
-# it; their combining functions are known to it by identity.
+# The language's jitted maximum and sum cannot be called in the interpreter unless all of Triton was imported for it;
+# it recognizes their combining functions by identity.
 _larger = tl.standard._elementwise_max
 _sum = tl.standard._sum_combine
 
@@ -56,7 +56,7 @@ def _load(
     MASKED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """``[TILE, DIM]`` from `row` on; MASKED reads `count` rows alone, the others are zeros."""
+    """``[TILE, DIM]`` from `row` on; MASKED reads only `count` rows, the others are zeros."""
     index = tl.arange(0, TILE)
     # 64 bits for where the tile is, 32 for what is in it.
     base = pointer + (row.to(tl.int64) * HEADS + head) * DIM
@@ -93,7 +93,7 @@ def _store(
 
 @triton.jit
 def _numbers(pointer, row, head, count, HEADS: tl.constexpr, TILE: tl.constexpr):
-    """``[TILE]`` of an array of one number for each row and head; zeros past `count`."""
+    """``[TILE]`` of an array with one number per row and head; zeros past `count`."""
     index = tl.arange(0, TILE)
     return tl.load(pointer + (row.to(tl.int64) * HEADS + head) + index * HEADS, mask=index < count, other=0.0)
 
@@ -105,7 +105,7 @@ def _tanh(x):
 
 @triton.jit
 def _activation(x, NAME: tl.constexpr):
-    """Value and derivative, as in `pallas_kernels.activations`; the compiler removes what is not used of the two."""
+    """Value and derivative, as in `pallas_kernels.activations`; the compiler removes the one that is not used."""
     one = tl.full(x.shape, 1.0, tl.float32)
     if NAME == "gelu":
         phi = 0.5 * (1.0 + tl.math.erf(x * 0.7071067811865476))
@@ -155,7 +155,7 @@ def _range(
     if WINDOWED:
         begin = tl.maximum(position - LEFT, 0)
         end = tl.minimum(position + count + RIGHT, other_count)
-        # Every stationary row meets those from `inner` to `inner_end`.
+        # Every stationary row meets the streamed rows from `inner` to `inner_end`.
         inner = position + count - 1 - LEFT
         inner_end = tl.minimum(position + RIGHT + 1, other_count)
         full = begin + (tl.maximum(inner - begin, 0) + (TILE - 1)) // TILE * TILE
@@ -259,7 +259,7 @@ def forward(
     TILE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Weighted sums of values, and of a softmax the log-sum-exps."""
+    """Weighted sums of values and, for a softmax, the log-sum-exps."""
     program = tl.program_id(0)
     head = program % HEADS
     item = items + program // HEADS * FIELDS
@@ -388,7 +388,7 @@ def backward(
     row, count, extent = tl.load(item), tl.load(item + 1), tl.load(item + 2)
     position, other_row, other_count = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5)
     own_row = position if SHARED and not KEYS_STAY else row
-    # Shared queries begin at row 0, which is read from the item: with a constant, ptxas makes the products of Hopper
+    # Shared queries begin at row 0, which is read from the item: with a constant, ptxas makes Hopper's products
     # wait for one another.
     first_row = tl.load(item + 6) if SHARED and KEYS_STAY else other_row
     first = _load(own_x, own_row, head, count, HEADS, DIM, ROWS, True, INTERPRETED)

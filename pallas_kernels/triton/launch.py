@@ -1,7 +1,7 @@
 """The passes of the Triton kernels as functions of JAX arrays: block sizes, items, and the launch.
 
-All three operators call these two functions. Which side stays, the score function and the range of the streamed rows
-are all that differs.
+All three operators call these two functions. They differ only in which side stays, the score function and the range of
+the streamed rows.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Problem:
       scale: factor of the scores.
       value_scale: factor of the output.
       window: (left, right) key rows that a query meets, both inclusive; None for all of its example.
-      shared: whether q holds the queries of one example, ``[seeds, heads, dim]``, that all examples have; the side
-        of the queries then counts them once for each example.
+      shared: whether q holds queries that all examples share, ``[seeds, heads, dim]``; the side of the queries then
+        counts them once for each example.
     """
 
     chip: Target
@@ -65,7 +65,7 @@ def forward(
     *,
     balance: bool,
 ) -> tuple[Float[Array, "rows heads dim"], Float[Array, "rows heads"] | None]:
-    """Outputs, one for each row of `queries` in the dtype of q, and log-sum-exps of base 2, float32, of a softmax.
+    """Outputs, one for each row of `queries` in the dtype of q, and a softmax's log-sum-exps to base 2, float32.
 
     Rows that no example owns are zero in both. `balance`: see `schedule.items`.
     """

@@ -13,7 +13,7 @@ from pallas_kernels.mosaic.schedule import Side
 FIELDS = 8
 """Columns of an item: first stationary row, its rows that hold something, its rows to write, position of the first
 one in its example, first streamed row, streamed rows, first row of streamed rows that all examples share, which is 0;
-then a zero."""
+then zero."""
 
 
 def capacity(side: Side, item_rows: int) -> int:
@@ -28,11 +28,11 @@ def items(own: Side, other: Side, *, item_rows: int, balance: bool) -> Int[Array
       own: rows to cut.
       other: rows of the same examples that each item meets.
       item_rows: most rows of an item.
-      balance: put the examples with most streamed rows first, so that none of them is started last. Costs a sort of
-        the batch; of no use where every item streams about as many rows.
+      balance: put the examples with the most streamed rows first, so that none of them starts last. Costs a sort of
+        the batch; useless where all items stream about equally many rows.
 
     Returns:
-      int32, the fields of `FIELDS`; entries after the last item in use have no rows.
+      int32, the columns of `FIELDS`; entries after the last item in use have no rows.
     """
     stop = own.start[-1] + own.extent[-1]
     zero = jnp.zeros(1, jnp.int32)

@@ -21,7 +21,7 @@ DIMS = (16, 32, 64, 128)
 DTYPES = (jnp.bfloat16, jnp.float16)
 LEAST_CAPABILITY = 80
 LAST_OF_JAX_0_11 = (0, 4, 1)
-"""The newest jax-triton that is known, and known not to lower on jax 0.12."""
+"""The newest jax-triton known to us, which does not lower on jax 0.12."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ _chosen: contextvars.ContextVar[Target | None] = contextvars.ContextVar("triton_
 def build_for(target: Target) -> Iterator[None]:
     """Kernels traced inside are built for `target`, whatever device is at hand.
 
-    The choice is no part of the key of jax's caches: trace functions inside that were not traced outside.
+    The choice is not part of the key of jax's caches: inside, trace only functions that were not traced outside.
     """
     token = _chosen.set(target)
     try:
@@ -89,13 +89,13 @@ def current() -> Target | str:
 
 
 def _capability(version: str) -> int | None:
-    """80 for "8.0"; None for what is no compute capability, such as the "gfx942" of another maker."""
+    """80 for "8.0"; None for what is not a compute capability, such as another maker's "gfx942"."""
     parts = version.split(".")
     return 10 * int(parts[0]) + int(parts[1]) if len(parts) == 2 and all(part.isdigit() for part in parts) else None
 
 
 def missing() -> str | None:
-    """What has to be installed, or None; looked up without importing it."""
+    """What is missing and how to install it, or None; nothing is imported."""
     for name in ("triton", "jax_triton"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed: pip install kunlun_jax[triton]"
@@ -134,8 +134,8 @@ def require(operator: str) -> Target:
 def kernels(interpreted: bool) -> types.ModuleType:
     """The module with the kernels, imported at the first call: once to be compiled, once to be interpreted.
 
-    It has a name and a loader of its own: what Triton decorates is to be the function as it is written, and not what
-    an import hook (jaxtyping's, in the tests) makes of it.
+    It has its own name and loader: Triton must decorate the function as written, not what an import hook (jaxtyping's,
+    in the tests) makes of it.
     """
     from triton import knobs
 

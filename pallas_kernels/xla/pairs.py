@@ -1,7 +1,7 @@
-"""Pairs of a query tile and a key tile, numbered through by query tile, for loops that visit a chunk of them a step.
+"""Pairs of a query tile and a key tile, numbered by query tile, for loops that visit a chunk of them per step.
 
-The list of pairs is never stored: of every query tile only the end of its pairs is, and a step goes on at the tile
-that the step before ended with.
+The list of pairs is never stored, only where each query tile's pairs end; a step continues at the tile at which the
+previous step ended.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class Numbering(NamedTuple):
     """The numbers that the pairs have.
 
     Attributes:
-      number: pairs altogether.
+      number: how many pairs there are.
       ends: pairs of the tiles up to and including each; `chunk` entries more than tiles, which no pair reaches.
     """
 
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 
 def numbering(each: Int[Array, " tiles"], chunk: int) -> Numbering:
-    """Numbers the pairs, `each` of them for every query tile: 1 or more for a tile in use, 0 for those after."""
+    """Numbers the pairs, of which query tiles have `each`: 1 or more for a tile in use, 0 for those after."""
     ends = jnp.cumsum(each, dtype=jnp.int32)
     return Numbering(ends[-1], jnp.pad(ends, (0, chunk), constant_values=jnp.iinfo(jnp.int32).max))
 
@@ -46,9 +46,9 @@ def numbering(each: Int[Array, " tiles"], chunk: int) -> Numbering:
 def of_step(
     pairs: Numbering, step: Int[Array, ""], chunk: int, reached: Int[Array, ""], tiles_used: Int[Array, ""]
 ) -> Step:
-    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one.
+    """The pairs of a step. `reached` is the query tile at which the previous step ended, 0 for the first step.
 
-    Every tile in use has a pair, so a step reaches at most `chunk` tiles further: it looks at the ends of those alone.
+    Every tile in use has a pair, so a step reaches at most `chunk` tiles further, and looks only at their ends.
     """
     index = step * chunk + jnp.arange(chunk, dtype=jnp.int32)
     used = index < pairs.number

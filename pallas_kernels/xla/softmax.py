@@ -1,6 +1,6 @@
 """The running softmax of XLA implementations: partial results of tiles, merged slot by slot.
 
-A slot is what a group of softmaxes belongs to: an example in seed_attention, a query tile in window_attention. A chunk
+A slot holds a group of softmaxes: those of an example in seed_attention, of a query tile in window_attention. A chunk
 of partial results touches consecutive slots, so only these are sliced out, updated and put back, and the cost of a step
 does not depend on the number of slots.
 """
@@ -16,10 +16,10 @@ from pallas_kernels.xla import tiles
 
 
 class Running(NamedTuple):
-    """Softmaxes under way.
+    """Softmaxes in progress.
 
     Attributes:
-      maximum: largest score so far; the lowest finite number where there was none.
+      maximum: largest score so far; the lowest finite number if there was none.
       total: sum of ``exp(score - maximum)``.
       out: sum of ``exp(score - maximum) * value``.
     """

@@ -2,7 +2,7 @@
 
 A row block is `ROW_ALIGNMENT` consecutive rows; examples start on one, so ``[rows, ...] -> [blocks, 8, ...]`` is a
 reshape and a tile is a run of whole blocks. An operator loops over the tiles in use, a chunk of them at a time, gathers
-their blocks, writes its result into a buffer of tiles, and `untile` brings the buffer back to rows by one gather: rows
+their blocks and writes its result into a buffer of tiles; `untile` turns the buffer back into rows by one gather: rows
 of tiles never overlap, so nothing is scattered.
 """
 
@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
 
-# Scores that a chunk of tiles holds at once. On a CPU they should stay in the second-level cache of a core; elsewhere
-# a chunk should fill the device, and 64 MB of float32 scores do.
+# Scores that a chunk of tiles holds at once. On a CPU they should stay in a core's second-level cache; elsewhere a
+# chunk should fill the device, and 64 MB of float32 scores do.
 _CHUNK_SCORES_CPU = 2**18
 _CHUNK_SCORES = 2**24
 
@@ -56,7 +56,7 @@ def quotient(value: jax.Array, divisor: int) -> jax.Array:
 
 
 def tile_rows(rows: int, batch: int) -> int:
-    """Rows of a tile for `rows` packed rows of `batch` examples: 8, 16 or 32, at most the rows per example.
+    """Rows per tile for `rows` packed rows of `batch` examples: 8, 16 or 32, at most the rows per example.
 
     A tile costs the same however few of its rows are used, so where histories are a few events long, tiles of 32 rows
     would mostly work on nothing.
@@ -116,12 +116,12 @@ def schedule(
 
 
 def _segment(ends: Int[Array, " segments"], size: int) -> Int[Array, " size"]:
-    """For each of ``0 .. size - 1`` the number of ends at or below it: the segment that holds it."""
+    """For each of ``0 .. size - 1``, the number of ends at or below it: the segment that holds it."""
     return jnp.cumsum(jnp.zeros(size, jnp.int32).at[ends].add(1, mode="drop"), dtype=jnp.int32)
 
 
 def to_blocks(values: Float[Array, "rows heads dim"]) -> Float[Array, "blocks width"]:
-    """Rows as flat row blocks; a capacity that is no multiple of the block is filled up with zeros."""
+    """Rows as flat row blocks; a capacity that is not a multiple of the block is padded with zeros."""
     rows = values.shape[0]
     missing = -rows % ROW_ALIGNMENT
     padded = jnp.pad(values, ((0, missing), (0, 0), (0, 0))) if missing else values
@@ -141,7 +141,7 @@ def gather(
     tile_rows: int,
     heads: int,
 ) -> Float[Array, "chunk heads tile dim"]:
-    """Tiles that start at the blocks `first`, heads in front; rows from `count` on are zero whatever they held."""
+    """Tiles that start at the blocks `first`, heads first; rows from `count` on are zero whatever they held."""
     index = first[:, None] + jnp.arange(tile_rows // ROW_ALIGNMENT, dtype=jnp.int32)[None, :]
     tile = blocks.at[index].get(mode="clip", wrap_negative_indices=False).reshape(first.shape[0], tile_rows, heads, -1)
     return jnp.where(valid(count, tile_rows)[:, :, None, None], tile, jnp.zeros((), tile.dtype)).swapaxes(1, 2)
@@ -169,14 +169,14 @@ def untile(
 
 
 def cut(values: Float[Array, "rows heads dim"], plan: Schedule, tile_rows: int) -> Float[Array, "tiles heads tile dim"]:
-    """All rows as tiles, heads in front; rows that hold no event are zero."""
+    """All rows as tiles, heads first; rows that hold no event are zero."""
     return gather(to_blocks(values), plan.block, plan.count, tile_rows=tile_rows, heads=values.shape[1])
 
 
 def join(
     values: Float[Array, "tiles heads tile dim"], plan: Schedule, dtype: jnp.dtype, rows: int
 ) -> Float[Array, "rows heads dim"]:
-    """Tiles with heads in front, back in rows of `dtype`; rows that hold no event are zero."""
+    """Tiles with heads first, turned back into rows of `dtype`; rows that hold no event are zero."""
     count, heads, size, dim = values.shape
     buffer = jnp.zeros((count, size, heads, dim), dtype)
     return untile(store(buffer, values, jnp.int32(0), plan.count), plan.slot, rows)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from experiments.kernel_benchmark.worker import Lost, Report, Worker
+from experiments.kernel_benchmark.worker import Lost, Message, Worker
 
 
 class InThisProcess(Worker):
@@ -24,7 +24,7 @@ class InThisProcess(Worker):
         self._live_through(())
         for found in job(*arguments):
             yield found
-            if isinstance(found, Report) and found.result is None:
+            if isinstance(found, Message) and found.result is None:
                 self._live_through(found.items)
 
     def _live_through(self, items):

@@ -28,14 +28,14 @@ from experiments.kernel_benchmark import (
 from experiments.kernel_benchmark import scaling as scaling_module
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
-from experiments.kernel_benchmark.worker import CannotRun, Report
+from experiments.kernel_benchmark.worker import CannotRun, Message
 from tests.experiments.in_this_process import InThisProcess
 
-SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32, activation="softmax")
-WINDOW = Case("window", 4, 40, 0.5, window=(5, 3), dim=32, heads=2, activation="softmax")
-CAUSAL = Case("window", 4, 40, 0.5, window=(6, 0), dim=32, heads=2, activation="softmax")
-WHOLE = Case("window", 4, 40, 0.5, window=(64, 64), dim=32, heads=2, activation="softmax")
-FULL = Case("window", 3, 40, 1.0, window=(6, 0), dim=32, heads=2, activation="softmax")
+SEEDS = Case("seeds", 4, 24, 0.5, seeds=4, dim=32)
+WINDOW = Case("window", 4, 40, 0.5, window=(5, 3), dim=32, heads=2)
+CAUSAL = Case("window", 4, 40, 0.5, window=(6, 0), dim=32, heads=2)
+WHOLE = Case("window", 4, 40, 0.5, window=(64, 64), dim=32, heads=2)
+FULL = Case("window", 3, 40, 1.0, window=(6, 0), dim=32, heads=2)
 
 
 @pytest.fixture
@@ -104,10 +104,12 @@ def test_attention_of_pytorch_is_the_same_function(case, name):
     """Uncompiled on the CPU, where flex_attention has no backward pass."""
     torch = pytest.importorskip("torch")
     operands, cotangent = torch_attention.inputs(torch, case, "cpu")
-    kind, differentiable = {"flex": torch_attention.Flex, "sdpa": torch_attention.Padded}[name], name == "sdpa"
-    kernel = kind(torch, case, operands, cotangent, compiled=False, differentiable=differentiable)
+    if name == "flex":
+        kernel = torch_attention.Flex(torch, case, operands, cotangent, compiled=False, differentiable=False)
+    else:
+        kernel = torch_attention.Padded(torch, case, operands, cotangent)
     results = results_of(torch, case, kernel, operands, cotangent, name)
-    for pass_ in run.PASSES[: 1 + differentiable]:
+    for pass_ in run.PASSES[: 1 if name == "flex" else 2]:
         assert results[pass_]["seconds"] == 1e-3 and kernel.note in results[pass_]["note"]
         assert 0 < max(results[pass_]["error_ratios"]) <= run.ERROR_LIMIT[pass_], results
     assert ("cannot_run" in results["backward"]) == (name == "flex")
@@ -117,13 +119,13 @@ def results_of(torch, case, kernel, operands, cotangent, name):
     """Results of a kernel by pass, each announced first."""
     rows = [Row(case, pass_, name) for pass_ in run.PASSES]
     bench = lambda call, **_: 1.0  # noqa: E731
-    reports = list(torch_attention.time_passes(torch, bench, kernel, operands, cotangent, rows))
-    assert reports[::2] == [Report((row,)) for row in rows]
-    return {report.items[0].pass_: cast(dict[str, Any], report.result) for report in reports[1::2]}
+    messages = list(torch_attention.time_passes(torch, bench, kernel, operands, cotangent, rows))
+    assert messages[::2] == [Message((row,)) for row in rows]
+    return {message.items[0].pass_: cast(dict[str, Any], message.result) for message in messages[1::2]}
 
 
 def test_an_example_of_too_many_scores_has_no_error():
-    case = Case("window", 1, 32768, 1.0, window=(1024, 0), heads=16, activation="softmax")
+    case = Case("window", 1, 32768, 1.0, window=(1024, 0), heads=16)
     assert torch_attention.error_ratios(None, case, None, (), None, [None]) is None
 
 
@@ -197,9 +199,10 @@ def test_a_result_of_another_library_is_rated_as_ours_are(tmp_path):
 
     def job(rows):
         for row in rows:
-            yield Report((row,), {"seconds": 0.5, "error_ratios": None, "note": "here", "no_error_ratio": "many"})
+            yield Message((row,), {"seconds": 0.5, "error_ratios": None, "note": "here", "no_error_ratio": "many"})
 
-    assert run.Run(results, InThisProcess(), job, (), time.monotonic() + 60)([[Row(WINDOW, "forward", "sdpa")]]) == 0
+    groups = [[Row(WINDOW, "forward", "sdpa")]]
+    assert run.measure_groups(groups, results, InThisProcess(), job, (), time.monotonic() + 60) == 0
     (row,) = results.rows.values()
     assert row["flops"] == WINDOW.cost(WINDOW.lengths()).forward_flops and row["examples"] == 4
     assert row["flops_per_second"] == 2 * row["flops"] == row["share_of_matmul"] * 1e12

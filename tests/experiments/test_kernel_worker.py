@@ -6,20 +6,20 @@ import time
 
 import pytest
 
-from experiments.kernel_benchmark.worker import OutOfTime, Report, Worker, collect
+from experiments.kernel_benchmark.worker import Message, OutOfTime, Worker, collect
 
 
 def trouble(items):
     """Job: each item is what happens at it; others give the process that was at them."""
     for item in items:
-        yield Report((item,))
+        yield Message((item,))
         if item == "crashes":
             os.kill(os.getpid(), signal.SIGSEGV)
         if item == "hangs":
             time.sleep(60)
         if item == "raises":
             raise RuntimeError("unforeseen")
-        yield Report((item,), {"process": os.getpid()})
+        yield Message((item,), {"process": os.getpid()})
         if item == "loses the device":
             raise RuntimeError("no answer")
 
@@ -27,15 +27,15 @@ def trouble(items):
 def dies_at_once(items):
     """Job: it says nothing."""
     os.kill(os.getpid(), signal.SIGKILL)
-    yield Report(tuple(items), {})
+    yield Message(tuple(items), {})
 
 
 def asleep(items):
     """Job: longer than its limit in all, and never silent for so long."""
     for _ in range(8):
         time.sleep(0.3)
-        yield Report(tuple(items), begins=False)
-    yield Report(tuple(items), {"late": True})
+        yield Message(tuple(items), begins=False)
+    yield Message(tuple(items), {"late": True})
 
 
 def test_what_takes_the_worker_with_it_gets_a_reason_and_the_rest_is_measured(capfd):
@@ -62,11 +62,11 @@ def test_what_takes_the_worker_with_it_gets_a_reason_and_the_rest_is_measured(ca
 
 def test_nothing_new_is_begun_past_the_deadline():
     def job(left):
-        yield Report(("first",))
-        yield Report(("first",), {})
+        yield Message(("first",))
+        yield Message(("first",), {})
         time.sleep(0.1)
-        yield Report(("first",), begins=False)  # what has begun goes on
-        yield Report(("second",))
+        yield Message(("first",), begins=False)  # what has begun goes on
+        yield Message(("second",))
         pytest.fail("it went on")
 
     found = {}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import gpu, kernels
+from experiments import files, gpu, kernels
 from experiments.kernel_benchmark import (
     cases,
     clock,
@@ -108,8 +108,9 @@ def losing(tmp_path, lost_to):
     results, case = Store(tmp_path / "kernels.json", "cpu"), cases.TOYS[3]
     results.content["peaks"] = {"matmul_flops_per_second": 1e9}
     worker = InThisProcess(lost_to=lost_to)
-    todo = run.Run(results, worker, run.measure, (5, True), time.monotonic() + 60, kernel_clock=True)
-    assert todo([[Row(case, pass_, name) for pass_ in run.PASSES for name in ("xla", "unfused")]]) == 0
+    groups = [[Row(case, pass_, name) for pass_ in run.PASSES for name in ("xla", "unfused")]]
+    deadline = time.monotonic() + 60
+    assert run.measure_groups(groups, results, worker, run.measure, (5, True), deadline, kernel_clock=True) == 0
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"].values()
     return {(row["pass"], row["implementation"]): row for row in rows}, worker.jobs, results.content
 
@@ -195,7 +196,7 @@ def test_what_serves_as_truth_is_the_definition(case):
     acts = {"gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2, "silu": lambda x: x / (1 + np.exp(-x))}
     acts["softmax"] = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
     q, k, v = (np.asarray(x, np.float64) for x in problem.operands)
-    for b, (start, n) in enumerate(zip(problem.host_splits, problem.host_lengths, strict=False)):
+    for b, (start, n) in enumerate(zip(problem.host_splits, case.lengths(), strict=False)):
         rows = slice(start, start + n)
         own = [
             x[rows] if packed else x if x.ndim == 3 else x[b]
@@ -264,7 +265,7 @@ def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypa
     assert len(tuner.plan()) == len(todo) - 2
     tuner.measure(*forward[2], worker)
     key = forward[0][1]
-    assert tuning.lookup(key, "cpu", tmp_path / "gdpa" / "tuning") == Sm90Config(block=64)
+    assert tuning.config_for(key, "cpu", tmp_path / "gdpa" / "tuning") == Sm90Config(block=64)
     assert "wrong" in tuner.measured("gdpa", key)[1]["cannot_run"] and "cannot run: gdpa forward d32" in tuner.table()
     (entry,) = json.loads((tmp_path / "gdpa/tuning/cpu.json").read_text())["entries"]
     assert entry["seconds"] == 0.001 and entry["default_seconds"] == 0.002
@@ -310,8 +311,8 @@ def test_a_short_budget_tunes_every_operator(tmp_path):
 
 def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
     shapes = (
-        Case("tune", 2, 16, 0.5, seeds=11, activation="softmax"),
-        Case("tune", 2, 16, 0.5, window=(5, 5), activation="softmax"),
+        Case("tune", 2, 16, 0.5, seeds=11),
+        Case("tune", 2, 16, 0.5, window=(5, 5)),
     )
     tuner = tune.Tuner(tmp_path / "tuning.json", tmp_path, "cpu", "sm90", shapes=shapes)
     assert len({tune.key_of(case, "forward") for case in shapes}) == 1
@@ -321,7 +322,7 @@ def test_each_operator_gets_a_tuning_file_of_its_own(tmp_path, monkeypatch):
     tuner.write()
     for case, block in zip(shapes, (32, 96), strict=True):
         folder = tmp_path / case.operator / "tuning"
-        assert tuning.lookup(tune.key_of(case, "forward"), "cpu", folder) == Sm90Config(block=block)
+        assert tuning.config_for(tune.key_of(case, "forward"), "cpu", folder) == Sm90Config(block=block)
     assert "window_attention forward d128 keys 11 softmax bfloat16" in tuner.table()
 
 
@@ -335,17 +336,16 @@ def test_a_piece_that_fails_or_hangs_does_not_keep_the_next_from_running(tmp_pat
     pieces = (
         gpu.Piece("fails", ("no_such_module",), 30),
         gpu.Piece("hangs", ("hang",), 2),
-        gpu.Piece("passes", ("this",), 30, once=True),
+        gpu.Piece("passes", ("this",), 30),
     )
     monkeypatch.setattr(gpu, "pieces", lambda library: pieces)
     hang = tmp_path / "hang.py"
     hang.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    for expected in ("passed", "passed before, for the same sources"):
-        assert gpu.main(["--logs", str(tmp_path / "logs")]) == 1
-        summary = capfd.readouterr().out.split("=== summary")[1]
-        assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 2 s" in summary
-        assert f"s  {expected}" in summary
+    assert gpu.main(["--logs", str(tmp_path / "logs")]) == 1
+    summary = capfd.readouterr().out.split("=== summary")[1]
+    assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 2 s" in summary
+    assert "s  passed" in summary
     assert "begun" in (tmp_path / "logs" / "hangs.log").read_text()
 
 
@@ -364,6 +364,18 @@ def test_the_pieces_take_nine_minutes_at_most():
     for piece in pieces.values():
         if piece.command[0] == "experiments.kernels":
             tyro.cli(kernels.Arguments, args=list(piece.command[1:]))
+
+
+def test_sources_are_other_ones_when_a_file_has_another_name_or_content(tmp_path):
+    first = tmp_path / "first.py"
+    first.write_text("1")
+    known = {files.digest(tmp_path), files.digest(tmp_path, tmp_path)}
+    first.write_text("2")
+    known.add(files.digest(tmp_path))
+    first.rename(tmp_path / "second.py")
+    known.add(files.digest(tmp_path))
+    (tmp_path / "notes.md").write_text("no source")
+    assert len(known) == 4 and files.digest(tmp_path) in known
 
 
 def test_a_test_that_passed_is_not_run_again_for_the_same_sources(tmp_path):

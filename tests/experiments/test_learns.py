@@ -70,7 +70,7 @@ def test_inputs_stand_row_by_row(data):
     )
     valid = inputs["valid"]
     np.testing.assert_array_equal(valid.labels, rows.labels[:, 0])
-    np.testing.assert_array_equal(valid.parts["matches"], match_counts(dataset.schema, rows))
+    np.testing.assert_array_equal(valid.history["matches"], match_counts(dataset.schema, rows))
     np.testing.assert_array_equal(valid.dense[:, :4], rows.dense)
     small = [name for name in dataset.schema.categorical if name.size < shallow.MOST_CATEGORIES]
     assert valid.categories.shape[1] == len(small) and valid.dense.shape[1] == 4 + WORLD.tags + 1
@@ -83,11 +83,11 @@ def test_matches_help_a_shallow_model(data, fit, monkeypatch):
     dataset, inputs = data
     scale = entropy(dataset.p_train[0])
     ne = {}
-    for parts in ((), ("lengths", "matches")):
-        logits, chosen = fit(inputs, parts, 0)
+    for history in ((), ("lengths", "matches")):
+        logits, chosen = fit(inputs, history, 0)
         assert set(logits) == {"valid", "test"} and len(chosen) == 1
         assert logits["test"].shape == inputs["test"].labels.shape
-        ne[parts] = shallow.mean_loss(inputs["valid"], logits["valid"]) / scale
+        ne[history] = shallow.mean_loss(inputs["valid"], logits["valid"]) / scale
     assert ne["lengths", "matches"] < ne[()] - 0.03, ne
 
 

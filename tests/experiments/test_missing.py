@@ -1,4 +1,4 @@
-"""What a model lacks of the synthetic law: models that are known to lack one part, and the command on a run."""
+"""What a model lacks of the synthetic law: models that are known to lack one term, and the command on a run."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from tests.experiments.tiny import ANY, ANY_MODEL
 
 @pytest.fixture(scope="module")
 def world() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Parts and labels of 20,000 rows."""
+    """Terms and labels of 20,000 rows."""
     source = SyntheticSource(SyntheticConfig(train_rows=20_000))
     index = np.arange(20_000)
     most = {event.name: 1 for event in source.schema.events}
-    return source.click_parts(index), source.rows(index, most).labels[:, 0].astype(np.float64)
+    return source.click_terms(index), source.rows(index, most).labels[:, 0].astype(np.float64)
 
 
 @pytest.mark.parametrize("lacks", ["crosses of three", "affinity", "fatigue"])
 def test_the_part_that_a_model_lacks_is_found(world, lacks):
-    parts, labels = world
-    found = {row.part: row for row in missing.missing(sum(parts.values()) - parts[lacks], labels, parts)}
-    assert list(found) == list(parts)
+    terms, labels = world
+    found = {row.term: row for row in missing.missing(sum(terms.values()) - terms[lacks], labels, terms)}
+    assert list(found) == list(terms)
     lacking = found.pop(lacks)
     assert lacking.share == pytest.approx(0, abs=1e-9)
-    # Told the part with the weight that the law gives it, the model is the law.
+    # Told the term with the weight that the law gives it, the model is the law.
     assert lacking.lacking == pytest.approx(lacking.worth, abs=1e-3) and lacking.worth > 0.01
     for row in found.values():
         assert row.share == pytest.approx(1, abs=1e-9)
@@ -34,9 +34,9 @@ def test_the_part_that_a_model_lacks_is_found(world, lacks):
 
 
 def test_half_of_a_part_is_half_of_its_share(world):
-    parts, labels = world
-    half = sum(parts.values()) - 0.5 * parts["old events"]
-    found = {row.part: row for row in missing.missing(half, labels, parts)}
+    terms, labels = world
+    half = sum(terms.values()) - 0.5 * terms["old events"]
+    found = {row.term: row for row in missing.missing(half, labels, terms)}
     assert found["old events"].share == pytest.approx(0.5, abs=1e-9)
     assert 0 < found["old events"].lacking < found["old events"].worth
 

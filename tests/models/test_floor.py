@@ -159,7 +159,7 @@ BAD = [
     ("wukong", {"layers": 0}, "layers is 0; it must be at least 1"),
     ("wukong", {"history_heads": 3}, "dim is 8, history_heads 3"),
     ("interformer", {"pma_tokens": 0}, "pma_tokens is 0; it must be at least 1"),
-    ("interformer", {"heads": 8}, "dim is 8, heads 8; a head needs an even whole width"),
+    ("interformer", {"heads": 8}, "dim is 8, heads 8;"),
     ("hstu", {"heads": 3}, "dim is 8, heads 3; a head needs a whole width"),
     ("hstu", {"sequence_scale": 0.0}, r"sequence_scale is 0\.0; it must be above 0"),
     ("hstu", {"block_dropout": -0.1}, r"block_dropout is -0\.1"),

@@ -109,7 +109,7 @@ def test_rows_without_event_change_nothing_and_take_no_gradient():
 
 
 def test_a_head_of_odd_width_is_refused():
-    with pytest.raises(ValueError, match=r"dim is 6 and heads 2; .* even whole width"):
+    with pytest.raises(ValueError, match="dim is 6 and heads 2;"):
         WindowAttention(
             6, heads=2, window=1, rote=ROTE, implementation="reference", dtype=jnp.float32, rngs=nnx.Rngs(0)
         )

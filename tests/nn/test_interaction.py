@@ -84,5 +84,5 @@ def test_mixture_is_its_experts_side_by_side():
 
 @pytest.mark.parametrize("experts", [0, TOKENS + 1])
 def test_more_experts_than_tokens_are_refused(experts):
-    with pytest.raises(ValueError, match=f"experts is {experts}; it must lie between 1 and the {TOKENS} tokens"):
+    with pytest.raises(ValueError, match=f"experts is {experts};.* 1 .* {TOKENS} "):
         mixture(experts)

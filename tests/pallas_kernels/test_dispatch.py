@@ -126,7 +126,7 @@ def test_one_dtype(call):
         (call_gdpa, {"k": DENSE[:, :0], "v": DENSE[:, :0]}, ValueError, r"k has shape \(2, 0, 2, 4\); no axis may"),
         (call_gdpa, {"q": ROWS[:0]}, ValueError, r"q has shape \(0, 2, 4\); no axis may be empty"),
         (call_gdpa, {"k": DENSE[..., :2], "v": DENSE[..., :2]}, ValueError, r"k has \(heads, dim\)"),
-        (call_gdpa, {"key_splits": KEY_SPLITS}, ValueError, "key_splits must be None, for k has the dense shape"),
+        (call_gdpa, {"key_splits": KEY_SPLITS}, ValueError, r"key_splits must be None.* \(2, 3, 2, 4\)"),
         (call_gdpa, {"key_lengths": KEY_LENGTHS}, ValueError, "key_lengths must be None"),
         (call_gdpa, {"pre_scale": "two"}, ValueError, "pre_scale='two'"),
         (call_gdpa, {"post_scale": float("nan")}, ValueError, "post_scale=nan"),

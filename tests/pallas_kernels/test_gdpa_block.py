@@ -61,6 +61,6 @@ def test_the_log_says_once_whether_they_are(caplog, monkeypatch):
             jax.eval_shape(block.gdpa_block, *operands(keys=1024))
     assert [record.getMessage() for record in caplog.records] == [
         "gdpa_block: norms and residuals are fused into the kernel of gdpa, forward",
-        "gdpa_block: norms and residuals by XLA around gdpa, for they cannot be fused: it does not pay beyond 512 "
+        "gdpa_block: norms and residuals by XLA around gdpa, since they cannot be fused: it does not pay beyond 512 "
         "keys, and there are 1024",
     ]

@@ -216,14 +216,14 @@ class SyntheticSource:
         chunks = _chunks(index)
         return np.concatenate([self.law.probability(self._uncut(chunk), self.config.conversion) for chunk in chunks])
 
-    def click_parts(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The log odds of a click as named parts (`ClickLaw.parts`), float64 ``[rows]`` each.
+    def click_terms(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The log odds of a click as named terms (`ClickLaw.terms`), float64 ``[rows]`` each.
 
         Raises:
           IndexError: a row number is not in the data set.
         """
-        found = [self.law.parts(self._uncut(chunk)) for chunk in _chunks(index)]
-        return {name: np.concatenate([parts[name] for parts in found]) for name in found[0]}
+        found = [self.law.terms(self._uncut(chunk)) for chunk in _chunks(index)]
+        return {name: np.concatenate([terms[name] for terms in found]) for name in found[0]}
 
     def history_lengths(self, index: np.ndarray, event: str) -> np.ndarray:
         """Events of type `event` that the shop keeps from before each request, int64, at most `history_limit`.

@@ -156,7 +156,7 @@ class ClickLaw:
         events = self.device_gain[device] * self.affinity(rows) + self.long_term(rows) + self.fatigue(rows)
         return -2.1 + self.context(rows) + events
 
-    def parts(self, rows: Rows) -> dict[str, np.ndarray]:
+    def terms(self, rows: Rows) -> dict[str, np.ndarray]:
         """What adds up, with a constant, to `click_logit`, by name, float64 ``[rows]`` each: what there is to learn."""
         # Looked up here once more: `context` adds them in an order on which labels depend to the bit.
         column = dict(zip(CONTEXT, rows.categorical.T, strict=True))

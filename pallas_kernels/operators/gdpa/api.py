@@ -54,7 +54,7 @@ def gdpa(
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
       key_splits: int32, first row of each example in packed k and v and the end, multiples of 8. None with dense k.
-        With packed k, None for both this and `key_lengths` is self attention: those of the queries.
+        With packed k, None for both this and `key_lengths` means self attention: those of the queries.
       key_lengths: int32, keys of each example; None where `key_splits` is.
       activation: a name of `pallas_kernels.activations`.
       pre_scale: factor of the scores, before the activation.
@@ -69,8 +69,9 @@ def gdpa(
 
     Raises:
       TypeError: operands of different or non-floating dtypes, offsets that are not int32.
-      ValueError: shapes that do not fit or are empty, key offsets with dense keys or one of them alone, a scale that is
-        no finite number, an unknown activation or implementation, or one that cannot run here (the message says why).
+      ValueError: shapes that do not fit or are empty, key offsets with dense keys or one of them alone, a scale that
+        is not a finite number, an unknown activation or implementation, or one that cannot run here (the message says
+        why).
     """
     dispatch.check_operands("gdpa", {"q": q, "k": k, "v": v}, row_splits, lengths)
     if q.ndim != 3 or k.ndim not in (3, 4) or k.shape != v.shape:
@@ -99,12 +100,12 @@ def gdpa(
 
 
 def _key_offsets(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[Int[Array, " n"], ...]:
-    """First rows and lengths of packed keys, nothing for dense ones."""
+    """First rows and lengths of packed keys; nothing for dense ones."""
     named = {"key_splits": key_splits, "key_lengths": key_lengths}
     given = [name for name, array in named.items() if array is not None]
     if k.ndim == 4:
         if given:
-            raise ValueError(f"gdpa: {' and '.join(given)} must be None, for k has the dense shape {k.shape}")
+            raise ValueError(f"gdpa: {' and '.join(given)} must be None, since k has the dense shape {k.shape}")
         if k.shape[0] != lengths.shape[0]:
             raise ValueError(f"gdpa: k holds {k.shape[0]} examples and lengths {lengths.shape[0]}; they must be equal")
         return ()
@@ -117,7 +118,7 @@ def _key_offsets(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[In
         return row_splits, lengths
     if key_splits is None or key_lengths is None:
         missing = next(name for name in named if name not in given)
-        raise ValueError(f"gdpa: {missing} is None and {given[0]} is not; give both or none")
+        raise ValueError(f"gdpa: {missing} is None and {given[0]} is not; give both or neither")
     dispatch.check_offsets("gdpa", key_splits, key_lengths, ("key_splits", "key_lengths"))
     if key_lengths.shape != lengths.shape:
         raise ValueError(
@@ -128,7 +129,7 @@ def _key_offsets(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[In
 
 
 def _number(name: str, value: Any) -> float:
-    """`value` as a float: the scales are compiled in, so a traced one is refused, too."""
+    """`value` as a float: the scales are compiled in, so a traced one is refused as well."""
     try:
         number = float(value)
     except (TypeError, ValueError):

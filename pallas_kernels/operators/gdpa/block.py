@@ -2,9 +2,9 @@
 
     q' = LayerNorm(q);   z = gdpa(q', k, v) + q';   out = RMSNorm(z) + q
 
-Norms run over all heads, heads * dim channels of a row, without affine parameters. Where a Mosaic kernel can do the
-whole forward pass in one, it does (`block_mosaic`); elsewhere the norms are XLA's, around any
-implementation of gdpa. Source: the block and its norms from Meta's published kernels (M).
+Norms run over all heads, heads * dim channels of a row, without affine parameters. Where one Mosaic kernel can do the
+whole forward pass, it does (`block_mosaic`); elsewhere the norms are XLA's, around any implementation of gdpa. Source:
+the block and its norms from Meta's published kernels (M).
 """
 
 import functools
@@ -40,15 +40,14 @@ def gdpa_block(
       v: values, shape and dtype of k.
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
-      activation: see `pallas_kernels.gdpa`, also on the scales.
+      activation: see `pallas_kernels.gdpa`, as for the scales.
       pre_scale: factor of the scores.
       post_scale: factor of the output of gdpa.
-      implementation: that of gdpa. With None and ``"mosaic"`` the norms are fused where they can be; the log says once
+      implementation: that of gdpa. With None or ``"mosaic"`` the norms are fused where possible; the log says once
         whether they are, and on a GPU why not.
 
     Returns:
-      Outputs in the dtype of q. Rows that hold no event get something that means nothing, and no other row depends on
-      them.
+      Outputs in the dtype of q. Rows that hold no event get meaningless values, and no other row depends on them.
 
     Raises:
       TypeError, ValueError: as `pallas_kernels.gdpa`.
@@ -70,4 +69,4 @@ def _log_choice(reason: str | None, platform: str) -> None:
     if reason is None:
         logger.info("gdpa_block: norms and residuals are fused into the kernel of gdpa, forward")
     elif platform == "gpu":
-        logger.info("gdpa_block: norms and residuals by XLA around gdpa, for they cannot be fused: %s", reason)
+        logger.info("gdpa_block: norms and residuals by XLA around gdpa, since they cannot be fused: %s", reason)

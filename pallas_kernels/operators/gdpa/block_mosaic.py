@@ -1,12 +1,12 @@
 """The block of the personalized FFN with its forward pass in one Mosaic kernel (`block_sm90`, `block_sm100`).
 
-The backward pass is made of what there is: XLA's norms, which read rows anyway, around the kernels for dq and for dk
-with dv. It keeps q, k, v and z; q' is computed again.
+The backward pass is made of existing parts: XLA's norms, which read rows anyway, around the kernels for dq and for dk
+with dv. It keeps q, k, v and z, and recomputes q'.
 
-When it pays, by counted bytes: norms of their own move a row eight times through memory, the fused pass three times,
-but it streams the keys of all heads past every 128 rows, from the second-level cache. At H100's 3.35 TB/s, 5.5 TB/s
-from that cache (a published measurement, not ours) and 512 channels, 128 rows take 41 us in the first way and, with
-256 keys, 18 in the second, with 512 keys 31; with 1024 they would take 55.
+When it pays, by counted bytes: separate norms move a row through memory eight times, the fused pass three times, but it
+streams the keys of all heads past every 128 rows, from the second-level cache. At H100's 3.35 TB/s, 5.5 TB/s from that
+cache (a published measurement, not ours) and 512 channels, 128 rows take 41 us the first way and, the second way, 18
+with 256 keys and 31 with 512; with 1024 they would take 55.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from pallas_kernels.operators.gdpa import mosaic
 from pallas_kernels.operators.gdpa.norms import EPSILON, layer_norm, rms_norm
 
 MOST_KEYS = 512
-"""Keys up to which fusing pays, see above."""
+"""Most keys with which fusing pays, see above."""
 _MOST_STAGES = 4
 
 
@@ -34,7 +34,7 @@ def kernel_of(chip: target.Target) -> types.ModuleType:
 
 
 def config_for(chip: target.Target, heads: int, dim: int, itemsize: int, activation: str) -> Config | None:
-    """Block sizes with as many slots as fit into shared memory; None if two do not."""
+    """Block sizes with as many slots as fit into shared memory; None if not even two do."""
     from pallas_kernels.mosaic import tuning  # imports Mosaic
 
     share = tuning.polynomial_share(tuning.activation_class(activation), chip.generation)

@@ -1,9 +1,9 @@
 """The block of the personalized FFN as one kernel for Blackwell: gdpa with its two norms and residuals, forward.
 
-It computes what `block_sm90` does, which says how and why. A block of threads takes 128 rows with
-all of their heads: one compute warpgroup normalises them, turns scores into weights and writes the results; one warp
-loads, one issues the products. The products of a step overlap the activation of the step before, and those of a head
-the residual of the head before, for scores and sums have two slots each in tensor memory.
+It computes what `block_sm90` does, which says how and why. A block of threads takes 128 rows with all of their heads:
+one compute warpgroup normalises them, turns scores into weights and writes the results; one warp loads, one issues the
+products. The products of a step overlap the activation of the previous step, and those of a head the residual of the
+previous head, since scores and sums have two slots each in tensor memory.
 """
 
 import jax
@@ -23,10 +23,10 @@ from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 from pallas_kernels.mosaic.streaming import for_each_item, store
 
 ITEM_ROWS = TILE_ROWS
-"""Rows of an item of work: one tile."""
+"""Rows of a work item: one tile."""
 
 BLOCK = TILE_ROWS // 2
-"""Keys of a step: a slot holds keys and values, and in the end a whole tile of rows."""
+"""Keys per step: a slot holds keys and values, and at the end a whole tile of rows."""
 
 
 def shared_memory(heads: int, dim: int, itemsize: int, config: Sm100Config) -> int:
@@ -49,7 +49,7 @@ def attend(
     """Runs the kernel; arguments and results are those of `pallas_kernels.operators.gdpa.block_sm90.attend`.
 
     Raises:
-      ValueError: a config of other sizes than ``block`` 64, ``units`` 1, ``score_stages`` 2 and ``run`` 1.
+      ValueError: a config with sizes other than ``block`` 64, ``units`` 1, ``score_stages`` 2 and ``run`` 1.
     """
     if config.block != BLOCK or config.units != 1 or config.score_stages != 2 or config.run != 1:
         raise ValueError(f"{config}: the block kernel needs block={BLOCK}, units=1, score_stages=2, run=1")
@@ -60,7 +60,7 @@ def attend(
     swizzle = min(128, dim * dtype.itemsize)
     chunk = chunk_of(config)
     layout = plgpu.Layout.TCGEN05
-    # Columns of a head that are in registers at once.
+    # Columns of a head that are held in registers at once.
     piece = min(dim, 64)
     pieces = [pl.ds(start, piece) for start in range(0, dim, piece)]
 
@@ -115,7 +115,7 @@ def attend(
         items, used, q, k, v = inputs
         out, z_out = outputs
         wg = lax.axis_index("wg")
-        halves = [pl.ds(i * block, block) for i in range(2)]  # of a slot: keys and values
+        halves = [pl.ds(i * block, block) for i in range(2)]  # per slot: keys and values
 
         def load():
             def load_pair(step, sources, arrived):
@@ -127,7 +127,7 @@ def attend(
 
             def load_item(item, _, step):
                 count = tiles_of(items, item, block)
-                # Multiples of 8, said so that the compiler sees it.
+                # Multiples of 8, written so that the compiler sees it.
                 row, other_row = items[item, schedule.ROW] & -8, items[item, schedule.OTHER_ROW] & -8
                 plgpu.barrier_wait(own_free)
 
@@ -143,14 +143,14 @@ def attend(
                     return lax.fori_loop(0, count, load_tile, step)
 
                 def load_rows(head, step):
-                    # Whoever waits at a barrier waits for each of its phases, so these arrive at one of their own.
+                    # Whoever waits at a barrier waits for each of its phases, so these arrive at a separate one.
                     sources = [q.at[pl.ds(row + i * block, block), head] for i in range(2)]
                     return load_pair(step, sources, (rows_full, rows_full))
 
                 return lax.fori_loop(0, heads, load_rows, lax.fori_loop(0, heads, load_head, step))
 
             for_each_item(used[0], 1, blocks, load_item, jnp.int32(0))
-            # Every slot has been given free once more than it was filled.
+            # Every slot has been freed once more than it was filled.
             plgpu.barrier_wait(own_free)
             for slot in range(stages):
                 for barrier in free:
@@ -167,7 +167,7 @@ def attend(
                     slot, head = slot_of(step + i, stages), lax.div(i, jnp.maximum(count, 1))
 
                     def into(score_slot):
-                        # The weights that lie here have to be multiplied first.
+                        # The weights stored here have to be multiplied first.
                         plgpu.barrier_wait(score_free.at[score_slot])
                         plgpu.barrier_wait(full[0].at[slot])
                         keys = ring.at[slot, halves[0]]
@@ -200,7 +200,7 @@ def attend(
 
                 @pl.loop(0, total + 1)
                 def _step(i):
-                    # The scores of the next step do not wait for the weights of this one.
+                    # The scores of the next step do not wait for the weights of this step.
                     pl.when(i < total)(lambda: scores(i))
                     pl.when((i > 0) & (total > 0))(lambda: products(i - 1))
 
@@ -224,7 +224,7 @@ def attend(
                 return plgpu.load(tile.at[:, columns], layout=layout).astype(jnp.float32)
 
             def spread(statistic):
-                """A number for each row, in every column."""
+                """One number per row, in every column."""
                 return lax.broadcast_in_dim(statistic, (TILE_ROWS, piece), [0])
 
             def zeros():
@@ -235,7 +235,7 @@ def attend(
                 return lax.fori_loop(0, heads, lambda head, carry: body(own_smem.at[head], head, carry), start)
 
             def normalise():
-                """LayerNorm of the rows, where they lie."""
+                """LayerNorm of the rows, in place."""
 
                 def sums(function):
                     def add(tile, _, total):
@@ -258,7 +258,7 @@ def attend(
                 plgpu.commit_smem()
 
             def weigh(left, score_slot):
-                """Scores to weights; `left` keys are left from this step on."""
+                """Scores to weights; `left` keys remain from this step on."""
                 source, target = score_tmem[score_slot]
                 plgpu.barrier_wait(score_full.at[score_slot])
                 results = []
@@ -267,7 +267,7 @@ def attend(
                         source.at[:, pl.ds(start, chunk)], layout=plgpu.Layout.TCGEN05_TMEM_NATIVE
                     )
                     weights = score.weights(s, takes_polynomial(config, start)).astype(dtype)
-                    # Finishes a chunk before the next one: all of them at once do not fit in the registers.
+                    # Finishes each chunk before the next: all at once would not fit in the registers.
                     results.append(lax.optimization_barrier(weights))
                 plgpu.wait_load_tmem()
 
@@ -302,7 +302,7 @@ def attend(
                 plgpu.barrier_arrive(own_ready)
 
                 def residual(tile, summed):
-                    """Z over q', and the sum of its squares; ``summed(columns)`` gives the sums of the head."""
+                    """Writes z over q' and sums its squares; ``summed(columns)`` gives the sums of the head."""
                     total = zeros()
                     for columns in pieces:
                         z = read(tile, columns)

@@ -3,13 +3,13 @@
     q' = LayerNorm(q);   z = Act(pre_scale q' k^T) v post_scale + q';   out = RMSNorm(z) + q
 
 The norms run over all heads, so a block of threads takes a tile of rows with all of their heads: it normalises the tile
-where it lies in shared memory, goes through the heads as `pallas_kernels.mosaic.sm90` goes through the keys of one, and
-writes z of a head over its q'. When the last head is done the norm of the rows is known. The rows themselves then come
-once more, from the second-level cache, through the slots of the keys and values, and out is written over z.
+in place in shared memory, goes through the heads as `pallas_kernels.mosaic.sm90` goes through the keys of one, and
+writes z of a head over its q'. After the last head the norm of the rows is known. The rows themselves then come once
+more, from the second-level cache, through the slots of the keys and values, and out is written over z.
 
-So a row is read from memory once and written once (and z once, for a backward pass), where norms of their own read it
-five times and write it three times. In exchange the keys and values of all heads stream past every tile of rows, from
-the second-level cache.
+So a row is read from memory once and written once (and z once, for a backward pass), where separate norms read it five
+times and write it three times. In exchange the keys and values of all heads stream past every tile of rows, from the
+second-level cache.
 """
 
 import jax
@@ -28,7 +28,7 @@ from pallas_kernels.mosaic.sm90 import COMPUTE_REGISTERS, MEMORY_REGISTERS, TILE
 from pallas_kernels.mosaic.streaming import for_each_item, store
 
 ITEM_ROWS = 2 * TILE_ROWS
-"""Rows of an item of work: a tile for each of the two compute warpgroups."""
+"""Rows of a work item: a tile for each of the two compute warpgroups."""
 
 
 def shared_memory(heads: int, dim: int, itemsize: int, config: Sm90Config) -> int:
@@ -60,14 +60,14 @@ def attend(
       score: the score function.
       epsilon: added to the variance and to the mean square.
       ragged: False if the number of keys is known to be a multiple of the block.
-      config: block sizes; ``block`` is `TILE_ROWS` and ``units`` 2, for the rows return through the keys' slots.
+      config: block sizes; ``block`` is `TILE_ROWS` and ``units`` 2, since the rows return through the keys' slots.
       processors: multiprocessors of the chip, the number of persistent blocks.
 
     Returns:
       out and z; rows that hold nothing are zero.
 
     Raises:
-      ValueError: a config of other sizes.
+      ValueError: a config with other sizes.
     """
     if config.block != TILE_ROWS or config.units != 2 or config.run != 1:
         raise ValueError(f"{config}: the block kernel needs block={TILE_ROWS}, units=2, run=1")
@@ -135,7 +135,7 @@ def attend(
                 )
 
             for_each_item(used[0], 1, blocks, load_item, jnp.int32(0))
-            # Every slot has been given free once more than it was filled.
+            # Every slot has been freed once more than it was filled.
             for unit in range(2):
                 plgpu.barrier_wait(own_free.at[unit])
             for slot in range(2 * stages):
@@ -149,7 +149,7 @@ def attend(
                 plgpu.barrier_arrive(free.at[slot])
 
             def spread(statistic):
-                """A number for each row, in every column."""
+                """One number per row, in every column."""
                 return lax.broadcast_in_dim(statistic, (TILE_ROWS, dim), [0])
 
             def zeros():
@@ -160,7 +160,7 @@ def attend(
                 return lax.fori_loop(0, heads, lambda head, carry: body(own_smem.at[wg, head], head, carry), start)
 
             def normalise():
-                """LayerNorm of the rows, where they lie."""
+                """LayerNorm of the rows, in place."""
                 mean = over_heads(lambda tile, _, total: total + tile[...].astype(jnp.float32).sum(axis=1), zeros())
                 mean = mean / (heads * dim)
 

@@ -2,8 +2,8 @@
 
 Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
 keys and values stay, queries and cotangent stream; no block adds to what another one writes, so results do not depend
-on the order of the blocks. The scores are computed in each of the three, so the backward pass does 14 H d N FLOPs where
-10 would do; in exchange it keeps q, k and v alone and is the same bit for bit each time.
+on the order of the blocks. Each of the three computes the scores, so the backward pass does 14 H d N FLOPs where 10
+would do; in exchange it keeps only q, k and v and is the same bit for bit each time.
 """
 
 import functools
@@ -20,7 +20,7 @@ from pallas_kernels.mosaic.target import Target
 
 
 class Static(NamedTuple):
-    """What of a call is known when it is traced.
+    """What is known of a call when it is traced.
 
     Attributes:
       activation, pre_scale, post_scale: see `pallas_kernels.gdpa`.
@@ -38,7 +38,7 @@ class Static(NamedTuple):
 
     @classmethod
     def of(cls, q, keys, activation, pre_scale, post_scale, configs=None, operator="gdpa") -> "Static":
-        """That of queries `q` on the chip at hand; `configs` overrides the block sizes by pass."""
+        """The one for queries `q` on the chip at hand; `configs` overrides the block sizes by pass."""
         chip = launch.chip_for(operator)
         found = launch.configs_for("gdpa", chip, q.dtype, q.shape[-1], keys, activation, configs)
         return cls(activation, pre_scale, post_scale, keys, tuple(found.items()), chip)
@@ -68,8 +68,8 @@ def gdpa(
     `configs` overrides the block sizes by pass.
     """
     rows = q.shape[0]
-    # Capacities are multiples of 8 as a rule, and so is F; then nothing is copied here. A key of zeros with a value of
-    # zeros adds nothing to any output and gets no part in any gradient that is kept.
+    # Capacities are usually multiples of 8, and so is F; then nothing is copied here. A key of zeros with a value of
+    # zeros adds nothing to any output, and its gradient is not kept.
     q = launch.fill(q, 0)
     keys = None
     if k.ndim == 4:
@@ -127,7 +127,7 @@ def _forward(static, q, k, v, offsets):
 
 
 def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for those."""
+    """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for the offsets."""
     q, k, v, offsets = saved
     row_splits, lengths, _, _ = offsets
     sides = _sides(static.keys, q, k, offsets)

@@ -20,7 +20,7 @@ def cost(
 
     Every query of an example meets all of its keys. Bytes: the forward pass reads q, k, v and writes the output; the
     backward pass reads q, k, v and the cotangent and writes three gradients. The dense keys of an example without rows
-    count too: their gradient is written.
+    count, too: their gradient is written.
 
     Args:
       lengths: queries of each example.
@@ -50,7 +50,7 @@ class Shape:
       batch: examples.
       max_length: longest sequence, rows.
       sparsity: 1 for full lengths; ``s`` for lengths uniform in ``[max(1, (2 s - 1) max_length), max_length]``.
-      keys: dense keys an example (F of the personalized FFN); None for self attention, the keys jagged as the queries.
+      keys: dense keys per example (F of the personalized FFN); None for self attention, with keys as jagged as queries.
       heads: heads.
       dim: width of a head.
       activation: name in `pallas_kernels.activations`.

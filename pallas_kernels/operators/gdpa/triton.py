@@ -2,7 +2,7 @@
 
 Forward: the queries stay, keys and values stream. dq: queries and cotangent stay, keys and values stream. dk and dv:
 keys and values stay, queries and cotangent stream. No program adds to what another one writes, so results are the same
-bit for bit each time. The backward pass keeps q, k and v alone and computes the scores anew.
+bit for bit each time. The backward pass keeps only q, k and v and recomputes the scores.
 """
 
 import functools

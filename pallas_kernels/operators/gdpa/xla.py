@@ -1,7 +1,7 @@
 """gdpa by plain XLA: a loop over chunks of tiles, forward and backward, saving q, k and v only.
 
-Memory is that of the operands, a copy of q in tiles, and one chunk of scores; time follows the rows in use, not the
-capacity. The backward pass recomputes the scores, with keys in front of queries so that only one of its five products
+Memory holds the operands, a copy of q in tiles, and one chunk of scores; time follows the rows in use, not the
+capacity. The backward pass recomputes the scores, with keys before queries, so that only one of its five products
 contracts over rows.
 """
 

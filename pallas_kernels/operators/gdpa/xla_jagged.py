@@ -1,10 +1,10 @@
 """gdpa with jagged keys by plain XLA: a loop over the pairs of a query tile and a key tile of one example.
 
-Queries and keys are cut into tiles of their own. Time follows the number of pairs, memory is that of the operands in
-tiles, a float32 sum for each output, and one chunk of scores. Forward and backward save q, k and v only; the backward
-pass recomputes the scores, with keys in front of queries so that only one of its five products contracts over rows.
+Queries and keys are cut into separate tiles. Time follows the number of pairs; memory holds the operands in tiles, a
+float32 sum for each output, and one chunk of scores. Forward and backward save q, k and v only; the backward pass
+recomputes the scores, with keys before queries, so that only one of its five products contracts over rows.
 
-No score is masked: after the rows of a tile stand zeros. A value of zero takes the weight ``Act(0)`` of its key out
+No score is masked: the rows of a tile are followed by zeros. A value of zero takes the weight ``Act(0)`` of its key out
 of the output and of every gradient, and what a row after the last one gathers is dropped with the row.
 """
 
@@ -45,7 +45,7 @@ class _Plan(NamedTuple):
 
     Attributes:
       queries: tiles of the queries.
-      keys: tiles of the keys; an empty one more than the schedule has is at the end.
+      keys: tiles of the keys, with one empty tile more than the schedule has at the end.
       numbering: numbers of the pairs.
       shift: for each query tile, what to add to the number of a pair to get its key tile.
     """
@@ -57,10 +57,10 @@ class _Plan(NamedTuple):
 
 
 def _key_tile_rows(rows: int, batch: int) -> int:
-    """Rows of a key tile: those of any tile, and more where an example has at least four such tiles on average.
+    """Rows of a key tile: as many as of any tile, or more where examples have at least four such tiles on average.
 
-    The wider it is, the fewer sums of outputs a query tile takes for the same scores, and the more of the last tile of
-    an example is empty.
+    The wider it is, the fewer sums of outputs a query tile needs for the same scores, but the emptier the last tile of
+    an example.
     """
     size = tiles.tile_rows(rows, batch)
     while size < _MOST_KEY_TILE_ROWS and 8 * size * batch <= rows:
@@ -69,7 +69,7 @@ def _key_tile_rows(rows: int, batch: int) -> int:
 
 
 def _plan(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[int, int, int, _Plan]:
-    """Rows of a query tile and of a key tile, pairs of a step, and the pairs."""
+    """Rows per query tile and per key tile, pairs per step, and the pairs."""
     heads, batch = q.shape[1], lengths.shape[0]
     size, key_size = tiles.tile_rows(q.shape[0], batch), _key_tile_rows(k.shape[0], batch)
     chunk = tiles.chunk_tiles(heads * size * key_size)
@@ -83,7 +83,7 @@ def _plan(q, k, row_splits, lengths, key_splits, key_lengths) -> tuple[int, int,
     tiles_each = tiles.quotient(key_lengths + (key_size - 1), key_size)
     begins = jnp.cumsum(tiles_each, dtype=jnp.int32) - tiles_each
     number, first = (tiles.take(x, queries.example) for x in (tiles_each, begins))
-    # A query tile without keys meets the empty key tile, for the numbering asks for a pair of every tile in use.
+    # A query tile without keys meets the empty key tile, since every tile in use must have a pair.
     each = jnp.where(queries.count > 0, jnp.maximum(number, 1), 0)
     numbering = pairs.numbering(each, chunk)
     shift = jnp.where(number > 0, first, empty) - (numbering.ends[: each.shape[0]] - each)

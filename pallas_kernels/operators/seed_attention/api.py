@@ -42,9 +42,10 @@ def seed_attention(
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
       scale: factor of the scores; None is ``1 / sqrt(dim)``.
-      implementation: ``"triton"`` (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and heads of
-        width 16, 32, 64 or 128; an extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to pick by
-        platform (logged once).
+      implementation: ``"mosaic"`` (fused, for GPUs of compute capability 9.0 and 10.0, 16-bit operands and heads of
+        width 32, 64 or 128), ``"triton"`` (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and
+        heads of width 16, 32, 64 or 128; an extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to
+        pick by platform (logged once).
 
     Returns:
       Outputs in the dtype of q.

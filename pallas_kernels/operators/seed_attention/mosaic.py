@@ -1,8 +1,8 @@
 """seed_attention as fused Mosaic GPU kernels: one streaming kernel, three times (`pallas_kernels.mosaic`).
 
-Forward and dq: the seeds stay, and the keys and values of an example stream past them; an item of work is an example.
+Forward and dq: the seeds stay, and the keys and values of an example stream past them; a work item is an example.
 Where examples, heads and tiles of seeds are fewer than multiprocessors, each example's keys are cut into parts that are
-items of their own, and their results are merged by their log-sum-exps. dk and dv: the keys stay, the seeds and their
+separate items, and their results are merged by their log-sum-exps. dk and dv: the keys stay, the seeds and their
 cotangents stream. Seeds that the batch shares are stored once; the gradient of each example is written in float32, and
 their sum is one reduction: no atomics, so it is the same bit for bit each time.
 """
@@ -21,7 +21,7 @@ from pallas_kernels.mosaic.schedule import Side
 from pallas_kernels.mosaic.score import softmax
 
 MOST_PARTS = 32
-"""Parts that the keys of an example are cut into at most: each costs an output to be merged."""
+"""Most parts into which the keys of an example are cut: each costs an output to be merged."""
 
 
 def seed_attention(
@@ -48,7 +48,7 @@ def seed_attention(
 
 
 def parts_of(chip_processors: int, items: int, rows: int, batch: int, block: int) -> int:
-    """Parts of each example's keys that give every multiprocessor an item, where the keys are long enough for that."""
+    """Parts of each example's keys that give every multiprocessor an item, where there are enough keys for that."""
     wanted = -(-chip_processors // max(1, items))
     return max(1, min(wanted, MOST_PARTS, rows // batch // block))
 
@@ -65,7 +65,7 @@ def _copies(seeds: int, number: int) -> Side:
 
 
 def _against_keys(static, pass_, k, row_splits, lengths):
-    """Parts of the keys, and the work list of queries that stay and keys that stream."""
+    """The number of parts of the keys, and the work list of queries that stay and keys that stream."""
     seeds, shared, _, items, chip = static
     config, batch, heads = dict(items)[pass_], lengths.shape[0], k.shape[1]
     rows = launch.item_rows(chip, config)
@@ -102,7 +102,7 @@ def _forward(static, q, k, v, row_splits, lengths):
     if parts > 1:
         out, log_sum = _merge(out, log_sum, batch, parts)
     out = out.astype(q.dtype)
-    # The rows after the seeds are zeros, like all that an item does not hold.
+    # The rows after the seeds are zeros, like all rows that an item does not hold.
     result = rearrange(out, "(batch seeds) heads dim -> batch seeds heads dim", batch=batch)[:, :seeds]
     return result, (q, k, v, row_splits, lengths, out, log_sum)
 
@@ -132,7 +132,7 @@ def _backward(static, saved, d_out):
     attend = launch.kernel_of(chip).attend
 
     parts, work = _against_keys(static, "dq", k, row_splits, lengths)
-    # A part of an example's keys is an example of its own, with a copy of the cotangent; there are few of them then.
+    # Each part of an example's keys is an example of its own, with a copy of the cotangent; there are few of them then.
     own = [_repeat(x, batch, parts, axis) for x, axis in ((d_out, 0), *((x, 1) for x in statistics))]
     (dq,) = attend(
         (q, own[0]),
@@ -169,7 +169,7 @@ def _backward(static, saved, d_out):
 
 
 def _repeat(x: jax.Array, batch: int, parts: int, axis: int) -> jax.Array:
-    """`x` with the rows of each example `parts` times, along the axis of rows."""
+    """`x` with the rows of each example repeated `parts` times, along the axis of rows."""
     if parts == 1:
         return x
     examples = x.reshape(*x.shape[:axis], batch, -1, *x.shape[axis + 1 :])

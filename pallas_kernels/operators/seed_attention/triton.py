@@ -1,8 +1,8 @@
 """seed_attention as Triton kernels, for GPUs of capability 8.0 and above: `pallas_kernels.triton`, three times.
 
-Shared seeds are read where they are, for each example that they stay for or stream past. Their gradient is written for
-each example apart, in float32, and then summed over the batch: no program adds to what another writes, so results
-are the same bit for bit each time. The backward pass keeps q, k, v, the output and the log-sum-exps.
+Shared seeds are read in place, for each example that they stay for or stream past. Their gradient is written for each
+example separately, in float32, and then summed over the batch: no program adds to what another writes, so results are
+the same bit for bit each time. The backward pass keeps q, k, v, the output and the log-sum-exps.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """seed_attention by plain XLA: a loop over chunks of tiles with a running maximum, saving the log-sum-exp.
 
 The tiles of a chunk belong to consecutive non-empty examples, so the slots of the running softmax are the ranks of the
-examples among the non-empty ones. Memory is that of the output, and of the gradients in tiles, and one chunk of scores.
+examples among the non-empty ones. Memory holds the output, the gradients in tiles, and one chunk of scores.
 """
 
 import functools
@@ -37,7 +37,7 @@ def _plan(q, k, row_splits, lengths):
 
 
 def _queries(q, chunk):
-    """Example of each tile -> its seeds, heads in front: its own, or the shared ones once for each tile."""
+    """Example of each tile -> its seeds, heads in front: its own, or the shared ones repeated for each tile."""
     q = jnp.swapaxes(q, -2, -3)
     if q.ndim == 4:
         return lambda example: tiles.take(q, example)
@@ -46,7 +46,7 @@ def _queries(q, chunk):
 
 
 def _ranks(lengths):
-    """For each example, how many before it are not empty."""
+    """For each example, how many non-empty ones come before it."""
     filled = (lengths > 0).astype(jnp.int32)
     return jnp.cumsum(filled, dtype=jnp.int32) - filled
 
@@ -70,7 +70,7 @@ def _forward(scale, q, k, v, row_splits, lengths):
         s = scale * jnp.einsum("chsd,chkd->chsk", queries(example), k_tile, preferred_element_type=acc)
         s = jnp.where(tiles.valid(count, tile)[:, None, None, :], s, -jnp.inf)
         first = tiles.take(rank, example[0])
-        # An empty tile counts to example 0; all of its scores are masked, so it may go to any slot.
+        # An empty tile counts as one of example 0; all of its scores are masked, so it may go to any slot.
         return softmax.merge(running, s, v_tile, jnp.maximum(tiles.take(rank, example) - first, 0), first)
 
     # A chunk that starts at the last example still has its slots in range.

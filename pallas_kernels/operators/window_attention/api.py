@@ -30,9 +30,9 @@ def window_attention(
 ) -> Float[Array, "rows heads dim"]:
     """``out[i] = softmax_j(scale q_i k_j^T) v_j`` over the rows ``j`` of i's example with ``-left <= j - i <= right``.
 
-    Both bounds are inclusive: row 5 with ``window=(2, 1)`` reads rows 3, 4, 5 and 6, and with ``window=(0, 0)`` itself
-    alone; ``(w, 0)`` is causal. A window at least as long as the longest sequence is full attention. Other libraries
-    count otherwise: FlashAttention likewise, cuDNN leaves out the last row on the left. Scores and sums are float32
+    Both bounds are inclusive: row 5 with ``window=(2, 1)`` reads rows 3, 4, 5 and 6, and with ``window=(0, 0)`` only
+    itself; ``(w, 0)`` is causal. A window at least as long as the longest sequence is full attention. FlashAttention
+    counts likewise; cuDNN leaves out the last row on the left. Scores and sums are float32
     (float64 for float64 operands). Reverse-mode differentiable once in q, k and v.
 
     Source: Kunlun's sliding-window self-attention (R).
@@ -47,9 +47,10 @@ def window_attention(
       lengths: int32, rows of each example.
       window: rows read to the older side and to the newer side, both >= 0, the row itself not counted.
       scale: factor of the scores; None is ``1 / sqrt(dim)``.
-      implementation: ``"triton"`` (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and heads of
-        width 16, 32, 64 or 128; an extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to pick by
-        platform (logged once).
+      implementation: ``"mosaic"`` (fused, for GPUs of compute capability 9.0 and 10.0, 16-bit operands and heads of
+        width 32, 64 or 128), ``"triton"`` (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and
+        heads of width 16, 32, 64 or 128; an extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to
+        pick by platform (logged once).
 
     Returns:
       Outputs in the dtype of q.

@@ -2,10 +2,10 @@
 
 Forward and dq: a tile of queries stays, and the keys and values from `left` rows before its first row to `right` rows
 after its last one stream past it; other tiles are never loaded. dk and dv: a tile of keys stays, and the queries that
-can read it stream. So time follows the rows times the window, whatever the sequence is long. Scores outside the window
-are masked in the tiles at its edges alone. Heads of keys may be shared by several heads of queries.
+can read it stream. So time follows the rows times the window, however long the sequence. Scores outside the window are
+masked only in the tiles at its edges. Heads of keys may be shared by several heads of queries.
 
-ROTE's rotation is not done inside: XLA turns queries and keys in the pass that splits the projection, which has to
+ROTE's rotation is not done inside: XLA rotates queries and keys in the pass that splits the projection, which has to
 write them anyway.
 """
 

@@ -13,7 +13,7 @@ from pallas_kernels.dispatch import accumulator
 def window_mask(
     row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], rows: int, window: tuple[int, int]
 ) -> Bool[Array, "rows rows"]:
-    """True where query row ``i`` may read key row ``j``: one example, both events, ``-left <= j - i <= right``."""
+    """True where query row ``i`` may read key row ``j``: same example, both events, ``-left <= j - i <= right``."""
     left, right = window
     row = jnp.arange(rows, dtype=jnp.int32)
     offset = row[None, :] - row[:, None]

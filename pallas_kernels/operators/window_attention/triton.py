@@ -1,6 +1,6 @@
 """window_attention as Triton kernels, for GPUs of capability 8.0 and above: `pallas_kernels.triton`, three times.
 
-A program streams the tiles from the oldest row that one of its rows meets to the newest; only those on the edges of the
+A program streams the tiles from the oldest row that any of its rows meets to the newest; only those at the edges of the
 window and of the example are masked. The backward pass keeps q, k, v, the output and the log-sum-exps.
 """
 
@@ -30,7 +30,7 @@ def window_attention(
 ) -> Float[Array, "rows heads dim"]:
     """See `pallas_kernels.window_attention`, which asks `refusal` first."""
     problem = launch.Problem(target.require("window_attention"), "softmax", scale, window=window)
-    # Heads of keys that several heads of queries read are written out: the kernels know one of each.
+    # Heads of keys that several heads of queries read are repeated: the kernels expect one key head per query head.
     k, v = (x if x.shape[1] == q.shape[1] else jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     out: jax.Array = _window_attention(problem, *vary_alike(q, k, v, row_splits, lengths))
     return out

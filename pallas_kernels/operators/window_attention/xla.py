@@ -1,9 +1,9 @@
-"""window_attention by plain XLA: a loop over the pairs of tiles that the window joins, and over no others.
+"""window_attention by plain XLA: a loop over only those pairs of tiles that the window joins.
 
-Every example is cut into tiles of its own. A query tile is paired with those tiles of its example that hold a key
-inside the window of one of its rows; the pairs are numbered through, and a step of the loop works on a chunk of them.
-Time follows the number of pairs, O(rows * min(window, length)); memory is that of the operands in tiles, a running
-softmax for each row, and one chunk of scores.
+Each example is cut into its own tiles. A query tile is paired with those tiles of its example that hold a key inside
+the window of one of its rows; the pairs are numbered consecutively, and a step of the loop works on a chunk of them.
+Time follows the number of pairs, O(rows * min(window, length)); memory holds the operands in tiles, a running softmax
+for each row, and one chunk of scores.
 """
 
 import functools
@@ -50,7 +50,7 @@ class _Pairs(NamedTuple):
 
 
 def _plan(window, q, row_splits, lengths) -> tuple[int, int, _Pairs]:
-    """Rows of a tile, pairs of a step, and the pairs."""
+    """Rows per tile, pairs per step, and the pairs."""
     rows, heads, _ = q.shape
     left, right = (min(side, rows) for side in window)
     size = tiles.tile_rows(rows, lengths.shape[0])
@@ -85,7 +85,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunk_of(window, pairs: _Pairs, step: Int[Array, ""], size: int, chunk: int, reached: Int[Array, ""]) -> _Chunk:
-    """The pairs of a step. `reached` is the query tile that the step before ended with, 0 for the first one."""
+    """The pairs of a step. `reached` is the query tile at which the previous step ended, 0 for the first step."""
     left, right = (min(side, pairs.plan.slot.shape[0] * tiles.ROW_ALIGNMENT) for side in window)
     index, used, tile = tile_pairs.of_step(pairs.numbering, step, chunk, reached, pairs.plan.used)
     shift, offset, _ = (x[:, 0] for x in jnp.split(tiles.take(pairs.table, tile), 3, axis=1))

@@ -387,14 +387,14 @@ def test_each_part_of_the_events_matters(everyday):
         assert value.std() > 0.3
 
 
-def test_the_parts_add_up_to_the_log_odds(everyday):
+def test_the_terms_add_up_to_the_log_odds(everyday):
     source, rows = everyday
-    parts = source.click_parts(rows.row)
+    terms = source.click_terms(rows.row)
     odds = source.probability(rows.row)[:, 0]
-    total = sum(parts.values())
+    total = sum(terms.values())
     constant = np.log(odds / (1 - odds)) - total
     np.testing.assert_allclose(constant, constant[0], atol=1e-9)
-    assert min(value.std() for value in parts.values()) > 0.1
+    assert min(value.std() for value in terms.values()) > 0.1
 
 
 def test_labels_are_drawn_from_the_probabilities():

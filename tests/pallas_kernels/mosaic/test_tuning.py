@@ -37,21 +37,21 @@ def entry(**changes):
 def test_a_tuned_shape_and_one_that_is_not(tmp_path, caplog):
     write(tmp_path / "tuning", [entry(), entry(keys="jagged", config={"block": 96})])
     with caplog.at_level(logging.INFO):
-        assert tuning.lookup(KEY, H100, tmp_path / "tuning") == Sm90Config(block=64, stages=4)
-        assert tuning.lookup(Key("forward", 128, "jagged", "special"), H100, tmp_path / "tuning") == Sm90Config(
+        assert tuning.config_for(KEY, H100, tmp_path / "tuning") == Sm90Config(block=64, stages=4)
+        assert tuning.config_for(Key("forward", 128, "jagged", "special"), H100, tmp_path / "tuning") == Sm90Config(
             block=96
         )
         assert not caplog.records
         other = Key("dkv", 128, 256, "special")
         for _ in range(3):
-            assert tuning.lookup(other, H100, tmp_path / "tuning") == tuning.default(other, "sm90")
+            assert tuning.config_for(other, H100, tmp_path / "tuning") == tuning.default(other, "sm90")
     assert len(caplog.records) == 1 and "dkv d128 keys 256 special bfloat16 is not tuned for" in caplog.text
 
 
 def test_a_device_without_a_file_and_one_without_kernels(tmp_path):
-    assert tuning.lookup(KEY, "NVIDIA B200", tmp_path) == tuning.default(KEY, "sm100")
+    assert tuning.config_for(KEY, "NVIDIA B200", tmp_path) == tuning.default(KEY, "sm100")
     with pytest.raises(ValueError, match="device 'NVIDIA L4'"):
-        tuning.lookup(KEY, "NVIDIA L4", tmp_path)
+        tuning.config_for(KEY, "NVIDIA L4", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_device_without_a_file_and_one_without_kernels(tmp_path):
         ([entry(config={"block": 256, "stages": 4})], {}, r"entry 0: .* does not fit forward d128"),
         ([entry(**{"pass": "backward"})], {}, r"entry 0: pass is 'backward'; it must be one of forward, dq, dkv"),
         ([entry(keys="some")], {}, r"entry 0: keys is 'some'"),
-        ([entry(), entry()], {}, r"entry 1: forward d128 .* stands there twice"),
+        ([entry(), entry()], {}, r"entry 1: forward d128 .* twice"),
         ([entry(), {"pass": "dq"}], {}, r"entry 1 lacks activation, config, dim, dtype, keys"),
         ([entry(speed=1)], {}, r"entry 0 has the unknown fields speed"),
         ([], {"format": 2}, r"format must be 1"),
