@@ -2,7 +2,7 @@
 
     python -m experiments.train din/kuairand --data.root KuaiRand-Pure
 
-Cost: five minutes on two CPU cores that others use too. Score, one seed: valid LogLoss .5919, test AUC .7406, NE .8583,
+Cost: five minutes on two busy CPU cores. Score, one seed: valid LogLoss .5919, test AUC .7406, NE .8583,
 frozen gAUC .6395 (commit fc2e8d6).
 """
 

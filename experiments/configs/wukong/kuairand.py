@@ -2,7 +2,7 @@
 
     python -m experiments.train wukong/kuairand --data.root KuaiRand-Pure
 
-Cost: six minutes on two CPU cores that others use too. Score, one seed: valid LogLoss .5916, test AUC .7418, NE .8570,
+Cost: six minutes on two busy CPU cores. Score, one seed: valid LogLoss .5916, test AUC .7418, NE .8570,
 frozen gAUC .6396 (commit fc2e8d6).
 """
 
