@@ -46,12 +46,14 @@ KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")
 SIZES = {
     "flops": "flops_per_example",
     "executed": "executed_flops_per_example",
+    "bytes": "moved_bytes_per_step",
     "parameters": "parameters",
     "examples/s": "examples_per_second",
 }
 """Columns that are a row's size or speed: name -> field of a row. Per example useful forward FLOPs and those that a
-training step executes, parameters with tables, and training examples per second on the machine of that row."""
-SPEEDS = ("steps", "parameters", "flops_per_example", "executed_flops_per_example", "examples_per_second")
+training step executes, bytes that it moves for a batch, parameters with tables, and training examples per second on the
+machine of that row."""
+SPEEDS = ("steps", *SIZES.values())
 """What else a row keeps of a training run."""
 Runner = Callable[[TrainConfig, int], dict[str, Any]]
 """Makes a row that is no training run, of a config (its data) and a seed: at least ``{"splits": {split: metrics}}``."""

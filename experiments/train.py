@@ -63,11 +63,13 @@ def report(result: dict[str, Any], path: Path) -> str:
 
 
 def executed_text(result: dict[str, Any]) -> str:
-    """What a training step executes beside what of it is useful; of a fused kernel that is not known."""
+    """What a training step executes beside what of it is useful, and moves; of a fused kernel that is not known."""
     executed = result["executed_flops_per_example"]
     if executed is None:
         return ""
-    return f", {result['training_flops_per_example'] / executed:.0%} of the {executed:,.0f} executed"
+    moved = result["moved_bytes_per_step"]
+    bytes_text = "" if moved is None else f"; a step moves {moved / 1e9:.3g} GB"  # an older run did not count them
+    return f", {result['training_flops_per_example'] / executed:.0%} of the {executed:,.0f} executed{bytes_text}"
 
 
 def mfu_text(result: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""Executed work: FLOPs of the matrix products that a program runs, each loop by the trips that the data makes it do.
+"""Executed work: FLOPs of the matrix products that a program runs and the bytes that it moves, each loop by the trips
+that the data makes it do.
 
 Useful FLOPs (`kunlun_jax.flops`) are of valid events alone. A program does more: rows of the capacity that hold no
 event, tiles that reach past a history or out of a window, and what the backward pass computes again. Here all of it is
@@ -6,9 +7,18 @@ counted in the program as it is traced, dead code left out: two FLOPs per multip
 XLA's own count takes a loop's body once. The trips of a loop over tiles follow from the offsets of the batch, which are
 integers: what depends on them alone is evaluated, everything else stays shapes. XLA may still do less than is traced.
 
+Bytes are those of operands and results of products, gathers, scatters and slices at a place that is computed, as if
+each of these read from memory and wrote to it: a product all three of its arrays; a gather or slice its result twice,
+and its indices; a scatter or update its rows and their places, the places once more where it adds to what is there, and
+its indices. So a large table counts by the rows that are touched, where XLA's ``cost_analysis`` takes the whole of it,
+in and out. Not counted are elementwise work, sums, sorts and copies, as if XLA fused them with the products beside
+them, and loops without products. The number is a bound on neither side: less is moved where XLA fuses a gather into its
+product or a tile stays in a cache, more where it writes what lies between two elementwise operations.
+
 A fused GPU kernel is opaque here and refused: `NotCounted`.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +36,36 @@ OPAQUE = ("pallas", "mosaic", "triton", "core_map", "run_state", "ffi_call", "co
 """Parts of the names of primitives that hide a kernel, or products of a kind that no model here has."""
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Work:
+    """What a program does: FLOPs of its products, and bytes that it moves."""
+
+    flops: float
+    bytes: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.bytes + other.bytes)
+
+    def __mul__(self, times: float) -> "Work":
+        return Work(times * self.flops, times * self.bytes)
+
+
+NOTHING = Work(0, 0)
+
+
 class NotCounted(ValueError):
     """The program holds something whose work cannot be told from its trace."""
+
+
+MOVES: dict[str, tuple[int | None, int]] = {
+    "gather": (None, 2),
+    "dynamic_slice": (None, 2),
+    "dynamic_update_slice": (1, 2),
+    "scatter": (2, 2),
+    **dict.fromkeys(("scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"), (2, 3)),
+}
+"""Primitives that read or write rows of a larger array at places that are computed -> which operand these rows are (or
+None: the result), and how often they are read or written: where they lie, where they go, what they are added to."""
 
 
 class _Unknown:
@@ -38,11 +76,11 @@ UNKNOWN = _Unknown()
 
 
 class Program:
-    """The matrix products of one traced program.
+    """The work of one traced program.
 
     Args:
       closed: the program, e.g. ``jax.jit(f).trace(*arguments).jaxpr``.
-      known: for each of its flat arguments, whether `flops` will be told it; the offsets of the batch need to be.
+      known: for each of its flat arguments, whether `work` will be told it; the offsets of the batch need to be.
 
     Raises:
       NotCounted: a fused kernel, or a loop whose trips depend on something that is not known.
@@ -50,34 +88,34 @@ class Program:
 
     def __init__(self, closed: ClosedJaxpr, known: Sequence[bool]):
         self._closed, self._known = closed, tuple(known)
-        self._once, self._each = 0, ()
+        self._once, self._each = NOTHING, ()
         self._trips = jax.jit(self._loops)
         shapes: list[Any] = [v.aval for v, told in zip(closed.jaxpr.invars, known, strict=True) if told]
         jax.eval_shape(self._loops, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in shapes])
 
     def _loops(self, told: list[Any]) -> list[Any]:
-        """Trips of each loop with products in it; beside them it notes the FLOPs of one trip, and those outside."""
+        """Trips of each loop with products in it; beside them it notes the work of one trip, and that outside."""
         values = iter(told)
         walk = _Walk()
         arguments = [next(values) if known else UNKNOWN for known in self._known]
         walk.run(self._closed.jaxpr, self._closed.consts, arguments, [True] * len(self._closed.jaxpr.outvars))
-        self._once, self._each = walk.once, tuple(flops for flops, _ in walk.loops)
+        self._once, self._each = walk.once, tuple(work for work, _ in walk.loops)
         return [jnp.asarray(trips, jnp.int32) for _, trips in walk.loops]
 
-    def flops(self, told: Sequence[Any]) -> int:
-        """FLOPs of all products for these values of the known arguments, in their order."""
+    def work(self, told: Sequence[Any]) -> Work:
+        """The work for these values of the known arguments, in their order."""
         if not self._each:
             return self._once  # and nothing to compile
         trips = jax.device_get(self._trips(list(told)))
-        return self._once + sum(each * int(number) for each, number in zip(self._each, trips, strict=True))
+        return sum((each * int(number) for each, number in zip(self._each, trips, strict=True)), self._once)
 
 
 class _Walk:
-    """Goes through a program once: FLOPs outside of loops, and (FLOPs of a trip, trips) of each loop."""
+    """Goes through a program once: work outside of loops, and (work of a trip, trips) of each loop."""
 
     def __init__(self):
-        self.once = 0
-        self.loops: list[tuple[int, Any]] = []
+        self.once = NOTHING
+        self.loops: list[tuple[Work, Any]] = []
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Any], live: Sequence[bool]) -> list[Any]:
         """Values of the outputs where they are known; `live` says which of them anything reads."""
@@ -96,12 +134,14 @@ class _Walk:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             self.once += _product(equation)
+        elif name in MOVES:
+            self.once += _move(equation)
         elif name in CALLS:
             inner = params[CALLS[name]]
             jaxpr, consts = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
             return self.run(jaxpr, consts, operands, live)
         elif name == "scan":
-            self.once += params["length"] * _static(params["jaxpr"], name)
+            self.once += _static(params["jaxpr"], name) * params["length"]
         elif name == "while":
             self.loop(equation, operands)
         elif name == "cond":
@@ -117,7 +157,7 @@ class _Walk:
         """Notes a loop with products, which must count from one number to another, as `jax.lax.fori_loop` does."""
         params = equation.params
         each = _static(params["body_jaxpr"], "while")
-        if not each:
+        if not each.flops:
             return
         test, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
         carried = operands[params["cond_nconsts"] + params["body_nconsts"] :]
@@ -143,19 +183,34 @@ def _living(jaxpr: Jaxpr, live: Sequence[bool]) -> list[tuple[JaxprEqn, list[boo
     return found[::-1]
 
 
-def _product(equation: JaxprEqn) -> int:
-    """FLOPs of a dot_general: two for each contracted pair of each result."""
+def _product(equation: JaxprEqn) -> Work:
+    """Of a dot_general: two FLOPs for each contracted pair of each result; its operands and its result."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, result = _shape(equation.invars[0]), _shape(equation.outvars[0])
-    return 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+    flops = 2 * math.prod(result) * math.prod(left[axis] for axis in contracted)
+    return Work(flops, sum(map(size_in_bytes, (*equation.invars, *equation.outvars))))
+
+
+def _move(equation: JaxprEqn) -> Work:
+    """Of one of `MOVES`: its rows as often as they are read or written, and its indices."""
+    place, times = MOVES[equation.primitive.name]
+    rows = equation.outvars[0] if place is None else equation.invars[place]
+    indices = [atom for number, atom in enumerate(equation.invars) if number not in (0, place)]
+    return Work(0, times * size_in_bytes(rows) + sum(map(size_in_bytes, indices)))
 
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
-def _static(closed: ClosedJaxpr, where: str) -> int:
-    """FLOPs of a program in which no loop depends on data."""
+def size_in_bytes(array: Any) -> int:
+    """Of an array, of its shape and dtype, or of an operand of an equation."""
+    aval = getattr(array, "aval", array)
+    return math.prod(aval.shape) * aval.dtype.itemsize
+
+
+def _static(closed: ClosedJaxpr, where: str) -> Work:
+    """Work of a program in which no loop depends on data."""
     walk = _Walk()
     walk.run(closed.jaxpr, closed.consts, [UNKNOWN] * len(closed.jaxpr.invars), [True] * len(closed.jaxpr.outvars))
     if walk.loops:
@@ -167,7 +222,7 @@ def _products_in(parameter: Any) -> bool:
     """Whether a parameter of a primitive is a program with products, as what a scatter adds by is not."""
     if isinstance(parameter, Jaxpr):
         parameter = ClosedJaxpr(parameter, ())
-    return isinstance(parameter, ClosedJaxpr) and _static(parameter, "primitive") > 0
+    return isinstance(parameter, ClosedJaxpr) and _static(parameter, "primitive").flops > 0
 
 
 def _adds_one(body: Jaxpr, consts: int, counter: int, bound: int) -> bool:

@@ -47,7 +47,7 @@ def of_a_gradient(lengths: int, **changes) -> tuple[int, float, float]:
 
     found, by_xla = program(jax.grad(loss, argnums=(0, 1)), params, embedded, batch)
     parts = model.parts({"view": np.array([lengths]), "context": np.array([lengths])})
-    return found.flops([]), by_xla, TRAINING_FACTOR * total_flops(parts)
+    return found.work([]).flops, by_xla, TRAINING_FACTOR * total_flops(parts)
 
 
 @pytest.mark.parametrize("changes", [{}, {"ffn_kind": "plain", "pooling": "seeds"}], ids=["kunlun", "ablations"])
@@ -134,11 +134,11 @@ def test_loops_over_tiles_are_counted_by_their_trips(name, chunk, monkeypatch):
     assert trips > 1
     found, by_xla = program(jax.value_and_grad(loss, argnums=(0, 1, 2)), *arrays, *offsets, known=(3, 4))
     each = 2 * HEADS * DIM * scores * chunk
-    assert found.flops(offsets) == 7 * each * trips + outside
+    assert found.work(offsets).flops == 7 * each * trips + outside
     # XLA counts each body once, and bodies are the same for any number of trips.
     assert 7 * each + outside < by_xla
     # No events, no trips.
-    assert found.flops([jnp.zeros_like(offsets[0]), jnp.zeros_like(offsets[1])]) == outside
+    assert found.work([jnp.zeros_like(offsets[0]), jnp.zeros_like(offsets[1])]).flops == outside
 
 
 def test_dead_products_are_left_out_and_those_of_a_scan_are_all_counted():
@@ -149,7 +149,41 @@ def test_dead_products_are_left_out_and_those_of_a_scan_are_all_counted():
         return jax.lax.scan(lambda carry, _: (carry @ x, None), x, length=5)[0]
 
     found, _ = program(function, x)
-    assert found.flops([]) == 5 * 2 * 4**3
+    assert found.work([]).flops == 5 * 2 * 4**3
+
+
+def test_bytes_of_products_and_of_rows_that_are_gathered_and_added_to():
+    """By hand: three arrays of a product; rows of a table read and written, and read, added to and written."""
+    table, ids, left, right = operands(1000, 8), jnp.arange(5, dtype=jnp.int32), operands(5, 8), operands(8, 16)
+    products, rows, indices = 4 * (5 * 8 + 8 * 16 + 5 * 16), 4 * 5 * 8, 4 * 5
+
+    def gathered(table, ids, right):
+        return table[ids] @ right
+
+    found, _ = program(gathered, table, ids, right)
+    assert found.work([]).bytes == products + 2 * rows + indices
+
+    def added(table, ids, left):
+        return table.at[ids].add(jnp.tanh(left) + 1)
+
+    found, _ = program(added, table, ids, left)
+    assert found.work([]).bytes == 3 * rows + indices
+    cost = jax.jit(added, donate_argnums=0).lower(table, ids, left).compile().cost_analysis()
+    assert isinstance(cost, dict) and cost["bytes accessed"] > 2 * table.nbytes
+
+    found, _ = program(lambda table, ids, left: table.at[ids].set(left), table, ids, left)
+    assert found.work([]).bytes == 2 * rows + indices
+    found, _ = program(lambda table, place: jax.lax.dynamic_slice(table, (place, 0), (3, 8)), table, jnp.int32(7))
+    assert found.work([]).bytes == 2 * (4 * 3 * 8) + 2 * 4
+
+
+def test_bytes_of_a_loop_follow_its_trips():
+    def function(x, steps):
+        return jax.lax.fori_loop(0, steps, lambda i, y: y @ x, x).sum()
+
+    x, each = operands(4, 4).astype(jnp.bfloat16), 3 * 2 * 16
+    found, _ = program(function, x, jnp.int32(3), known=(1,))
+    assert [found.work([jnp.int32(n)]).bytes for n in (0, 3, 100)] == [0, 3 * each, 100 * each]
 
 
 def test_a_trip_count_that_is_not_told_is_refused():
@@ -158,7 +192,7 @@ def test_a_trip_count_that_is_not_told_is_refused():
 
     x, steps = operands(4, 4), jnp.int32(3)
     found, _ = program(function, x, steps, known=(1,))
-    assert [found.flops([jnp.int32(n)]) for n in (0, 3, 100)] == [0, 3 * 128, 100 * 128]
+    assert [found.work([jnp.int32(n)]).flops for n in (0, 3, 100)] == [0, 3 * 128, 100 * 128]
     with pytest.raises(NotCounted, match="the trips of a loop depend on more than the offsets of the batch"):
         program(function, x, steps)
 

@@ -85,7 +85,7 @@ def result_of_theirs(
     output = run(input_)
     (output * torch.tensor(cotangent)).sum().backward()
     assert input_.grad is not None
-    # A bias that a case leaves out of its sum has no gradient.
+    # A weight that nothing reads has no gradient.
     d_weights = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in module.named_parameters()}
     return Result(output.detach().numpy(), input_.grad.numpy(), carry(d_weights))
 

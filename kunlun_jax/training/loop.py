@@ -151,6 +151,7 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
         "flops_per_example": flops.total_flops(run.parts),
         "training_flops_per_example": training_flops,
         "executed_flops_per_example": limit.get("executed_flops_per_example"),
+        "moved_bytes_per_step": limit.get("moved_bytes_per_step"),
         "examples_per_second": used["examples_per_second"],
         "mfu": used["mfu"],
         "mfu_of": {

@@ -16,7 +16,7 @@ from kunlun_jax.executed import NotCounted
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, predict
 from kunlun_jax.training.step import Trainer, TrainState
-from kunlun_jax.training.work import executed_flops
+from kunlun_jax.training.work import work_of_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Run:
         return math.ceil(len(self.dataset.split(split)) / self.config.loader.batch_size)
 
     def executed(self) -> dict[str, float | str | None]:
-        """FLOPs per example that a training step executes, at the histories of `lengths`, or why they are not counted.
+        """What a training step executes and moves at the histories of `lengths`, or why it is not counted.
 
         Known once the trainer has compiled its step.
         """
         batch_size = self.config.loader.batch_size
         try:
-            count = executed_flops(self.trainer, self.capacity, batch_size, self.lengths)
+            work = work_of_step(self.trainer, self.capacity, batch_size, self.lengths)
         except NotCounted as error:
-            return {"executed_flops_per_example": None, "not_counted": str(error)}
-        return {"executed_flops_per_example": count}
+            return {"executed_flops_per_example": None, "moved_bytes_per_step": None, "not_counted": str(error)}
+        return {"executed_flops_per_example": work.flops / batch_size, "moved_bytes_per_step": work.bytes}
 
     def predict(self, state: TrainState, split: str) -> Predictions:
         """Predictions for a split."""

@@ -1,5 +1,6 @@
-"""What a training step of a run executes, beside what of it is useful: see `kunlun_jax.executed`."""
+"""What a training step of a run executes and moves, beside what of it is useful: see `kunlun_jax.executed`."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,16 +8,20 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from kunlun_jax.executed import Program
-from kunlun_jax.training.step import Trainer
+from kunlun_jax.executed import NOTHING, Program, Work, size_in_bytes
+from kunlun_jax.training.step import Trainer, TrainState
 from pallas_kernels.jagged import aligned
 
 Lengths = Mapping[str, Int[np.ndarray, " examples"]]
 """Event type -> events of each example."""
 
 
-def executed_flops(trainer: Trainer, capacity: Mapping[str, int], batch_size: int, lengths: Lengths) -> float:
-    """FLOPs per example of the matrix products of a training step, the mean over batches with these histories.
+def work_of_step(trainer: Trainer, capacity: Mapping[str, int], batch_size: int, lengths: Lengths) -> Work:
+    """FLOPs of the matrix products of a training step and bytes that it moves, means over batches with these histories.
+
+    Beside what `kunlun_jax.executed` counts, bytes are of the batch, read once, and of the dense parameters, their
+    optimizer's state and the metric sums, read and written once. Tables and their optimizer's state count by the rows
+    that the step gathers and scatters.
 
     Args:
       trainer: one that has compiled its step.
@@ -36,12 +41,23 @@ def executed_flops(trainer: Trainer, capacity: Mapping[str, int], batch_size: in
     program = Program(closed, [place is not None for place in places])
     examples = max((len(of) for of in lengths.values()), default=0)
     batches = max(1, examples // batch_size)
-    total = 0
+    total = NOTHING
     for number in range(batches):
         chosen = np.arange(number * batch_size, (number + 1) * batch_size)
         offsets = {name: offsets_of(of[chosen % len(of)], capacity[name]) for name, of in lengths.items()}
-        total += program.flops([offsets[name][field] for name, field in filter(None, places)])
-    return total / (batches * batch_size)
+        total += program.work([offsets[name][field] for name, field in filter(None, places)])
+    state, batch = shapes
+    return total * (1 / batches) + Work(0, 2 * bytes_beside_tables(state) + bytes_of(batch))
+
+
+def bytes_beside_tables(state: TrainState) -> int:
+    """Bytes of all that a step reads and writes whole, of the shapes of a state."""
+    return bytes_of(dataclasses.replace(state, tables={}, table_optimizer={}))
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of the arrays of a tree, or of their shapes."""
+    return sum(map(size_in_bytes, jax.tree.leaves(tree)))
 
 
 def offsets_of(lengths: Int[np.ndarray, " batch"], capacity: int) -> dict[str, Int[np.ndarray, " _"]]:

@@ -49,6 +49,7 @@ def test_a_row_has_what_it_takes_to_make_it_again(measured):
     assert (first["name"], first["seed"], first["flags"]) == ("whole", 0, TINY)
     assert first["splits"]["test"]["ne"] > first["splits"]["test"]["floor"] > 0 and first["steps"] == 19
     assert first["executed_flops_per_example"] > 3 * first["flops_per_example"] > 0
+    assert first["moved_bytes_per_step"] > 8 * first["parameters"] > 0
     assert first["environment"]["commit"] and first["environment"]["load_average"] >= 0
     assert (second["name"], second["splits"]["test"]["ne"]) == ("constant", 1.0)
     assert list((measured / "runs").iterdir()) == []
@@ -109,7 +110,10 @@ def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_publish
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"columns": ("speed",)}, r"column 'speed' is neither a split and a metric nor one of \['flops', 'executed'"),
+        (
+            {"columns": ("speed",)},
+            r"column 'speed' is neither a split and a metric nor one of \['flops', 'executed', 'bytes'",
+        ),
         ({"published": {"hole": "x"}}, r"published names \['hole'\]; the rows are \['whole', 'no ranks', 'constant'\]"),
     ],
 )

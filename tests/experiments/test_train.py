@@ -157,6 +157,7 @@ def test_report_shows_each_task_and_what_is_undefined():
         "flops_per_example": 2_000_000,
         "training_flops_per_example": 6_000_000,
         "executed_flops_per_example": 8_000_000.0,
+        "moved_bytes_per_step": 123_400_000.0,
         "mfu": 0.0681,
         "mfu_of": {
             "steps": [21, 1234],
@@ -175,7 +176,9 @@ def test_report_shows_each_task_and_what_is_undefined():
     assert "test click: NE 0.9500, AUC 0.7500" in text
     assert "1,234 steps at 5,679 examples/s" in text
     flops = "2,000,000 forward FLOPs per example (6,000,000 in training"
-    assert f"10,000 parameters, {flops}, 75% of the 8,000,000 executed)" in text
+    assert f"10,000 parameters, {flops}, 75% of the 8,000,000 executed; a step moves 0.123 GB)" in text
+    older = train.report({**result, "moved_bytes_per_step": None}, Path("run"))
+    assert "75% of the 8,000,000 executed)" in older
     assert f"{flops})" in train.report({**result, "executed_flops_per_example": None}, Path("run"))
     assert "MFU 6.8% of 0.5 TFLOP/s float32 (measured) on 1 x cpu, steps 21 to 1234, commit abc" in text
     assert str(Path("run") / "learning_curve.png") in text

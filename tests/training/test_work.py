@@ -1,4 +1,6 @@
-"""What a training step of a run executes, from the histories of its data."""
+"""What a training step of a run executes and moves, from the histories of its data."""
+
+import dataclasses
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from kunlun_jax.training import run as run_module
 from kunlun_jax.training.optimizer import OptimizerConfig
 from kunlun_jax.training.run import prepare
 from kunlun_jax.training.step import Trainer
-from kunlun_jax.training.work import executed_flops, offsets_of
+from kunlun_jax.training.work import bytes_beside_tables, offsets_of, work_of_step
 from tests.examples import BATCH, CAPACITY, CONTEXTS, SCHEMA, VIEWS, random_rows, tiny_model
 from tests.training.tiny import tiny_config
 
@@ -46,29 +48,41 @@ def test_offsets_never_leave_the_capacity():
 def test_more_is_executed_than_is_useful_and_more_for_longer_histories(trainer):
     histories = [(view, context) for view, context in zip((*VIEWS, 2), (*CONTEXTS, 0), strict=True)]
     short, long = lengths_of(*[(1, 1)] * BATCH), lengths_of(*histories)
-    counts = [executed_flops(trainer, CAPACITY, BATCH, lengths) for lengths in (short, long)]
+    works = [work_of_step(trainer, CAPACITY, BATCH, lengths) for lengths in (short, long)]
     useful = TRAINING_FACTOR * total_flops(tiny_model().parts(long))
-    assert useful < counts[0] <= counts[1]
+    assert useful < works[0].flops / BATCH <= works[1].flops / BATCH
+    assert works[0].bytes <= works[1].bytes
+
+
+def test_tables_do_not_count_whole_and_dense_parameters_do_with_their_moments(trainer):
+    state, _ = trainer.traced[1]
+    rows = {name: jax.ShapeDtypeStruct((10**6, table.shape[1]), table.dtype) for name, table in state.tables.items()}
+    assert bytes_beside_tables(dataclasses.replace(state, tables=rows)) == bytes_beside_tables(state)
+    dense = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # Parameters and Adam's two moments in float32, and a few numbers: steps, the key, the metric sums.
+    assert 0 < bytes_beside_tables(state) - 3 * 4 * dense < 1000
 
 
 def test_it_is_the_mean_over_batches(trainer):
     few, many = [(8, 0)] * BATCH, [(9, 9)] * BATCH
-    first, second = (executed_flops(trainer, CAPACITY, BATCH, lengths_of(*of)) for of in (few, many))
-    both = executed_flops(trainer, CAPACITY, BATCH, lengths_of(*few, *many))
-    assert both == pytest.approx((first + second) / 2)
-    assert executed_flops(trainer, CAPACITY, BATCH, lengths_of((8, 0))) == first
+    first, second = (work_of_step(trainer, CAPACITY, BATCH, lengths_of(*of)) for of in (few, many))
+    both = work_of_step(trainer, CAPACITY, BATCH, lengths_of(*few, *many))
+    assert both.flops == pytest.approx((first.flops + second.flops) / 2)
+    assert both.bytes == pytest.approx((first.bytes + second.bytes) / 2)
+    assert work_of_step(trainer, CAPACITY, BATCH, lengths_of((8, 0))) == first
 
 
 def test_a_trainer_that_compiled_nothing_is_refused():
     trainer = Trainer(tiny_model(), OptimizerConfig(), steps=5, log_every=1, seed=0)
     with pytest.raises(ValueError, match="the trainer has compiled no step; take one first"):
-        executed_flops(trainer, CAPACITY, BATCH, lengths_of((1, 1)))
+        work_of_step(trainer, CAPACITY, BATCH, lengths_of((1, 1)))
 
 
 def test_a_run_says_why_nothing_is_counted(monkeypatch):
     def refuse(*arguments):
         raise NotCounted("the program calls pallas_call, whose work its trace does not tell")
 
-    monkeypatch.setattr(run_module, "executed_flops", refuse)
+    monkeypatch.setattr(run_module, "work_of_step", refuse)
     found = prepare(tiny_config("--model.skip-events", "*")).executed()
-    assert found["executed_flops_per_example"] is None and "pallas_call" in str(found["not_counted"])
+    assert found["executed_flops_per_example"] is None and found["moved_bytes_per_step"] is None
+    assert "pallas_call" in str(found["not_counted"])

@@ -2,7 +2,8 @@
 
     python -m experiments.train din/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): still to be measured.
+Cost: five minutes on two busy CPU cores. Score, one seed: valid LogLoss .5919, test AUC .7406, NE .8583,
+frozen gAUC .6395 (commit fc2e8d6).
 """
 
 from experiments.configs.kunlun import kuairand

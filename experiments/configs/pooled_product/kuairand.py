@@ -2,7 +2,8 @@
 
     python -m experiments.train pooled_product/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): still to be measured.
+Cost: three minutes on two busy CPU cores. Score, one seed: valid LogLoss .5915, test AUC .7408, NE .8577,
+frozen gAUC .6383 (commit fc2e8d6).
 """
 
 from experiments.configs.kunlun import kuairand

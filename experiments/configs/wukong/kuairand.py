@@ -2,7 +2,8 @@
 
     python -m experiments.train wukong/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): still to be measured.
+Cost: six minutes on two busy CPU cores. Score, one seed: valid LogLoss .5916, test AUC .7418, NE .8570,
+frozen gAUC .6396 (commit fc2e8d6).
 """
 
 from experiments.configs.kunlun import kuairand
