@@ -218,7 +218,7 @@ def _either(select: Sequence[str]) -> str:
 
 
 def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path) -> list[Result]:
-    """Checks the cases of a chip with any of `select` in their name, or all; prints a table, and writes JSON for all."""
+    """Checks the cases of a chip with any of `select` in their name, or all; prints a table and writes JSON of all."""
     cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))
