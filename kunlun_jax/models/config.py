@@ -134,7 +134,7 @@ class KunlunConfig(SystemConfig):
 
     def build(self, schema: Schema, **rest: Any) -> "Kunlun":
         """A new Kunlun; arguments as `ModelConfig.build`."""
-        from kunlun_jax.models.kunlun import Kunlun  # which reads this file; apart, so that it is the figure alone
+        from kunlun_jax.models.kunlun import Kunlun  # which reads this file; separate, so that it is only the figure
 
         return Kunlun(schema, self, **rest)
 
