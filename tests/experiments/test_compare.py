@@ -162,7 +162,9 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ablation", "kuairand", "movielens", "remedies", "sizes", "systems"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "kuairand", "movielens", "remedies", "sizes", "systems", "systems_kuairand"]
+)
 def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name):
     comparison = compare.comparison_of(name)
     configs = [compare.parse(flags.split())[1] for flags in comparison.rows.values()]

@@ -12,9 +12,11 @@ from experiments.configs import PRESETS
 from experiments.configs.kunlun.small import WORLD
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Schema
+from kunlun_jax.data.sets import kuairand
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.flops import total_flops, total_parameters
 from kunlun_jax.nn.embedding import init_tables, lookup
+from tests.data.sets import fake_kuairand
 
 SOURCE = SyntheticSource(SyntheticConfig(train_rows=100, valid_rows=10, test_rows=10, users=50))
 
@@ -65,25 +67,54 @@ def test_sizes_rise_from_small_to_large(capsys):
     assert parameters == sorted(parameters)
 
 
-SYSTEMS_ALONE = tuple(f"{name}/small" for name in ("wukong", "interformer", "hstu", "onetrans", "dlrm", "dcnv2", "din"))
+SYSTEMS_ALONE = ("wukong", "interformer", "hstu", "onetrans", "dlrm", "dcnv2", "din")
 
 
-def test_the_other_systems_cost_what_small_does():
+def useful_flops(preset: str, schema: Schema, lengths: dict[str, np.ndarray]) -> float:
+    """Useful forward FLOPs of an example, the mean over histories of these lengths."""
+    config, rate = PRESETS[preset][1], (0.1,) * len(schema.tasks)
+    model = nnx.eval_shape(lambda: config.model.build(schema, base_rate=rate, rngs=nnx.Rngs(0)))
+    return total_flops(model.parts(lengths))
+
+
+@pytest.mark.parametrize("system", SYSTEMS_ALONE)
+def test_the_other_systems_cost_what_small_does(system):
     """At the history lengths of its training rows, on the same batches with the same optimizer."""
-    small = PRESETS["kunlun/small"][1]
+    small, other = PRESETS["kunlun/small"][1], PRESETS[f"{system}/small"][1]
+    assert dataclasses.replace(other, model=small.model) == small
     world, longest = SyntheticSource(WORLD), small.loader.max_events
     rows = np.linspace(0, WORLD.train_rows - 1, 1024).astype(np.int64)
     lengths = {e.name: world.history_lengths(rows, e.name).clip(max=longest) for e in world.schema.events}
-    flops = {}
-    for preset in ("kunlun/small", *SYSTEMS_ALONE):
-        config = PRESETS[preset][1]
-        assert dataclasses.replace(config, model=small.model) == small
-        model = nnx.eval_shape(
-            lambda config=config: config.model.build(SOURCE.schema, base_rate=(0.1,), rngs=nnx.Rngs(0))
-        )
-        flops[preset] = total_flops(model.parts(lengths))
-    for preset in SYSTEMS_ALONE:
-        assert 0.9 < flops[preset] / flops["kunlun/small"] < 1.1, flops
+    ratio = useful_flops(f"{system}/small", SOURCE.schema, lengths) / useful_flops(
+        "kunlun/small", SOURCE.schema, lengths
+    )
+    assert 0.9 < ratio < 1.1
+
+
+KUAIRAND_MEANS = {"click": 2.1462, "long_view": 1.4497, "like": 0.0767, "follow": 0.0044, "impression": 5.0007}
+"""Mean history lengths of 4096 evenly spaced training rows of KuaiRand-Pure."""
+
+
+@pytest.fixture(scope="module")
+def kuairand_schema(tmp_path_factory) -> Schema:
+    """Of a few made-up rows; vocabularies are smaller than the real ones, which changes no FLOPs."""
+    folder = tmp_path_factory.mktemp("kuairand")
+    return kuairand.open_dataset(fake_kuairand.write(folder / "raw", fake_kuairand.make_log()), folder / "cache").schema
+
+
+@pytest.mark.parametrize("system", [*SYSTEMS_ALONE, "pooled_product"])
+def test_the_other_systems_cost_what_kunlun_does_on_kuairand(system, kuairand_schema):
+    """At near exponential history lengths of the real means, on the same batches with the same optimizer and passes."""
+    kunlun, other = PRESETS["kunlun/kuairand"][1], PRESETS[f"{system}/kuairand"][1]
+    assert dataclasses.replace(other, model=kunlun.model) == kunlun
+    quantiles = -np.log1p(-(np.arange(4096) + 0.5) / 4096)
+    lengths = {name: np.round(quantiles * mean).astype(np.int64) for name, mean in KUAIRAND_MEANS.items()}
+    ours, theirs = (useful_flops(f"{name}/kuairand", kuairand_schema, lengths) for name in ("kunlun", system))
+    assert 0.85 < theirs / ours < 1.15
+
+
+def test_every_event_of_kuairand_has_candidate_features_for_target_attention(kuairand_schema):
+    assert all(kuairand_schema.matches(event.name) for event in kuairand_schema.events)
 
 
 def test_large_is_as_large_as_production():

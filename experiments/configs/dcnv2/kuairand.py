@@ -1,0 +1,26 @@
+"""DCNv2: a low-rank cross network beside a deep one at the FLOPs and on the data of kunlun/kuairand.
+
+    python -m experiments.train dcnv2/kuairand --data.root KuaiRand-Pure
+
+Cost and score (LogLoss, AUC, NE): still to be measured.
+"""
+
+from experiments.configs.kunlun import kuairand
+from kunlun_jax.models.dcnv2 import DCNv2Config
+from kunlun_jax.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    data=kuairand.CONFIG.data,
+    loader=kuairand.CONFIG.loader,
+    model=DCNv2Config(
+        dim=32,
+        embedding_dim=32,
+        cross_layers=3,
+        cross_rank=64,
+        deep_hidden=(640, 320),
+        wide=True,
+        dropout=0.2,
+    ),
+    optimizer=kuairand.CONFIG.optimizer,
+    run=kuairand.CONFIG.run,
+)

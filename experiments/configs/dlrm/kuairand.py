@@ -1,0 +1,25 @@
+"""DLRM: dot products of embeddings and means at the FLOPs and on the data of kunlun/kuairand.
+
+    python -m experiments.train dlrm/kuairand --data.root KuaiRand-Pure
+
+Cost and score (LogLoss, AUC, NE): still to be measured.
+"""
+
+from experiments.configs.kunlun import kuairand
+from kunlun_jax.models.dlrm import DLRMConfig
+from kunlun_jax.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    data=kuairand.CONFIG.data,
+    loader=kuairand.CONFIG.loader,
+    model=DLRMConfig(
+        dim=64,
+        embedding_dim=32,
+        bottom_hidden=(256,),
+        head_hidden=(768, 512),
+        wide=True,
+        dropout=0.2,
+    ),
+    optimizer=kuairand.CONFIG.optimizer,
+    run=kuairand.CONFIG.run,
+)

@@ -1,0 +1,28 @@
+"""InterFormer: two-way summaries and attention at the FLOPs and on the data of kunlun/kuairand.
+
+    python -m experiments.train interformer/kuairand --data.root KuaiRand-Pure
+
+Cost and score (LogLoss, AUC, NE): still to be measured.
+"""
+
+from experiments.configs.kunlun import kuairand
+from kunlun_jax.models.interformer import InterFormerConfig
+from kunlun_jax.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    data=kuairand.CONFIG.data,
+    loader=kuairand.CONFIG.loader,
+    model=InterFormerConfig(
+        dim=20,
+        layers=2,
+        embedding_dim=32,
+        heads=2,
+        cross_rank=32,
+        interaction_hidden=(80,),
+        head_hidden=(64,),
+        wide=True,
+        dropout=0.2,
+    ),
+    optimizer=kuairand.CONFIG.optimizer,
+    run=kuairand.CONFIG.run,
+)

@@ -1,0 +1,26 @@
+"""Pooled product: gated sums of a history times the candidate at the FLOPs and on the data of kunlun/kuairand.
+
+    python -m experiments.train pooled_product/kuairand --data.root KuaiRand-Pure
+
+Cost and score (LogLoss, AUC, NE): still to be measured.
+"""
+
+from experiments.configs.kunlun import kuairand
+from kunlun_jax.models.pooled_product import PooledProductConfig
+from kunlun_jax.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    data=kuairand.CONFIG.data,
+    loader=kuairand.CONFIG.loader,
+    model=PooledProductConfig(
+        dim=32,
+        embedding_dim=32,
+        # A match starts as the square of it, which .05 would leave unseen for long.
+        embedding_scale=0.25,
+        head_hidden=(512, 256),
+        wide=True,
+        dropout=0.2,
+    ),
+    optimizer=kuairand.CONFIG.optimizer,
+    run=kuairand.CONFIG.run,
+)
