@@ -214,7 +214,7 @@ def _static(closed: ClosedJaxpr, where: str) -> Work:
     walk = _Walk()
     walk.run(closed.jaxpr, closed.consts, [UNKNOWN] * len(closed.jaxpr.invars), [True] * len(closed.jaxpr.outvars))
     if walk.loops:
-        raise NotCounted(f"a loop stands inside of a {where}")
+        raise NotCounted(f"a loop is inside a {where}")
     return walk.once
 
 

@@ -4,7 +4,7 @@ A round lets every subject run a number of calls one after another and waits for
 round's share, so what it costs to start a call hides in the one before, as in a training step. Calls shorter than
 10 ms run 10 or more in a row and at least 20 ms; longer ones 2 in a row, as starting them costs less than a
 thousandth; with 5 rounds no median rests on fewer than 10 calls. Subjects take turns in each round, so clocks and
-temperature drift alike for all. Where NVIDIA's CUPTI answers, the time of the kernels alone stands beside it.
+temperature drift alike for all. Where NVIDIA's CUPTI answers, it is accompanied by the time of the kernels alone.
 """
 
 import dataclasses
@@ -81,13 +81,13 @@ def kernel_seconds(call: functools.partial, iterations: int = 5) -> tuple[float 
     try:
         from jax.experimental.mosaic.gpu import profiler
 
-        # One by one, for loops on the device need not launch the same kernels each time.
+        # One by one, since loops on the device need not launch the same kernels each time.
         readings = [profiler.measure(call.func)(*call.args)[1] for _ in range(iterations)]
         milliseconds = [reading for reading in readings if reading is not None]
         if len(milliseconds) < iterations:
             return None, "CUPTI saw no kernels"
         return statistics.median(milliseconds) / 1e3, ""
-    except Exception as error:  # a second opinion only: why it is missing stands in the results
+    except Exception as error:  # only a second opinion: the results say why it is missing
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

@@ -22,11 +22,11 @@ APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
 NAMES = (*OURS, "unfused", *libraries.BUILD, *torch_attention.NAMES)
-"""Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes alone."""
+"""Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes only."""
 
 
 def options(case: Case) -> dict[str, Any]:
-    """Arguments of a case's operator, beside arrays."""
+    """Arguments of a case's operator other than arrays."""
     if case.operator == "gdpa":
         return {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
     return {"scale": case.scale} | ({} if case.window is None else {"window": case.window})

@@ -1,4 +1,4 @@
-"""Attention of other JAX libraries beside ours: cuDNN through `jax.nn`, and tokamax's Mosaic kernel.
+"""Attention of other JAX libraries to compare with: cuDNN through `jax.nn`, and tokamax's Mosaic kernel.
 
 Both take padded arrays, made beforehand and not timed. What they compute is softmax attention, so at the shapes of gdpa
 tokamax is a feeling for what the chip gives and no comparison. Neither was run on a GPU by us yet: at toy sizes on a
@@ -18,7 +18,7 @@ from experiments.kernel_benchmark.subjects import Subject, on_padded
 from experiments.kernel_benchmark.worker import CannotRun
 
 TOKAMAX_ROWS = 128
-"""tokamax's Mosaic kernel takes whole tiles of keys alone, so its padded length is a multiple of this."""
+"""tokamax's Mosaic kernel takes only whole tiles of keys, so its padded length is a multiple of this."""
 
 
 def _each(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def _each(q: jax.Array, k: jax.Array) -> jax.Array:
 def by_jax(case: Case, implementation: str, *, full: bool = False) -> tuple[Callable[..., jax.Array], str, bool]:
     """A call of `jax.nn.dot_product_attention` for padded arrays, with no more than cuDNN can do.
 
-    `jax.nn` hands cuDNN a window on the left alone, and with a causal mask: cuDNN leaves the last row on the left out,
+    `jax.nn` hands cuDNN only a window on the left, with a causal mask: cuDNN leaves the last row on the left out,
     for which `jax.nn` adds one, so both bounds are inclusive as ours are. A window that also reaches to the right
     raises there; full attention is called in its place, which is less work than any mask over it.
 

@@ -84,10 +84,10 @@ def table(content: dict[str, Any], order: list[str]) -> str:
 
 
 def ahead(rows: list[dict[str, Any]]) -> list[str]:
-    """For each case and pass the fastest of ours beside the fastest peer, by rate of counted work.
+    """For each case and pass the fastest of ours next to the fastest peer, by rate of counted work.
 
     xla and the reference are ours, but no fused kernels, so they are left out on both sides. A peer at the shape of a
-    softmax operator counts even where it leaves the window out, for that is what one would call in its place.
+    softmax operator counts even where it leaves the window out, since that is what one would call instead.
     """
     fused, peers = set(OURS) - {"xla"}, set(NAMES) - set(OURS)
     lines = []

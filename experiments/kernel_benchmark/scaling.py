@@ -4,7 +4,7 @@ Each length is measured in the window (100, 100) and, as far as it is affordable
 which is full attention. The exponent is the slope of log seconds over log length by least squares: 1 for time that
 grows as the rows, 2 as their square. Batch and heads stay the same, so that on a GPU the shortest fills the chip too.
 All lengths take turns in each round, so that a busy machine slows all of them alike, and the fastest round is fitted,
-as other work on a machine only ever adds to a time; the median stands beside it.
+as other work on a machine only ever adds to a time; the median is given, too.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def cases_for(small: bool) -> tuple[Case, ...]:
 def groups(store: Store, small: bool, names: tuple[str, ...], retry: bool) -> list[list[Row]]:
     """The rows of each implementation, of `names` or by default, and pass of which one is to be measured.
 
-    They are measured anew as a whole, for the lengths belong to one another. `retry` is that of `Store.lacks`.
+    They are measured again as a whole, since the lengths belong together. `retry` is that of `Store.lacks`.
     """
     wanted = names or (("xla",) if small else ("mosaic",))
     every = [[Row(case, pass_, name) for case in cases_for(small)] for name in wanted for pass_ in PASSES]

@@ -58,7 +58,7 @@ def sources() -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a number measured on a device, which this does not open, needs beside it."""
+    """What must be known of a number measured on a device, which this does not open."""
     return process(PACKAGES) | {"device": device, "sources": sources()}
 
 
@@ -69,7 +69,7 @@ class Store:
       path: the JSON file; its folder is made.
       device: the name that JAX gives the device.
       fresh: whether to forget what it has.
-      extra: by implementation, what its rows hold for beside sources and versions.
+      extra: by implementation, what its rows hold for besides sources and versions.
 
     Raises:
       ValueError: the file is of another device.

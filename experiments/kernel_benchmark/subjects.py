@@ -24,7 +24,7 @@ class Subject:
       cotangent: of the output.
       problem: the case.
       padded: the examples that it computes, as padded arrays; None where it computes all, packed.
-      note: what must be known beside the number; "" if nothing.
+      note: what must be known about the number; "" if nothing.
       same: whether it computes the operator of the case, so that an error can be told.
     """
 
@@ -40,7 +40,7 @@ class Subject:
     def call(self, pass_: str) -> functools.partial:
         """A pass as a jitted function with its arguments, which gives the output, or gradients of q, k, v.
 
-        Backward is the pullback alone: what it needs of the forward pass is saved here.
+        Backward is only the pullback: what it needs of the forward pass is saved here.
         """
         if pass_ == "forward":
             return functools.partial(jax.jit(self.function), *self.operands, *self.offsets)

@@ -1,4 +1,4 @@
-"""Kernels called from PyTorch beside ours, measured in a worker of their own: PyTorch's attention and Meta's GDPA.
+"""Kernels called from PyTorch to compare with, measured in their own worker: PyTorch's attention and Meta's GDPA.
 
 ``flex``: `flex_attention`, compiled. All sequences are packed into one without gaps, and each query may read one range
 of rows: its example inside the window, or the example of its seed. A block mask made from these ranges skips all other
@@ -6,7 +6,7 @@ tiles, and full tiles skip the mask. ``sdpa``: `scaled_dot_product_attention` on
 as a mask, which skips nothing. ``meta-triton``: see `meta_triton`.
 
 Inputs are N(0, 1), bf16, of the lengths of the case. Times are medians of `triton.testing.do_bench`, which uses device
-events; packing, padding and masks are made beforehand and not timed; backward is the gradient alone.
+events; packing, padding and masks are made beforehand and not timed; backward is only the gradient.
 """
 
 import functools
@@ -47,7 +47,7 @@ def ranges(torch, case) -> tuple[Any, Any, int]:
     """First and last row that each query may read, int32 and ascending, and the rows of keys.
 
     Sequences lie one after another without gaps, queries likewise; both sides are filled up to whole tiles, and the
-    queries that fill up read the last row alone.
+    queries that fill up read only the last row.
     """
     lengths = torch.tensor(case.lengths(), dtype=torch.int64)
     ends = lengths.cumsum(0)
@@ -105,7 +105,7 @@ class Flex:
         self.mask = block_mask(torch, case, q.device)
         self.function = module.flex_attention
         if compiled:
-            # Each case is compiled anew, and must not fall back to the program that makes all scores.
+            # Each case is compiled again, and must not fall back to the program that makes all scores.
             torch._dynamo.reset()
             self.function = torch.compile(module.flex_attention, dynamic=False, fullgraph=True)
         q = q if case.seeds else self._filled(q, self.mask.shape[-2])
@@ -146,7 +146,7 @@ class Padded:
             offset = at - at[:, None]
             inside = ((offset >= -case.window[0]) & (offset <= case.window[1]))[None, None]
             self.mask = inside if full else self.mask & inside
-            # A row after the end reads itself, for a row that reads nothing is NaN, and so are then all gradients.
+            # A row after the end reads itself, since a row that reads nothing is NaN, and then so are all gradients.
             self.mask = self.mask | (offset == 0)
         self.starts = (lengths.cumsum(0) - lengths).tolist()
         q = operands[0] if case.seeds else self._pad(operands[0])

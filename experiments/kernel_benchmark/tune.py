@@ -4,7 +4,7 @@ Each kind of shape of an operator (`pallas_kernels.mosaic.tuning.Key`) has a lis
 Kinds take turns, three candidates for the first four shapes and one for the others, so that a short budget gives every
 kind something; a candidate is timed in turn with the best so far, so that drifting clocks favour neither, and one whose
 result is wrong never wins. dq and dkv run in one backward pass, so each is varied with the other at its default. Every
-measurement goes into ``tuning.json`` beside the results, which a second run continues from, and the best into the
+measurement goes into ``tuning.json`` next to the results, from which a second run continues, and the best into the
 tuning file of its operator, ``pallas_kernels/operators/<operator>/tuning/<device>.json``.
 """
 
@@ -161,7 +161,7 @@ class Tuner:
     def __post_init__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.kinds = [(x.operator, key_of(x, pass_)) for x, pass_ in itertools.product(self.shapes, tuning.PASSES)]
-        # The device's own tuning files are no source here, but the kernels are: a changed kernel is tuned anew.
+        # The device's own tuning files are no source here, but the kernels are: a changed kernel is tuned again.
         self.state: dict[str, Any] = {"device": self.device, "sources": store.sources(), "measured": {}}
         if self.path.exists():
             old = json.loads(self.path.read_text())

@@ -18,7 +18,7 @@ def attend(case: Case, q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Ar
     """The operator of `case` on padded arrays, all in their dtype.
 
     Args:
-      case: which operator and options; its batch and lengths are not looked at.
+      case: which operator and options; its batch and lengths are ignored.
       q: ``[batch, queries, heads, dim]``, or ``[seeds, heads, dim]`` for all examples.
       k: ``[batch, keys, heads, dim]``.
       v: likewise.

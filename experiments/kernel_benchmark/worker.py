@@ -1,7 +1,7 @@
 """A process that measures one thing after another, and may crash, hang or lose the device without harm to the results.
 
 A job is a generator function of a module. It runs in the worker, and its messages come back over a pipe. A worker that
-ends, or says nothing for too long, is replaced by a new one, which opens the device anew; whatever it was at then gets
+ends, or says nothing for too long, is replaced by a new one, which opens the device again; whatever it was at then gets
 the reason for a result, and the job goes on with the rest.
 """
 
@@ -68,7 +68,7 @@ def _serve(pipe: Connection) -> None:
 
 
 class Worker:
-    """One process for jobs, started by the first of them and anew after each end.
+    """One process for jobs, started by the first of them and again whenever it has ended.
 
     Args:
       limit_s: seconds that may pass between two messages.

@@ -1,4 +1,4 @@
-"""Where prepared data sets are kept between runs, and how one gets there: whole or not at all."""
+"""Where prepared data sets are kept between runs, and how they get there: completely or not at all."""
 
 import os
 import shutil
@@ -14,15 +14,15 @@ def default_cache() -> Path:
 
 
 def build_once(folder: Path, last: str, make: Callable[[Path], bool]) -> bool:
-    """Makes `folder`, if it is not there yet, by ``make(empty folder)`` beside it and a rename at the end.
+    """Makes `folder`, if it does not exist yet, by ``make(empty folder)`` next to it and a rename at the end.
 
     Args:
-      folder: its name says all that its contents depend on.
-      last: name of the file that is written last, so a folder with it is whole.
+      folder: its name determines its contents.
+      last: name of the file that is written last, so a folder that has it is complete.
       make: returns False to give up; then, as after an exception, nothing is left.
 
     Returns:
-      Whether `folder` is there.
+      Whether `folder` exists now.
     """
     if (folder / last).exists():
         return True
@@ -35,7 +35,7 @@ def build_once(folder: Path, last: str, make: Callable[[Path], bool]) -> bool:
         try:
             work.rename(folder)
         except OSError:
-            if not (folder / last).exists():  # else another process was faster with the same data
+            if not (folder / last).exists():  # otherwise another process was faster with the same data
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

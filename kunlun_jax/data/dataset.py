@@ -27,7 +27,7 @@ class EventRows:
     dense: np.ndarray  # float32 [items, dense fields]
     time_ms: np.ndarray  # int64 [items], milliseconds since the epoch
     splits: np.ndarray  # int64 [rows + 1]
-    available: np.ndarray  # int64 [rows], events there were before the cut to the newest `max_events`
+    available: np.ndarray  # int64 [rows], how many events there were before the cut to the newest `max_events`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Rows:
 class Source(Protocol):
     """Random access to the examples of a data set.
 
-    Picklable and cheap to pickle: Grain sends it to its workers, where files are opened on first use. The answer to a
-    call depends on the arguments alone, never on calls before it.
+    Picklable and cheap to pickle: Grain sends it to its workers, where files are opened on first use. The result of a
+    call depends only on its arguments, never on earlier calls.
     """
 
     @property
@@ -74,20 +74,20 @@ class Source(Protocol):
 
 @runtime_checkable
 class KnowsProbabilities(Protocol):
-    """A source that was made from known probabilities of its labels."""
+    """A source whose labels were drawn from known probabilities."""
 
     def probability(self, index: np.ndarray) -> np.ndarray:
-        """Of a label of 1, for the examples `index`: float64 ``[rows, tasks]``, strictly between 0 and 1."""
+        """Probabilities of label 1, for the examples `index`: float64 ``[rows, tasks]``, strictly between 0 and 1."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A source, its splits, and what metrics need to know of it.
+    """A source, its splits, and what metrics need to know about it.
 
     Attributes:
       source: the examples; a split's rows are in order of request time.
-      splits: name -> range of row numbers; always "train", mostly "valid" and "test".
+      splits: name -> range of row numbers; always "train", usually "valid" and "test".
       p_train: click rate of the training split per task, which fixes the denominator of NE.
       fingerprint: changes whenever a row could differ; a run refuses to continue on other data.
     """
@@ -103,7 +103,7 @@ class Dataset:
         return self.source.schema
 
     def split(self, name: str) -> range:
-        """Row numbers of a split; a KeyError names the ones there are."""
+        """Row numbers of a split; a KeyError names the existing ones."""
         if name not in self.splits:
             raise KeyError(f"no split {name!r} in data set {self.schema.name!r}; it has {sorted(self.splits)}")
         return self.splits[name]
@@ -111,7 +111,7 @@ class Dataset:
     def floor(self, split: str, task: int = 0) -> float | None:
         """The least NE that any predictor can expect on a split; None where the probabilities of labels are unknown.
 
-        It is the mean entropy of the split's labels given the inputs over the entropy of `p_train`, so also the
+        It is the mean entropy of the split's labels given the inputs over the entropy of `p_train`, which is also the
         expected NE of the exact probabilities. It takes as long as reading the split.
 
         Raises:
@@ -132,7 +132,7 @@ class DatasetConfig(abc.ABC):
     """Base of the options of every data set. A run's config.json names the class, so a new one is registered nowhere.
 
     Attributes:
-      signs: patterns of files of which a folder that holds the data set has at least one; none for one without files.
+      signs: patterns of files, at least one of which a folder with the data set has; none for one without files.
       public: whether the environment variable KUNLUN_DATA may stand in for its folder.
     """
 
@@ -141,10 +141,10 @@ class DatasetConfig(abc.ABC):
 
     @abc.abstractmethod
     def open(self, root: Path | None, cache: Path | None) -> Dataset:
-        """The data set, prepared first where it is not yet.
+        """The data set, prepared first if it is not yet.
 
         Args:
-          root: its folder; None for one without `signs`, and for no other.
+          root: its folder; None for a data set without `signs`, and only then.
           cache: folder for prepared data; None is `kunlun_jax.data.cache.default_cache`.
 
         Raises:
@@ -168,7 +168,7 @@ class Moments:
 def dense_moments(dataset: Dataset, blocks: int = 16, block: int = 512) -> Moments:
     """Moments of the dense features over `blocks` evenly spaced blocks of training rows.
 
-    Whole blocks, so that few row groups of a large data set are read. A feature without spread has deviation 1.
+    Whole blocks, so that only few row groups of a large data set are read. A constant feature has deviation 1.
     """
     split = dataset.split("train")
     starts = np.linspace(0, max(len(split) - block, 0), blocks).astype(np.int64)
@@ -176,13 +176,13 @@ def dense_moments(dataset: Dataset, blocks: int = 16, block: int = 512) -> Momen
     none = {event.name: 0 for event in dataset.schema.events}
     dense = dataset.source.rows(index, none).dense.astype(np.float64)
     std = dense.std(axis=0)
-    # A spread that rounding made is none.
+    # A spread that comes from rounding is none.
     std = np.where(std > 1e-6 * np.maximum(np.abs(dense).max(axis=0, initial=0), 1e-30), std, 1.0)
     return Moments(tuple(map(float, dense.mean(axis=0))), tuple(map(float, std)))
 
 
 def gather_ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the concatenation of ``starts[i]:stops[i]``, and its splits; both int64, no Python loop."""
+    """Indices of the concatenation of ``starts[i]:stops[i]``, and its splits; both int64, without a Python loop."""
     lengths = stops - starts
     splits = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=splits[1:])

@@ -30,27 +30,27 @@ class DataConfig:
 
 
 def detect(root: Path) -> type[DatasetConfig]:
-    """What lies in a folder, as the class of its options.
+    """Which data set a folder holds, as the class of its options.
 
     Raises:
-      ValueError: nothing that is known, or more than one data set.
+      ValueError: no known data set, or more than one.
     """
     if not root.is_dir():
         raise ValueError(f"data.root is {str(root)!r}; it must be an existing folder")
     found = [kind for kind in SETS if any(any(root.glob(sign)) for sign in kind.signs)]
     if len(found) != 1:
         raise ValueError(
-            f"data.root {str(root)!r} holds {[kind.__name__ for kind in found] or 'no data set that is known'}; "
+            f"data.root {str(root)!r} holds {[kind.__name__ for kind in found] or 'no known data set'}; "
             "name a folder that holds one, or use the preset of the data set you mean"
         )
     return found[0]
 
 
 def resolve(config: DataConfig) -> DataConfig:
-    """The config with the options of what lies in `root`, where those that stand there are of a data set without files.
+    """The config with the options of the data set in `root`, if its own options are those of a data set without files.
 
     Raises:
-      ValueError: `root` is no folder, or holds no data set that is known, or more than one.
+      ValueError: `root` is not a folder, or holds no known data set, or more than one.
     """
     if config.root is None or config.options.signs:
         return config
@@ -58,7 +58,7 @@ def resolve(config: DataConfig) -> DataConfig:
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Opens, and where needed first prepares, the data set that `config` names.
+    """Opens, and if needed first prepares, the data set that `config` names.
 
     Raises:
       ValueError: `root` is missing, unknown or holds bad data; the message names file, field and value.
@@ -69,6 +69,6 @@ def open_dataset(config: DataConfig) -> Dataset:
         root = Path(os.environ["KUNLUN_DATA"])
     if root is None and options.signs:
         raise ValueError(
-            f"data.root is not set; {type(options).__name__} is of a data set with files: --data.root FOLDER"
+            f"data.root is not set; {type(options).__name__} is for a data set with files: --data.root FOLDER"
         )
     return options.open(root, config.cache)

@@ -1,7 +1,7 @@
 """`pack`: raw rows of a source become one `Batch` of fixed shape, and what was cut or unknown is counted.
 
-The shapes depend on the schema, the batch size and the capacities alone. Ids are mapped to table rows here, at the
-last moment on the host, so a data set is stored once whatever the sizes of the tables are.
+The shapes depend only on the schema, the batch size and the capacities. Ids are mapped to table rows here, at the last
+moment on the host, so a data set is stored once whatever the sizes of its tables.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Counts:
 
     Attributes:
       examples: real examples.
-      filled: rows of weight 0 that only fill a batch.
+      filled: rows of weight 0 that only fill up a batch.
       events: event type -> events in the batch.
       events_cut: event type -> events left out because of `max_events` (the oldest ones).
       events_cut_by_capacity: event type -> events left out because the batch had no more rows (the oldest ones).
@@ -44,7 +44,7 @@ class Counts:
         return Counts(*(_added(a, b) for a, b in zip(_values(self), _values(other), strict=True)))
 
     def flat(self) -> dict[str, int]:
-        """One level of names, as the metrics file wants them: ``events_cut/click``."""
+        """Flat names, as the metrics file has them: ``events_cut/click``."""
         flat = {}
         for field, value in zip(dataclasses.fields(self), _values(self), strict=True):
             named = {f"/{name}": number for name, number in value.items()} if isinstance(value, dict) else {"": value}
@@ -68,14 +68,14 @@ def capacity_names(schema: Schema) -> tuple[str, ...]:
 def pack(schema: Schema, rows: Rows, batch_size: int, capacity: Mapping[str, int]) -> tuple[Batch, Counts]:
     """Packs `rows` into a batch of `batch_size` examples; missing ones become rows of weight 0 with number -1.
 
-    An id at or beyond its table's `size` goes to the out-of-vocabulary row ``size``, or by a hash to one of the
-    others, as the feature's `overflow` says. Where histories of a type do not fit, all are cut at the old end to the
+    An id at or beyond its table's `size` goes to the out-of-vocabulary row ``size``, or by a hash to one of the others,
+    as the feature's `overflow` says. Where the histories of a type do not fit, all are cut at the old end to the
     largest common length with which they do (multi-valued features: at the end of the list).
 
     Args:
       schema: of the data set.
       rows: at most `batch_size` examples; ids must not be negative.
-      batch_size: examples of the batch.
+      batch_size: examples in the batch.
       capacity: packed rows per event type and multi-valued feature; multiples of 8.
 
     Raises:
@@ -132,11 +132,11 @@ def pack(schema: Schema, rows: Rows, batch_size: int, capacity: Mapping[str, int
 
 
 def map_ids(ids: np.ndarray, features: tuple[Categorical, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Table rows of raw ids, and how many ids of each feature were beyond its table.
+    """Table rows for raw ids, and how many ids of each feature were beyond its table.
 
     Args:
       ids: int64 ``[items, features]``, not negative.
-      features: one a column.
+      features: one per column.
 
     Returns:
       int32 ``[items, features]`` and int64 ``[features]``.
@@ -154,7 +154,7 @@ def map_ids(ids: np.ndarray, features: tuple[Categorical, ...]) -> tuple[np.ndar
 
 
 def hashed(ids: np.ndarray, size: int) -> np.ndarray:
-    """Spreads ids over ``0 .. size - 1``: the splitmix64 finaliser, modulo `size`. Part of the model's meaning."""
+    """Spreads ids over ``0 .. size - 1``: the splitmix64 finaliser, modulo `size`. Changing it changes the model."""
     mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -213,7 +213,7 @@ class _Layout:
 
     def take(self, items: np.ndarray, zero_gaps: bool = True) -> np.ndarray:
         """The occupied rows, ``[occupied, ...]``."""
-        if not len(items):  # every row is empty, and `take` refuses to take nothing from nothing
+        if not len(items):  # every row is empty, and `take` refuses to take from an empty array
             return np.zeros((0, *items.shape[1:]), items.dtype)
         taken = np.take(items, self.source, axis=0, mode="clip")  # gaps after the last item point past the end
         if zero_gaps:

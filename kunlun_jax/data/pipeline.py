@@ -1,8 +1,8 @@
 """`make_loader`: batches of a split in a fixed order, packed ahead of the training step by Grain.
 
 Batch ``k`` is a function of the data, the seed and ``k`` alone. So the order does not depend on the number of
-processes or workers, and the state of a loader is the number of the next batch: small, exact whatever is prefetched,
-and valid for any number of workers.
+processes or workers, and the state of a loader is the number of the next batch: small, exact whatever has been
+prefetched, and valid for any number of workers.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class LoaderConfig:
         return dict.fromkeys(types, self.max_events) | dict(self.max_events_of)
 
     def local_batch_size(self, process_count: int) -> int:
-        """Examples of a batch per process; a ValueError when they cannot be shared out evenly."""
+        """Examples of a batch per process; ValueError if they cannot be divided evenly."""
         if self.batch_size % process_count:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of the number of processes {process_count}"
@@ -116,7 +116,7 @@ def make_loader(
     process_count: int = 1,
     capacity: Mapping[str, int] | Literal["auto"] = "auto",
 ) -> "Loader":
-    """A loader over `epochs` passes through a split, each ending with a batch filled up by rows of weight 0.
+    """A loader over `epochs` passes through a split, each ending with a batch filled up with rows of weight 0.
 
     Args:
       dataset: see `open_dataset` and the other data modules.
@@ -173,10 +173,10 @@ def capacities(
 ) -> dict[str, int]:
     """Packed rows that the fullest batch needs, per event type and multi-valued feature, as a multiple of 128.
 
-    Every batch of every split is measured, in time order and in the `epochs` orders of a global shuffle with `seed`,
-    so with these nothing is cut (unless `config.max_rows_per_example` bounds it). A split of more than 2 million rows
-    is measured on an evenly spaced sample of its batches, plus a tenth, and a log line says so. The answer is the
-    same on all processes.
+    Every batch of every split is measured, in time order and in the `epochs` orders of a global shuffle with `seed`, so
+    with these capacities nothing is cut (unless `config.max_rows_per_example` limits them). A split of more than 2
+    million rows is measured on an evenly spaced sample of its batches, plus a tenth, and a log line says so. The result
+    is the same on all processes.
     """
     names = capacity_names(dataset.schema)
     size = config.local_batch_size(process_count)
@@ -215,14 +215,14 @@ class Loader(Iterator[tuple[Batch, Counts]]):
 
     Attributes:
       capacity: packed rows per event type and multi-valued feature.
-      batches_per_epoch: the last, filled one included.
+      batches_per_epoch: including the last, filled-up one.
       position: number of the next batch, counted over all epochs.
     """
 
     def __init__(self, plan: "_Plan", identity: dict[str, Any], workers: int, threads: int, prefetch: int):
         self._plan, self._identity = plan, identity
         self._workers, self._threads, self._prefetch = workers, threads, prefetch
-        self._batches: Any = None  # Grain's iterator, while it runs
+        self._batches: Any = None  # Grain's iterator while it is running
         self.capacity = plan.capacity
         self.batches_per_epoch = plan.batches_per_epoch
         self.position = 0
@@ -243,14 +243,14 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         return batch, counts
 
     def get_state(self) -> dict[str, Any]:
-        """Where the loader stands and in what order of what data; batches only prefetched do not count."""
+        """Where the loader is, in what order of what data; batches that are only prefetched do not count."""
         return self._identity | {"next_batch": self.position}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on after the batch after which `state` was taken.
+        """Continues after the batch after which `state` was taken.
 
         Raises:
-          ValueError: the state belongs to other data or another order, or lies past the last batch.
+          ValueError: the state belongs to other data or another order, or is past the last batch.
         """
         known = self._identity.keys() | {"next_batch"}
         if state.keys() != known:
@@ -266,12 +266,12 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         self.position = int(state["next_batch"])
 
     def close(self) -> None:
-        """Stops worker processes and threads; the loader may go on later, and starts them again then."""
+        """Stops worker processes and threads; the loader can continue later and then starts them again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
             if self._workers:
-                # Grain's queues hang in reference cycles. Collected later, in the middle of a call to multiprocessing's
+                # Grain's queues are in reference cycles. Collected later, in the middle of a call to multiprocessing's
                 # resource tracker, they would call it again, which it warns of.
                 gc.collect()
 
@@ -282,7 +282,7 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         self.close()
 
     def _check_shared_memory(self) -> None:
-        # Without this a worker would die of SIGBUS in a container with little shared memory, and not say why.
+        # Without this a worker would die of SIGBUS in a container with little shared memory, without saying why.
         if not _SHARED_MEMORY.is_dir():
             return
         batches = self._workers * (self._prefetch + 1) + 1
@@ -300,7 +300,7 @@ class Loader(Iterator[tuple[Batch, Counts]]):
             return iter(batches.to_iter_dataset(options))
         self._check_shared_memory()
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for flags of its own, whose defaults are right
+            flags.FLAGS.mark_as_parsed()  # Grain needs its own flags parsed; their defaults are right
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
         in_worker = batches.map(_boxed).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         return iter(in_worker.mp_prefetch(options, worker_init_fn=_init_worker))
@@ -308,7 +308,7 @@ class Loader(Iterator[tuple[Batch, Counts]]):
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """Makes batch ``k``; goes to the workers."""
+    """Makes batch ``k``; sent to the workers."""
 
     source: Source
     rows: range
@@ -348,7 +348,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=1)
 def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of an epoch, int32; 4 bytes a row in every process that packs."""
+    """Order of an epoch, int32; 4 bytes per row in every process that packs."""
     order = np.arange(rows, dtype=np.int32)
     np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).shuffle(order)
     order.flags.writeable = False
@@ -390,7 +390,7 @@ def _boxed(element: tuple[Batch, Counts]) -> tuple[np.ndarray, Any, Counts]:
 
 
 def _unboxed(element: tuple[np.ndarray, Any, Counts]) -> tuple[Batch, Counts]:
-    """The batch of `_boxed`, in memory of this process: Grain's holds a file descriptor, and dies with its array."""
+    """The batch of `_boxed`, in this process's memory: Grain's holds a file descriptor and dies with its array."""
     shared, (numbered, places), counts = element
     box = np.array(shared)
     leaves, start = [], 0

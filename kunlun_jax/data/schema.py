@@ -24,9 +24,9 @@ class Categorical:
 
     Attributes:
       name: column name.
-      size: ids the table holds; an id beyond it is counted, and goes where `overflow` says.
+      size: number of ids that the table holds; an id beyond it is counted and goes where `overflow` says.
       overflow: "oov" sends such ids to one extra row, "hash" spreads them over the table.
-      table: table name; features with one table name share its embeddings. Empty means a table of its own.
+      table: table name; features with the same table name share its embeddings. Empty means its own table.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class EventType:
-    """One kind of event: its id fields and dense fields. Every event has a time as well."""
+    """One kind of event: its id fields and dense fields. Every event also has a time."""
 
     name: str
     categorical: tuple[Categorical, ...]
@@ -60,7 +60,7 @@ class Schema:
       dense: names of dense context features, finite float32.
       events: event types, each with its fields.
       tasks: names of the labels, each in [0, 1].
-      keys: columns that identify a row for a person; they go into the prediction file.
+      keys: columns that identify a row to a person; they go into the prediction file.
       group: the key column whose values group rows for gAUC (the user), or empty.
     """
 
@@ -110,14 +110,14 @@ class Schema:
         return tables
 
     def event(self, name: str) -> EventType:
-        """The event type of that name; a KeyError names the ones there are."""
+        """The event type of that name; a KeyError names the existing ones."""
         for event in self.events:
             if event.name == name:
                 return event
         raise KeyError(f"no event type {name!r} in schema {self.name!r}; it has {[e.name for e in self.events]}")
 
     def resized(self, table: str, rows: int) -> "Schema":
-        """The schema with `rows` rows in one of its tables, to which ids beyond are hashed."""
+        """The schema with `rows` rows in one of its tables, into which ids beyond it are hashed."""
 
         def swap(features: tuple[Categorical, ...]) -> tuple[Categorical, ...]:
             return tuple(
@@ -132,10 +132,10 @@ class Schema:
         )
 
     def matches(self, event: str) -> tuple[tuple[int, int], ...]:
-        """Where candidate and events of a type speak of the same thing: (context column, event column) pairs.
+        """Where the candidate and events of a type refer to the same thing: (context column, event column) pairs.
 
-        Columns count `categorical` of the schema and of the event type; the two of a pair read one table. Features of
-        many values are left out.
+        Columns count `categorical` of the schema and of the event type; both columns of a pair read the same table.
+        Multi-valued features are left out.
         """
         return tuple(
             (column, other)
@@ -153,7 +153,7 @@ class Schema:
         """Reads a ``schema.json``.
 
         Raises:
-          ValueError: names the file, the field, its value and what would be right.
+          ValueError: names the file, the field, its value and a valid one.
         """
         try:
             return _from_json(Schema, json.loads(Path(path).read_text()), "schema")

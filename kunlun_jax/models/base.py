@@ -22,7 +22,7 @@ class Model(Protocol):
     """An `nnx.Module` that makes logits of a batch; its embedding tables are held outside, see `nn.embedding`.
 
     Attributes:
-      schema: of the data, with the event types alone that the model reads; tables follow from it.
+      schema: of the data, with only the event types that the model reads; tables follow from it.
       embedding_dim: width of every table.
       embedding_scale: standard deviation of new embeddings.
     """

@@ -117,7 +117,7 @@ class KunlunConfig(SystemConfig):
             raise ValueError(f"pattern is {self.pattern!r}; its first layer must have 'pool', else no H to start from")
         for name, event in {"event": self.event, **self.events}.items():
             if event.dim % event.heads or event.dim // event.heads % 2:
-                raise ValueError(f"{name}.dim is {event.dim}, heads {event.heads}; heads must have even width")
+                raise ValueError(f"{name}.dim is {event.dim}, heads {event.heads}; dim / heads must be even")
             if event.layers < 1:
                 raise ValueError(
                     f"{name}.layers is {event.layers}; it must be at least 1; skip_events leaves a type out"
@@ -134,7 +134,7 @@ class KunlunConfig(SystemConfig):
 
     def build(self, schema: Schema, **rest: Any) -> "Kunlun":
         """A new Kunlun; arguments as `ModelConfig.build`."""
-        from kunlun_jax.models.kunlun import Kunlun  # which reads this file; apart, so that it is the figure alone
+        from kunlun_jax.models.kunlun import Kunlun  # which reads this file; separate, so that it is only the figure
 
         return Kunlun(schema, self, **rest)
 

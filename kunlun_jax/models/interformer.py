@@ -77,7 +77,7 @@ class InterFormerConfig(SystemConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.dim % (2 * self.heads):
-            raise ValueError(f"dim is {self.dim}, heads {self.heads}; heads must have even width")
+            raise ValueError(f"dim is {self.dim}, heads {self.heads}; dim / heads must be even")
 
     @property
     def summary_tokens(self) -> int:

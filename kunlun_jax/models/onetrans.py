@@ -51,7 +51,7 @@ class OneTransConfig(SystemConfig):
     """Newest events that go on from the first block; from there their number falls linearly, to none from the last (P,
     who start from 1190). None: all go on from every block but the last, whose events nothing would read."""
     causal: bool = True
-    """Whether a token reads those before it alone (P), or all of them (the paper's ablation)."""
+    """Whether a token reads only itself and those before it (P), or all of them (the paper's ablation)."""
     aligned: bool = True
     """Whether queries and keys start near the identity, so that candidate and events that are alike find each other
     from the first step on (O)."""

@@ -47,7 +47,7 @@ class WindowAttention(nnx.Module):
     ):
         if dim % (2 * heads):
             raise ValueError(
-                f"dim is {dim} and heads {heads}; ROTE rotates pairs of channels, so heads must have even width"
+                f"dim is {dim} and heads {heads}; ROTE rotates pairs of channels, so dim / heads must be even"
             )
         # Norms compute in float32 even where the rest is bfloat16.
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)

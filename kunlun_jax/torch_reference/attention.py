@@ -1,4 +1,4 @@
-"""WindowAttention: each event looks at its neighbours in the same history.
+"""WindowAttention: each event attends to its neighbours in the same history.
 
     S' = S + W_o softmax(R q_t . R k_{t-w..t+w} / sqrt(d_h)) v,   q, k, v = W Norm(S),   R = ROTE
 

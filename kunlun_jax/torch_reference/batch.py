@@ -32,7 +32,7 @@ class Events:
 
 @dataclasses.dataclass(frozen=True)
 class PaddedBatch:
-    """A batch; columns stand in the order of the schema, ids are rows of tables."""
+    """A batch; columns are in the order of the schema, ids are rows of tables."""
 
     categorical: Int[Tensor, "batch categorical"]
     multi_valued: dict[str, Ids]
@@ -45,12 +45,12 @@ class PaddedBatch:
 def from_packed(batch: Batch, *, dtype: torch.dtype = torch.float32, time: int | None = None) -> PaddedBatch:
     """The same examples, padded.
 
-    Only rows that hold an event are read, so whatever stands in the gaps of the packed rows stays there.
+    Only rows that hold an event are read, so whatever is in the gaps of the packed rows has no effect.
 
     Args:
       batch: on the host or a device.
-      dtype: of all numbers that are no ids.
-      time: what every history is padded to; None is the longest history of its event type in this batch.
+      dtype: of all numbers except ids.
+      time: the length to which every history is padded; None is the longest of its event type in this batch.
 
     Raises:
       ValueError: a history is longer than `time`.
@@ -88,7 +88,7 @@ def pad(packed: Jagged, values) -> Tensor:
 
 
 def _places(name: str, packed: Jagged, time: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The packed row of each place ``[batch, time]``, and whether there is one."""
+    """The packed row of each position ``[batch, time]``, and whether there is one."""
     starts, lengths = np.asarray(packed.row_splits)[:-1], np.asarray(packed.lengths)
     longest = int(lengths.max(initial=0))
     if time is not None and longest > time:

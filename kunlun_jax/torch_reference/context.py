@@ -1,10 +1,10 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to X_sum.
 
-    X^1   = [W (x_dense - mean) / std | a token each categorical feature | a mean token each multi-valued feature]
-    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top of it
+    X^1   = [W (x_dense - mean) / std | a token per categorical feature | a mean token per multi-valued feature]
+    X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top
 
 Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP; its residual, standardized dense features and the
-number of events of each type beside them (O).
+number of events of each type as further ones (O).
 """
 
 import torch
@@ -21,11 +21,11 @@ class ContextTokens(nn.Module):
     """X^1 of the schema's context features, `tokens` of width `dim`.
 
     Args:
-      schema: says which features there are.
-      embedding_dim: width of an embedding; unless it is `dim`, each feature has a map of its own to `dim`.
+      schema: which features there are.
+      embedding_dim: width of an embedding; if not `dim`, each feature has its own map to `dim`.
       dense_tokens: tokens that the dense features make together.
-      moments: what dense features are standardized by; None takes them as they are.
-      lengths: how many event types have their number of events beside the dense features.
+      moments: by which dense features are standardized; None leaves them as they are.
+      lengths: how many event types contribute their number of events as a dense feature.
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class ContextTokens(nn.Module):
         super().__init__()
         dense, embedded = len(schema.dense), len(schema.categorical) + len(schema.multi_valued)
         moments = moments or Moments((0.0,) * dense, (1.0,) * dense)
-        # float64, so that `.double()` finds every digit; not saved, since they are the data's and not learned.
+        # float64, so that `.double()` has every digit; not saved, since they belong to the data and are not learned.
         self.register_buffer("mean", torch.tensor(moments.mean, dtype=torch.float64), persistent=False)
         self.register_buffer("std", torch.tensor(moments.std, dtype=torch.float64), persistent=False)
         self.dense = nn.Linear(dense + lengths, dense_tokens * dim) if dense + lengths else None
@@ -67,7 +67,7 @@ class ContextTokens(nn.Module):
 
 
 class WeightGeneration(nn.Module):
-    """X_sum: `tokens_in` context tokens to `tokens_out` summary tokens, with InterFormer's gate or without."""
+    """X_sum: `tokens_in` context tokens to `tokens_out` summary tokens, with or without InterFormer's gate."""
 
     def __init__(self, tokens_in: int, tokens_out: int, dim: int, *, gate: bool, residual: bool, activation: str):
         super().__init__()

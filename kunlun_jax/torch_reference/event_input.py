@@ -4,7 +4,7 @@
     MLP(S)                                Source: Kunlun (r)
     tied:  ... + m^-1/2 sum_f e_f P_f     Source: O; f a field that shares a table with a context feature, P_f its map
 
-S holds the embeddings of the event's fields, its dense fields and, if asked for, (log(1 + age / 1 h) - 5.5) / 2 and
+S holds the embeddings of the event's fields, its dense fields and, if requested, (log(1 + age / 1 h) - 5.5) / 2 and
 (log(1 + newer events) - 3) / 2 (O).
 """
 
@@ -18,14 +18,14 @@ from kunlun_jax.torch_reference.mlp import MLP
 
 
 def unit_rank(mask: Bool[Tensor, "batch time"], dtype: torch.dtype) -> Float[Tensor, "batch time 1"]:
-    """(log(1 + n) - 3) / 2 of the n newer events of each event."""
+    """(log(1 + n) - 3) / 2 for the n newer events of each event."""
     place = torch.arange(mask.shape[1], device=mask.device)
     newer = (mask.sum(1, keepdim=True) - 1 - place).clamp(min=0)
     return ((torch.log1p(newer.to(dtype)) - 3) / 2)[..., None]
 
 
 class EventInput(nn.Module):
-    """Tokens of width `dim` of events with `fields` embeddings and `dense` numbers each.
+    """Tokens of width `dim` for events with `fields` embeddings and `dense` numbers each.
 
     Args:
       fields, dense: how many an event has.

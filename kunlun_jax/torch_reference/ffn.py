@@ -40,7 +40,7 @@ class PersonalizedFFN(nn.Module):
       dim: d_e.
       heads, width: H and F.
       activation: of `operators.ACTIVATIONS`.
-      pre_scale, post_scale: factors before and after it.
+      pre_scale, post_scale: factors before and after the activation.
     """
 
     def __init__(

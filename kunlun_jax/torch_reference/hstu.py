@@ -1,4 +1,4 @@
-"""HSTU in PyTorch, for ranking: the events of all types in one order of time, and the candidate after them.
+"""HSTU in PyTorch, for ranking: the events of all types in order of time, then the candidate.
 
     U, V, Q, K = split(SiLU(LN(X) W))
     A  = SiLU(Q K^T + rab_pos + rab_time) / n, causal
@@ -74,7 +74,7 @@ class HSTU(System):
         x, events = self.inputs(batch)
         candidate = self.candidate(x.flatten(1))
         of = [batch.events[name] for name in events]
-        # A place after every history, for the candidate of the longest.
+        # One more position, for the candidate of the longest history.
         end = candidate[:, None]
         tokens = torch.cat([*events.values(), torch.zeros_like(end)], dim=1)
         age = torch.cat([*(e.age for e in of), end.new_zeros(end.shape[:2])], dim=1)

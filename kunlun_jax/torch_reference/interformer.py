@@ -3,7 +3,7 @@
     cross arch:        X_sum = Gate(W X),   S_sum = Gate([S_CLS | S_PMA | S_recent]),   Gate(Z) = sigma(Z * MLP(Z))
     interaction arch:  X'    = MLP(Interaction([X | S_sum]))
     sequence arch:     S'    = MHA(PFFN(X_sum, S)),   PFFN(X_sum, S) = S f(X_sum)
-    logits = MLP([X_sum^L | S_sum^L]);   before the first layer X_sum is put in front of S as its CLS tokens
+    logits = MLP([X_sum^L | S_sum^L]);   before the first layer X_sum is prepended to S as its CLS tokens
 
 Source: InterFormer, arXiv 2411.09852 (P); a sequence for each event type, norm and residual around MHA are ours (O).
 """
@@ -41,7 +41,7 @@ class Gate(nn.Module):
 
 
 class CrossNetwork(nn.Module):
-    """x' = x_0 * (W x + b) + x, layer by layer; W is V U of a rank, or full for rank 0. Source: DCNv2 (P)."""
+    """x' = x_0 * (W x + b) + x, layer by layer; W is V U of this rank, or full for rank 0. Source: DCNv2 (P)."""
 
     def __init__(self, dim: int, layers: int, rank: int):
         super().__init__()
@@ -89,13 +89,13 @@ class PFFN(nn.Module):
     def forward(
         self, events: Float[Tensor, "batch time dim"], x_sum: Float[Tensor, "batch cls dim"]
     ) -> Float[Tensor, "batch time dim"]:
-        """The events after the map of their example."""
+        """The events, mapped by the matrix of their example."""
         f = einsum(self.token_map.weight, x_sum, "inner cls, batch cls dim -> batch inner dim")
         return einsum(events, f, "batch time inner, batch inner dim -> batch time dim")
 
 
 def with_cls(x_sum: Float[Tensor, "batch cls dim"], sequence: Sequence) -> Sequence:
-    """The sequence with X_sum in front; a CLS token is as old as the request."""
+    """The sequence with X_sum prepended; a CLS token has age 0."""
     s, age, mask = sequence
     front = x_sum.shape[:2]
     return (
@@ -125,7 +125,7 @@ class CrossArch(nn.Module):
     def of_sequence(
         self, name: str, s: Float[Tensor, "batch time dim"], mask: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch summary dim"]:
-        """S_sum of one sequence, which has its CLS tokens in front."""
+        """S_sum of one sequence, which begins with its CLS tokens."""
         newest = []
         for example, length in zip(s, mask.sum(1).tolist(), strict=True):
             rows = example[max(length - self.recent, 0) : length]
@@ -152,7 +152,7 @@ class InterFormerLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch tokens dim"], sequences: dict[str, Sequence], *, first: bool
     ) -> tuple[Float[Tensor, "batch tokens dim"], dict[str, Sequence]]:
-        """X' and S'; the first layer puts X_sum in front of each sequence."""
+        """X' and S'; the first layer prepends X_sum to each sequence."""
         if self.cross is None:
             return self.interaction(x), sequences
         x_sum = self.cross.of_context(x)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron."""
+"""The multi-layer perceptron."""
 
 import itertools
 from collections.abc import Sequence

@@ -7,7 +7,7 @@
     S_e^{l+1} = WindowAttention_e(S'_e)
     logits    = MLP(flatten(X^1 .. X^L))
 
-Source: Kunlun, Figure 1 (P); marks of the parts in their files and in `KunlunConfig`.
+Source: Kunlun, Figure 1 (P); the parts carry their marks in their files and in `KunlunConfig`.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,7 @@ class KunlunLayer(nn.Module):
     ) -> tuple[
         Float[Tensor, "batch out dim"], dict[str, Float[Tensor, "batch _ _"]], dict[str, Float[Tensor, "batch _ dim"]]
     ]:
-        """X', S' and H, each event type's under its name."""
+        """X', and S' and H by event type."""
         x_sum = None if self.weight_generation is None else self.weight_generation(x)
         history, after = dict(history), dict(events)
         for name in events:
@@ -113,7 +113,7 @@ class KunlunLayer(nn.Module):
 
 
 def make_pooling(config: KunlunConfig, event: EventConfig) -> HSP | SeedAttention:
-    """HSP, with SumKronLinear or without, or PMA as its ablation: learned queries alone, as many as tokens leave."""
+    """HSP, with or without SumKronLinear, or PMA as its ablation: only learned queries, one per output token."""
     rest = {"counts": config.pool_counts, "ranks": config.pool_ranks}
     if config.pooling != "pma":
         rank = event.kron_rank if config.pooling == "hsp" else None

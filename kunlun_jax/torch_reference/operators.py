@@ -71,7 +71,7 @@ def seed_attention(
 
 
 def masked_softmax(scores: Float[Tensor, "... keys"], mask: Bool[Tensor, "... keys"]) -> Float[Tensor, "... keys"]:
-    """Softmax over the keys where `mask` is True; zeros, with gradient zero, where it is True nowhere."""
-    # The lowest number, not -inf: a row of -inf alone would make NaNs, which no later mask takes out of gradients.
+    """Softmax over the keys where `mask` is True; zeros, with gradient zero, where it is nowhere True."""
+    # The lowest number, not -inf: a row of only -inf would make NaNs, which no later mask removes from gradients.
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
     return weights.masked_fill(~mask, 0)

@@ -1,6 +1,6 @@
 """The optimizers of the training step: AdamW for dense parameters, row-wise Adagrad for tables.
 
-    rows:  a += mean(g^2);  row -= rate * g / (sqrt(a) + epsilon)            one accumulator a row
+    rows:  a += mean(g^2);  row -= rate * g / (sqrt(a) + epsilon)            one accumulator per row
     rate of AdamW:  linear from 0 over the warm-up, then constant, linear to 0, or a half cosine to 0
 
 PyTorch's AdamW is optax's: decay decoupled and scaled by the rate, epsilon 1e-8 outside the root. Source: Wukong (P)
@@ -19,7 +19,7 @@ from kunlun_jax.training.optimizer import OptimizerConfig
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):
-    """Adagrad with one accumulator for each row of a ``[rows, dim]`` parameter; rows without gradient stay."""
+    """Adagrad with one accumulator for each row of a ``[rows, dim]`` parameter; rows without gradient do not change."""
 
     def __init__(self, params, *, lr: float, initial: float, epsilon: float):
         super().__init__(params, {"lr": lr, "initial": initial, "epsilon": epsilon})
@@ -27,7 +27,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """One update of every parameter."""
-        assert closure is None, "row-wise Adagrad evaluates nothing again"
+        assert closure is None, "row-wise Adagrad takes no closure"
         for group in self.param_groups:
             for p in group["params"]:
                 assert p.grad is not None, "every table is read by every batch"
@@ -38,7 +38,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
-    """AdamW's rate in step number `step`, counted from 0, of a run of `steps`."""
+    """AdamW's rate in step `step`, counted from 0, of a run of `steps`."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -53,7 +53,7 @@ class Trainer:
     Args:
       model: changed in place; dropout acts if it is in training mode.
       config: rates and schedule.
-      steps: of the whole run, which the schedule needs.
+      steps: length of the whole run, which the schedule needs.
     """
 
     def __init__(self, model: System, config: OptimizerConfig, *, steps: int):
@@ -86,9 +86,9 @@ class Trainer:
 
 @torch.no_grad()
 def clip_by_global_norm(params: list[torch.nn.Parameter], largest: float) -> None:
-    """Scales all gradients so that their common norm is `largest` at most.
+    """Scales all gradients so that their global norm is at most `largest`.
 
-    torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, and so does not.
+    torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, so it does not give exactly that.
     """
     gradients = [p.grad for p in params if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))

@@ -1,8 +1,8 @@
 """The JAX model against its PyTorch twin, part by part: outputs, and gradients of every parameter and table.
 
 A difference is relative: the largest absolute one of an array over the largest entry of the array. Some gradients are
-zero but for rounding, as that of the key bias in a softmax over all keys; so a gradient is never divided by less than
-`GRADIENT_FLOOR` of the largest entry among all gradients.
+zero up to rounding, such as that of the key bias in a softmax over all keys, so a gradient is never divided by less
+than `GRADIENT_FLOOR` of the largest entry among all gradients.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ KINDS = (
     "attention",
     "head",
 )
-"""What the parts of a model are, in the order in which they run."""
+"""Kinds of parts of a model, in the order in which they run."""
 
 
 def cast(tree: Any, dtype: np.dtype | type) -> Any:
@@ -76,7 +76,7 @@ class Pair:
         config: ModelConfig,
         dense_moments: Moments | None = None,
     ) -> "Pair":
-        """The model, and a twin that its parameters are carried over to.
+        """The model, and a twin with its parameters.
 
         If ``config.dtype`` is "float64", parameters and tables are cast to it.
         """
@@ -104,7 +104,7 @@ def torch_dtype(dtype: np.dtype | type) -> torch.dtype:
 
 @contextlib.contextmanager
 def precision(dtype: str) -> Iterator[None]:
-    """What a comparison in "float32" or "float64" must run under."""
+    """The context in which a comparison in "float32" or "float64" must run."""
     if dtype == "float64":
         # Flax's norms promote float64 with float32, which strict promotion refuses.
         with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -118,8 +118,8 @@ class Comparison:
     """Relative differences.
 
     Attributes:
-      outputs: part, by the name of its PyTorch module -> of its output.
-      gradients: PyTorch's name of a parameter -> of the gradient of the loss.
+      outputs: name of a part's PyTorch module -> difference of its output.
+      gradients: PyTorch's name of a parameter -> difference of the gradient of the loss.
     """
 
     outputs: dict[str, float]
@@ -139,7 +139,7 @@ class Comparison:
 
 
 def kind_of(name: str) -> str:
-    """The kind of part that a PyTorch name belongs to: the first word, in a layer the one after its number."""
+    """The kind of part that a PyTorch name belongs to: its first word or, in a layer, the one after the number."""
     words = name.split(".")
     return words[2] if words[0] == "layers" else words[0]
 
@@ -166,7 +166,7 @@ def compare(pair: Pair, batch: Batch, compiler_options: Mapping[str, Any] | None
 def jax_outputs(model: JaxSystem, batch: Batch, embedded: Embedded) -> dict[str, Any]:
     """The output of every part, by the name of its PyTorch module; events are `Jagged`.
 
-    Of Kunlun every block is a part, of other systems the input and the head are.
+    In Kunlun every block is a part; in other systems the input and the head are.
     """
     if not isinstance(model, kunlun.Kunlun):
         x, events, _ = model.inputs(batch, embedded)
@@ -226,7 +226,7 @@ def torch_outputs(model: System, batch: Batch) -> tuple[dict[str, np.ndarray], d
 
 
 def relative_difference(a: Any, b: Any, floor: float = 0.0) -> float:
-    """Max |a - b| / max(max |b|, floor); infinite where one is not finite."""
+    """Max |a - b| / max(max |b|, floor); infinite if either is not finite."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"shapes {a.shape} and {b.shape} differ")

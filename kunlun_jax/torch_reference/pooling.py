@@ -1,7 +1,7 @@
 """Pooling a history into a fixed number of tokens.
 
 PMA:  H = MHA(Q_learned, S, S)                                                    InterFormer (P)
-HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than the tokens that leave    Kunlun (R, sizes r)
+HSP:  H_seed = MHA(Norm(E_seed), S, S),  more seeds than output tokens            Kunlun (R, sizes r)
 H = sum_{i=1..k} Z_i^T H_seed W_i                                           SumKronLinear (R)
 H = Z^T H_seed                                                              without it, as its ablation (O)
 """
@@ -16,9 +16,9 @@ from kunlun_jax.torch_reference.operators import seed_attention
 
 
 class SeedAttention(nn.Module):
-    """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it stands, HSP with `norm_seeds`.
+    """MHA(seeds, S, S) with learned seeds that all examples share: PMA as it is, HSP with `norm_seeds`.
 
-    With `counts` the second half of the heads is scaled by half the logarithm of one more than the number of events,
+    With `counts` the second half of the heads is scaled by half the logarithm of one plus the number of events;
     with `ranks` a learned multiple of `unit_rank` is added to the keys.
     """
 
@@ -78,7 +78,7 @@ class TokenLinear(nn.Module):
 
 
 class HSP(nn.Module):
-    """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear makes them `tokens`.
+    """Hierarchical seed pooling: `seeds` queries attend to the events, SumKronLinear condenses them to `tokens`.
 
     Without a rank `TokenLinear` does.
     """

@@ -1,4 +1,4 @@
-"""The twins there are: the class of a config says which model it makes."""
+"""The available twins: the class of a config decides which model it makes."""
 
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema

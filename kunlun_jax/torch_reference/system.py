@@ -1,4 +1,4 @@
-"""What the twins share: tables, context and event input, and a head. A system is a subclass.
+"""What the twins share: tables, context and event input, and a head. Each system is a subclass.
 
 Module names are those of the JAX models, with a prefix before event types and tables.
 """
@@ -19,9 +19,9 @@ from kunlun_jax.torch_reference.event_input import EventInput, unit_rank
 from kunlun_jax.torch_reference.mlp import MLP
 
 EVENT = "event_"
-"""Stands before the name of an event type in the name of its module: "type" alone is a method of every module."""
+"""Prefix of an event type's name in the name of its module: plain "type" is a method of every module."""
 TABLE = "table_"
-"""Stands before the name of a table in the name of its parameter."""
+"""Prefix of a table's name in the name of its parameter."""
 
 
 class System(nn.Module):
@@ -32,7 +32,7 @@ class System(nn.Module):
 
     Args:
       schema: of the data; tables and inputs follow from it.
-      config: sizes and readings. `dtype` and `implementation` say nothing here: it computes in the dtype of its
+      config: sizes and readings. `dtype` and `implementation` have no effect: it computes in the dtype of its
         parameters.
       event_dims: width of the tokens of each event type; None is `config.dim` for all.
       dense_moments: of the dense features, used if config.standardize.
@@ -44,7 +44,7 @@ class System(nn.Module):
         super().__init__()
         self.history_lengths, self.rank_feature = config.history_lengths, config.rank_feature
         types = config.event_types(tuple(event.name for event in schema.events))
-        # Sorted by name: so stand the tokens of the event types in what reads them.
+        # Sorted by name, the order in which the tokens of the event types are read.
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
         self.tables = nn.ParameterDict(
             {
@@ -116,7 +116,7 @@ class System(nn.Module):
         return F.embedding(ids, self.tables[TABLE + table])
 
     def embed_context(self, batch: PaddedBatch) -> Float[Tensor, "batch features embedding"]:
-        """One embedding each categorical feature, then the mean one each multi-valued feature, zeros for no ids."""
+        """One embedding per categorical feature, then a mean per multi-valued feature, zeros for no ids."""
         rows = [self.embed(f.table_name, batch.categorical[:, i]) for i, f in enumerate(self.schema.categorical)]
         for feature in self.schema.multi_valued:
             lists = batch.multi_valued[feature.name]
@@ -132,6 +132,6 @@ class System(nn.Module):
 
 
 def weighted_loss(logits: Float[Tensor, "batch tasks"], batch: PaddedBatch) -> Float[Tensor, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight."""
+    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch of zero weight."""
     losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
     return (losses * batch.weights[:, None]).sum() / batch.weights.sum().clamp(min=1e-6)

@@ -1,12 +1,12 @@
 """Parameters from NNX to PyTorch and back, through safetensors; nothing is ever unpickled.
 
-`BLOCKS` is the one table of names. A block has the same name in both models, but that PyTorch puts `system.EVENT`
+`BLOCKS` is the one table of names. A block has the same name in both models, except that PyTorch puts `system.EVENT`
 before an event type and `system.TABLE` before a table; its leaves are named as `KINDS` says. Kernels are transposed:
 NNX maps rows by ``x @ kernel`` and PyTorch by ``x @ weight.T``.
 
-In the middle stand plain NumPy arrays under PyTorch's names: `from_nnx` and `from_torch` make them, `write` and `read`
-are the file, `into_nnx` and `into_torch` take them. Both of these refuse arrays that are missing, extra, misshaped or
-of another dtype, and name each.
+In between are plain NumPy arrays under PyTorch's names: `from_nnx` and `from_torch` make them, `write` and `read` are
+the file, `into_nnx` and `into_torch` take them. The last two refuse arrays that are missing, extra, misshaped or of
+another dtype, and name each.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ BLOCKS: dict[str, str] = {
     "layers.*.weight_generation.compress": "map",
     "layers.*.weight_generation.mlp": "mlp",
     "layers.*.weight_generation.gate": "mlp",
-    # Hierarchical seed pooling, then PMA, which is its attention alone and without the norm.
+    # Hierarchical seed pooling, then PMA, which is only its attention, without the norm.
     "layers.*.pool.{event}.attention.seeds": "array",
     "layers.*.pool.{event}.attention.norm": "norm",
     "layers.*.pool.{event}.attention.query": "linear",
@@ -126,7 +126,7 @@ _PREFIX = {"*": "", "{event}": EVENT, "{table}": TABLE}
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-    """PyTorch's name of the leaf at `path` in NNX (a number or a name a part, tables under "tables").
+    """PyTorch's name of the leaf at `path` in NNX (one number or name per part, tables under "tables").
 
     Raises:
       KeyError: the table of names has no such leaf.
@@ -149,7 +149,7 @@ def into_nnx(arrays: Arrays, params: Any, tables: Mapping[str, Any], *, source: 
     """Parameters and tables in the form of `params` and `tables`, which may be abstract (`jax.eval_shape`).
 
     Raises:
-      ValueError: see `check`, which `source` names the arrays to.
+      ValueError: see `check`, whose messages name the arrays by `source`.
     """
     leaves, structure, count = _leaves(params, tables)
     wanted = {name: (leaf.shape[::-1] if _is_kernel(path) else leaf.shape, leaf.dtype) for name, path, leaf in leaves}
@@ -167,7 +167,7 @@ def into_torch(arrays: Arrays, model: System, *, source: str = "weights") -> Non
     """Writes the arrays into the parameters of `model`.
 
     Raises:
-      ValueError: see `check`, which `source` names the arrays to; the model is as it was.
+      ValueError: see `check`, whose messages name the arrays by `source`; the model is unchanged.
     """
     state = model.state_dict()
     check(arrays, {n: (tuple(t.shape), t.cpu().numpy().dtype) for n, t in state.items()}, source=source)
@@ -214,7 +214,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def _leaves(params: Any, tables: Mapping[str, Any]) -> tuple[list[tuple[str, tuple[str, ...], Any]], Any, int]:
     """(PyTorch's name, path, leaf) of every parameter and then of every table; tree and number of the parameters."""
     flat, structure = jax.tree.flatten_with_path(params)
-    # The last key of a path is the value inside of nnx.Param.
+    # The last key of a path is the value inside nnx.Param.
     paths = [(tuple(str(key.key) for key in keys[:-1]), leaf) for keys, leaf in flat]
     paths += [(("tables", name), table) for name, table in tables.items()]
     return [(torch_name(path), path, leaf) for path, leaf in paths], structure, len(flat)
@@ -225,5 +225,5 @@ def _is_kernel(path: tuple[str, ...]) -> bool:
 
 
 def _turned(array: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    """A kernel transposed, all else as it is."""
+    """A kernel transposed, anything else unchanged."""
     return array.T if _is_kernel(path) else array

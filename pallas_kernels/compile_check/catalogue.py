@@ -1,7 +1,7 @@
-"""Every kernel in the configs that are in use, as cases that the check compiles without a GPU.
+"""Every kernel in the configs in use, as cases that the check compiles without a GPU.
 
 A new kernel adds a function that yields its cases to `GENERATORS`. A case's `build` is a function of a module, not a
-lambda, for the case travels to another process.
+lambda, since the case is sent to another process.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ class Case:
     Attributes:
       operator: "gdpa", "gdpa_block", "window_attention" or "seed_attention".
       direction: "forward", "dq" or "dkv".
-      generation: of the chips that it is for.
+      generation: of the chips it is for.
       dim: width of a head.
       build: (case, chip) -> the function to jit, and a ShapeDtypeStruct for each of its arguments.
       config: block sizes.
       dtype: name of the operands' dtype.
       activation: a name of `pallas_kernels.activations`.
-      ragged: the streamed rows need not be a multiple of the block.
+      ragged: whether the streamed rows need not be a multiple of the block.
       keys: dense keys of an example.
       window: rows read to either side.
       seeds: shared queries.
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells the case from all others; of the config, block and stages, and what is not the default."""
+        """A unique name; of the config it has block and stages, and whatever differs from the default."""
         parts = [self.operator, self.generation, self.direction, f"d{self.dim}", self.dtype, self.activation]
         parts += [f"block{self.config.block}", f"stages{self.config.stages}"]
         for field in dataclasses.fields(self.config):
@@ -77,7 +77,7 @@ class Case:
 
 
 BATCH, HEADS, ROWS = 64, 4, 64 * 512
-"""Sizes of every case; no kernel is compiled for them in particular, so small ones do."""
+"""Sizes of every case; no kernel is specialized to them, so small ones suffice."""
 OFFSETS = tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
 
 
@@ -116,7 +116,7 @@ def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 
 def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
-    """The forward pass of the personalized FFN's block, norms fused."""
+    """The forward pass of the personalized FFN's block, with fused norms."""
     chosen = target.Target(case.generation, chip.multiprocessors)
 
     def run(row_splits, lengths, q, k, v):
@@ -130,7 +130,7 @@ def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 
 def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
-    """One pass of window_attention or seed_attention, as the operator calls it; what is not used is not compiled."""
+    """One pass of window_attention or seed_attention, as the operator calls it; unused results are not compiled."""
     chosen = target.Target(case.generation, chip.multiprocessors)
 
     def run(row_splits, lengths, q, k, v, grad):
@@ -152,8 +152,8 @@ def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
 
 def gdpa() -> Iterator[Case]:
-    """The default configs of gdpa: every width of a head with dense keys that are kept in shared memory and with jagged
-    ones; at the widest also float16, every activation, and with half of the scores by polynomials or none.
+    """The default configs of gdpa: every head width with dense keys that are kept in shared memory and with jagged
+    ones; at the widest also float16, every activation, and half of the scores by polynomials or none.
 
     dk and dv stream the jagged queries, so they are always masked.
     """
@@ -184,8 +184,8 @@ def gdpa() -> Iterator[Case]:
 
 
 def attention() -> Iterator[Case]:
-    """The default configs of window and seed attention for every width of a head, float16 and a full window at the
-    widest, and seeds for one unit and for two.
+    """The default configs of window and seed attention for every head width; at the widest also float16 and a full
+    window; and seeds for one unit and for two.
     """
     for generation in target.GENERATIONS:
         chip = target.Target(generation, 0)
@@ -206,7 +206,7 @@ def attention() -> Iterator[Case]:
 
 
 def block() -> Iterator[Case]:
-    """The block for every width of a head; at the widest also float16, keys that need a mask, and an erf."""
+    """The block for every head width; at the widest also float16, keys that need a mask, and erf."""
     for generation in target.GENERATIONS:
         for dim in launch.DIMS:
 
@@ -231,7 +231,7 @@ def cases(chip: Chip) -> tuple[Case, ...]:
     """The cases for this chip, in the order of `GENERATORS`.
 
     Raises:
-      ValueError: two cases have one name.
+      ValueError: two cases have the same name.
     """
     found = [case for generator in GENERATORS for case in generator() if case.generation == chip.generation]
     names = [case.name for case in found]

@@ -1,14 +1,14 @@
-"""Compiles every kernel of the catalogue for chips that are not there, and fails on what would be slow or not run.
+"""Compiles every kernel of the catalogue for chips that are not there; fails on those that would be slow or not run.
 
     make kernels                                                     # all, for every chip
     python -m pallas_kernels.compile_check --chip h100 --select dkv   # some
 
-Each case is compiled by a process of its own: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on.
-The latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory
-and tensor memory of each kernel and, after a run over a chip's whole catalogue, writes them to
+Each case is compiled by its own process: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on. The
+latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory and
+tensor memory of each kernel and, after a run over a chip's whole catalogue, writes them to
 ``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, or does not compile, 2
-if there was nothing to compile or to compile with. The compiler is no part of the environment, for with it JAX looks
-for a GPU at each start; `make kernels` installs it beside.
+if there was nothing to compile or to compile with. The compiler is not part of the environment, since with it JAX looks
+for a GPU at each start; `make kernels` installs it separately.
 """
 
 import argparse
@@ -38,7 +38,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "experiments" / "results" / "compile"
 COMPILER_VARIABLE = "KUNLUN_CUDA_COMPILER"
 TIMEOUT = 600
-"""Seconds after which a compilation counts as failed; they take 2 to 5."""
+"""Seconds after which a compilation counts as failed; most take 2 to 5."""
 ALL_CHIPS = catalogue.CHIPS | triton_catalogue.CHIPS
 
 
@@ -54,7 +54,7 @@ class Result:
       case: its name.
       kernels: what was compiled, empty if nothing could be.
       faults: what is wrong, empty if nothing is.
-      seconds: that its process took.
+      seconds: how long its process took.
     """
 
     case: str
@@ -80,7 +80,7 @@ def compiler(folder: str | Path | None = None) -> Path:
     if versions != [jax.__version__]:
         raise CompilerMissing(
             f"the CUDA compiler in {folder} is of jax {versions[0]}, and this is jax {jax.__version__}: "
-            "requirements/compiler.txt and the environment must have one version, then type `make kernels`"
+            "requirements/compiler.txt and the environment must have the same version; then type `make kernels`"
         )
     return folder
 
@@ -95,7 +95,7 @@ def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
 
 
 def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
-    """Compiles a case in a process of its own, which may fail in any way.
+    """Compiles a case in its own process, which may fail in any way.
 
     Args:
       case: any case, in the catalogue or not; `build` is a function of a module.
@@ -103,12 +103,12 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
       folder: see `compiler`.
     """
     environment = os.environ | dict.fromkeys(DUMPS, "1")
-    # Unbuffered, so that what Python prints does not fall into the middle of what the compiler prints.
+    # Unbuffered, so that Python's output does not land in the middle of the compiler's.
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "CUDA_ROOT": str(_ptxas(folder).parent.parent)}
-    environment["JAX_TRACEBACK_FILTERING"] = "off"  # else the last lines are about the filtering
+    environment["JAX_TRACEBACK_FILTERING"] = "off"  # otherwise the last lines are about the filtering
     paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # Reports in files, other options of the compiler, kernels fetched from a cache: none would be the check asked for.
+    # Reports in files, other compiler options, or kernels from a cache would not be the check that was asked for.
     for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
         environment.pop(name, None)
     if isinstance(case, triton_catalogue.Case):
@@ -141,7 +141,7 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
 def _last_lines(errors: str) -> str:
     """What the compiler complained of, and the end of the traceback.
 
-    Files are named from their packages on: these lines go into a file that others read.
+    Paths start at their packages: these lines go into a file that others read.
     """
     errors = re.sub(r'File "[^"]*/(?:site-packages|lib/python3\.\d+)/', 'File "', errors)
     errors = errors.replace(f"{REPOSITORY}{os.sep}", "").partition("=== Source Location Trace")[0]
@@ -167,7 +167,7 @@ def _row(name: str, width: int, values: Sequence[object]) -> str:
 
 
 def rows(result: Result, width: int) -> list[str]:
-    """The lines of the table for one result, the case's name in `width` characters."""
+    """The lines of the table for one result, the case's name padded to `width` characters."""
     verdict = "FAILED: " + "; ".join(result.faults) if result.faults else "ok"
     seconds = f"{result.seconds:.0f}"
     measured: list[tuple[object, ...]] = [
@@ -189,7 +189,7 @@ def _commit() -> str:
 def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bool:
     """Writes the results as JSON, unless the file holds the same kernels by the same compiler; returns whether it did.
 
-    Compile times are left out and an unchanged file keeps its commit, so that a check changes no file that is kept.
+    Compile times are left out and an unchanged file keeps its commit, so that a check does not change tracked files.
     """
     release = subprocess.run([_ptxas(folder), "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release \S+, V(\S+)", release)
@@ -218,7 +218,7 @@ def _either(select: Sequence[str]) -> str:
 
 
 def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path) -> list[Result]:
-    """Checks the cases of a chip with any of `select` in their name, or all; prints a table, and writes that of all."""
+    """Checks the cases of a chip with any of `select` in their name, or all; prints a table and writes JSON of all."""
     cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))

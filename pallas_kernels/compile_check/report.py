@@ -1,10 +1,10 @@
-"""What the compiler says of a kernel, read from its output, and what of that is a fault.
+"""What the compiler says about a kernel, read from its output, and which of it is a fault.
 
 Mosaic prints, where environment variables ask for it (`DUMPS`):
 
 - ptxas' report: registers, spills, stack frame, static shared memory;
 - the host code, whose call of `mosaic_gpu_launch_kernel` holds the grid, the cluster, the threads and the dynamic
-  shared memory, exactly as they will be at the launch;
+  shared memory, exactly as they will be at launch;
 - the resources of the kernel, with the columns of tensor memory before they are rounded up.
 """
 
@@ -27,14 +27,14 @@ class Kernel:
 
     Attributes:
       architecture: what ptxas compiled it for.
-      registers: of a thread at the launch; a kernel may hand them from one warpgroup to another later.
-      threads: of a block.
-      spill_stores: bytes of a thread.
-      spill_loads: bytes of a thread.
-      stack: bytes of a thread.
-      shared_memory: bytes of a block, static and dynamic.
+      registers: per thread at launch; a kernel may later move them from one warpgroup to another.
+      threads: per block.
+      spill_stores: bytes per thread.
+      spill_loads: bytes per thread.
+      stack: bytes per thread.
+      shared_memory: bytes per block, static and dynamic.
       tensor_memory_columns: as allocated.
-      serialized: ptxas' warning that wgmma instructions wait for one another, "" where it gave none.
+      serialized: ptxas' warning that wgmma instructions wait for one another, "" if it gave none.
     """
 
     architecture: str
@@ -67,7 +67,7 @@ class Kernel:
 
 
 def allocated_columns(columns: int) -> int:
-    """Columns of tensor memory that a block gets for `columns`: a power of two, at least 32."""
+    """Columns of tensor memory that a block gets when it asks for `columns`: a power of two, at least 32."""
     return max(32, 1 << (columns - 1).bit_length()) if columns else 0
 
 
@@ -92,7 +92,7 @@ def parse(output: str) -> list[Kernel]:
             f"{len(starts)} reports of ptxas, {len(launches)} launches and {len(columns)} lists of resources; "
             "there must be one of each for a kernel"
         )
-    # Where ptxas puts the warning relative to the kernel's report is not documented: it counts for all of the output.
+    # Where ptxas puts the warning relative to the kernel's report is not documented, so it counts for the whole output.
     warning = _SERIALIZED.search(output)
     kernels = []
     for i, start in enumerate(starts):

@@ -1,4 +1,4 @@
-"""The Triton kernels in the block sizes that are in use, as cases that the check compiles without a GPU."""
+"""The Triton kernels in the block sizes in use, as cases that the check compiles without a GPU."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from pallas_kernels.mosaic import schedule
 from pallas_kernels.triton import blocks, launch, target
 
 BATCH, HEADS, ROWS, SEEDS = 64, 4, 64 * 512, 256
-"""Sizes of every case; no kernel is compiled for them in particular, but for the heads."""
+"""Sizes of every case; kernels are specialized only to the heads."""
 
 CHIPS = {(name := f"triton-{chip.generation}"): dataclasses.replace(chip, name=name) for chip in (A100, L4, H100)}
-"""By the names of their results, which are not those of the Mosaic kernels for the same chip."""
+"""By the names of their result files, which differ from those of the Mosaic kernels for the same chip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What tells the case from all others, block sizes included."""
+        """A unique name, including block sizes."""
         sizes = self.sizes or blocks.block(self.direction, self.dim)
         return (
             f"{self.operator}-sm{self.capability}-{self.direction}-d{self.dim}-{self.dtype}-{self.activation}-"
@@ -83,8 +83,8 @@ class Case:
 
 
 def cases(chip: Chip) -> tuple[Case, ...]:
-    """Every operator and pass: for 8.0 each width of a head, at the widest also float16 and every activation, for the
-    others the two widest, which need most registers and shared memory.
+    """Every operator and pass: for 8.0 each head width, at the widest also float16 and every activation; for the
+    others the two widest, which need the most registers and shared memory.
     """
     all_of_them = chip.capability == target.LEAST_CAPABILITY
     found = []

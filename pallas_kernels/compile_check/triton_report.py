@@ -1,4 +1,4 @@
-"""What ptxas and jax-triton say of a Triton kernel, read from what `triton_worker` prints."""
+"""What ptxas and jax-triton say about a Triton kernel, read from what `triton_worker` prints."""
 
 import re
 

@@ -1,8 +1,8 @@
 """Compiles one kernel for a chip that need not be there: the process that the check starts.
 
-A process of its own, for an instruction that the chip does not have can abort the compiler. It reads a pickled
-`pallas_kernels.compile_check.catalogue.Case` and takes the name of the chip as its argument; the reports come on
-standard output, from the compiler, because of what `check` set in its environment.
+It is a separate process, since an instruction that the chip lacks can abort the compiler. It reads a pickled
+`pallas_kernels.compile_check.catalogue.Case` and takes the name of the chip as its argument; the compiler prints its
+reports on standard output because of what `check` set in its environment.
 """
 
 import pickle
@@ -18,7 +18,7 @@ from pallas_kernels.compile_check.catalogue import CHIPS, Case
 
 
 def description(chip: Chip) -> str:
-    """The chip for XLA's compiler, a `GpuTargetConfigProto` as text: with it, no device is asked."""
+    """The chip for XLA's compiler, a `GpuTargetConfigProto` as text: with it, no device is queried."""
     return (Path(__file__).parent / f"{chip.name}.txtpb").read_text()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -91,17 +92,17 @@ def test_detect_knows_a_folder_inside_the_whole_set(folders):
 
 def test_detect_refuses_two_kinds_in_one_folder(folders):
     (folders / "movielens" / "schema.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds \['ParquetConfig', 'MovieLensConfig'\]; name a folder that holds one"):
+    with pytest.raises(ValueError, match=r"data.root .* holds \['ParquetConfig', 'MovieLensConfig'\]"):
         detect(folders / "movielens")
 
 
 def test_detect_refuses_a_folder_without_data(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no data set that is known; name a folder that holds one"):
+    with pytest.raises(ValueError, match=re.escape(f"data.root {str(tmp_path)!r} holds no")):
         detect(tmp_path)
 
 
 def test_detect_refuses_what_is_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="it must be an existing folder"):
+    with pytest.raises(ValueError, match=re.escape(f"data.root is {str(tmp_path / 'nowhere')!r}")):
         detect(tmp_path / "nowhere")
 
 

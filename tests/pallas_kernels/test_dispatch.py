@@ -44,7 +44,7 @@ CALLS = pytest.mark.parametrize("call", [call_gdpa, call_gdpa_jagged, call_windo
 
 @CALLS
 def test_unknown_implementation_says_what_exists(call):
-    with pytest.raises(ValueError, match=r"implementation='cudnn' does not exist; there are .*'xla', 'reference'"):
+    with pytest.raises(ValueError, match=r"implementation='cudnn' .*'xla', 'reference'"):
         call(implementation="cudnn")
 
 
@@ -126,8 +126,8 @@ def test_one_dtype(call):
         (call_gdpa, {"k": DENSE[:, :0], "v": DENSE[:, :0]}, ValueError, r"k has shape \(2, 0, 2, 4\); no axis may"),
         (call_gdpa, {"q": ROWS[:0]}, ValueError, r"q has shape \(0, 2, 4\); no axis may be empty"),
         (call_gdpa, {"k": DENSE[..., :2], "v": DENSE[..., :2]}, ValueError, r"k has \(heads, dim\)"),
-        (call_gdpa, {"key_splits": KEY_SPLITS}, ValueError, r"key_splits must be None.* \(2, 3, 2, 4\)"),
-        (call_gdpa, {"key_lengths": KEY_LENGTHS}, ValueError, "key_lengths must be None"),
+        (call_gdpa, {"key_splits": KEY_SPLITS}, ValueError, r"key_splits .* \(2, 3, 2, 4\)"),
+        (call_gdpa, {"key_lengths": KEY_LENGTHS}, ValueError, r"key_lengths .* \(2, 3, 2, 4\)"),
         (call_gdpa, {"pre_scale": "two"}, ValueError, "pre_scale='two'"),
         (call_gdpa, {"post_scale": float("nan")}, ValueError, "post_scale=nan"),
         (call_gdpa_jagged, {"key_splits": None}, ValueError, "key_splits is None and key_lengths is not"),
@@ -172,10 +172,10 @@ def test_heads_and_dim_must_fit():
 @pytest.mark.parametrize(
     ("call", "changes", "message"),
     [
-        (call_window, {"q": jnp.repeat(ROWS, 3, axis=1)[:, :3]}, "heads of q must be a multiple of those of k"),
-        (call_window, {"k": ROWS[..., :2], "v": ROWS[..., :2]}, "and dim equal"),
+        (call_window, {"q": jnp.repeat(ROWS, 3, axis=1)[:, :3]}, r"k has \(heads, dim\) \(2, 4\) and q \(3, 4\)"),
+        (call_window, {"k": ROWS[..., :2], "v": ROWS[..., :2]}, r"k has \(heads, dim\) \(2, 2\) and q \(2, 4\)"),
         (call_window, {"k": ROWS[:8], "v": ROWS[:8]}, r"twice \[rows, key_heads, dim\]"),
-        (call_window, {"q": ROWS[0, 0]}, r"q has shape \(4,\); it must end in heads and dim"),
+        (call_window, {"q": ROWS[0, 0]}, r"q has shape \(4,\)"),
         (call_seed, {"q": SEEDS[0]}, r"must be \[seeds, heads, dim\] or"),
         (call_seed, {"q": jnp.stack([SEEDS] * 3)}, "q holds 3 examples and lengths 2"),
         (call_seed, {"v": ROWS[:8]}, r"twice \[rows, heads, dim\]"),
@@ -188,9 +188,9 @@ def test_attention_names_the_argument_that_does_not_fit(call, changes, message):
 
 def test_checks_of_offsets_and_dtypes():
     operands = {"q": ROWS}
-    with pytest.raises(TypeError, match="q has dtype int32; it must be floating"):
+    with pytest.raises(TypeError, match="q has dtype int32;"):
         dispatch.check_operands("x", {"q": ROWS.astype(jnp.int32)}, SPLITS, LENGTHS)
-    with pytest.raises(TypeError, match="lengths has dtype float32; it must be int32"):
+    with pytest.raises(TypeError, match=r"lengths has dtype float32; .*int32"):
         dispatch.check_operands("x", operands, SPLITS, LENGTHS.astype(jnp.float32))
     with pytest.raises(ValueError, match="row_splits has 3 entries and lengths 1"):
         dispatch.check_operands("x", operands, SPLITS, LENGTHS[:1])

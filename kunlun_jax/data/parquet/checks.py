@@ -1,7 +1,7 @@
-"""The checks on a prepared data set: one streaming pass that hands out row groups only when nothing is wrong in them.
+"""The checks on a prepared data set: one streaming pass that hands out only row groups in which nothing is wrong.
 
 `open_dataset` runs it with a strict `Report`, where the first problem is an exception; the validator runs the same
-pass with a collecting one. Every message names file, row group, row, column, value and what would be right.
+pass with a collecting one. Every message names file, row group, row, column, value and what is expected.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ RESERVED_EVENT_COLUMNS = ("time_ms",)
 
 
 class DataError(ValueError):
-    """A prepared data set is not as it must be; the message says where and what would be right."""
+    """A prepared data set is invalid; the message says where, and what is expected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One kind of problem in one column of one file: the first place, and how often it is there.
+    """One kind of problem in one column of one file: where it is first, and how often it occurs.
 
     Attributes:
       kind: short name, such as "null" or "negative id".
       file: where.
       column: column name, or empty.
-      message: the whole sentence about the first place.
+      message: the whole sentence about the first occurrence.
       count: values, rows or files with this problem.
     """
 
@@ -48,7 +48,7 @@ class Problem:
 
 
 class Report:
-    """Takes problems: a strict one raises the first as a `DataError`, the other collects the first of each kind."""
+    """Takes problems: if strict, raises the first as a `DataError`; otherwise collects the first of each kind."""
 
     def __init__(self, strict: bool):
         self.strict = strict
@@ -60,7 +60,7 @@ class Report:
         return list(self._problems.values())
 
     def add(self, kind: str, file: Path, right: str, column: str = "", where: str = "", count: int = 1) -> None:
-        """Files a problem; `right` is the value and what it should be, `where` the row group and row."""
+        """Reports a problem; `right` is the value and what it should be, `where` the row group and row."""
         place = ", ".join(part for part in (where, f"column {column!r}" if column else "") if part)
         message = f"{file}: {place}: {right}" if place else f"{file}: {right}"
         if self.strict:
@@ -114,7 +114,7 @@ class ExampleGroup:
 
 
 def find_layout(root: Path, report: Report) -> Layout | None:
-    """The files of the data set in `root`; None when there is not even a schema to check them against."""
+    """The files of the data set in `root`; None if there is no schema to check them against."""
     if not root.is_dir():
         report.add("no data set", root, "no such folder; give the one that holds schema.json, examples/ and events/")
         return None
@@ -138,7 +138,7 @@ def find_layout(root: Path, report: Report) -> Layout | None:
 
 
 def event_groups(layout: Layout, event: EventType, report: Report) -> Iterator[EventGroup]:
-    """Row groups of one event type that are right, in order; the others go to `report`."""
+    """Valid row groups of one event type, in order; problems of the others go to `report`."""
     ids = [f.name for f in event.categorical]
     wanted = [("history_key", "int"), ("time_ms", "int")]
     wanted += [(name, "int") for name in ids] + [(name, "float") for name in event.dense]
@@ -156,7 +156,7 @@ def event_groups(layout: Layout, event: EventType, report: Report) -> Iterator[E
 
 
 def example_groups(layout: Layout, split: str, report: Report) -> Iterator[ExampleGroup]:
-    """Row groups of one split that are right, in order; the others go to `report`."""
+    """Valid row groups of one split, in order; problems of the others go to `report`."""
     schema = layout.schema
     wanted = [("request_time_ms", "int")] + [("history_key", "int")] * bool(schema.events)
     wanted += [(f.name, "int") for f in schema.categorical] + [(f.name, "list") for f in schema.multi_valued]
@@ -258,7 +258,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def parquet_file(file: Path) -> pq.ParquetFile:
-    """Opens a Parquet file with its checksums on; OSError or ArrowException when it cannot be read."""
+    """Opens a Parquet file with checksums on; OSError or ArrowException if it cannot be read."""
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
@@ -309,7 +309,7 @@ def _row_groups(
 
 
 class _Group:
-    """One row group while it is checked. A column that is missing or refused reads as zeros that are never used."""
+    """One row group while it is checked. A missing or refused column reads as zeros that are never used."""
 
     def __init__(self, table: pa.Table, file: Path, number: int, first_row: int, report: Report, complete: bool):
         self._table, self._file, self._number, self._first_row, self._report = table, file, number, first_row, report
@@ -319,14 +319,14 @@ class _Group:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong in it."""
+        """Whether nothing is wrong in it."""
         return self._complete and not self._refused
 
     def has(self, name: str) -> bool:
         return name in self._table.column_names
 
     def usable(self, *names: str) -> bool:
-        """The columns are there and nothing is wrong with them so far."""
+        """Whether the columns exist and nothing is wrong with them so far."""
         return all(self.has(name) and name not in self._refused for name in names)
 
     def stacked(self, read: Callable[[str], np.ndarray], names: list[str], dtype: type) -> np.ndarray:
@@ -400,7 +400,7 @@ class _Group:
         return array.cast(pa.large_string()) if _is_string(kind) else pa.array(self._int64(name, array))
 
     def refuse_backwards(self, time: np.ndarray, previous: int | None) -> None:
-        """Times must not fall, neither here nor from the row group before."""
+        """Times must not decrease, here or from the previous row group."""
         before = _shifted(time, previous)
         wrong = time < before
         shown = [f"{t} after {b}" for t, b in _first(wrong, time, before)]
@@ -408,14 +408,14 @@ class _Group:
         self._refuse("time goes backwards", "request_time_ms", wrong, shown, right)
 
     def refuse_future(self, history_time: np.ndarray, request: np.ndarray) -> None:
-        """A history ends with the request at the latest."""
+        """A history must not go beyond its request."""
         late = history_time > request
         shown = [f"{h} with request_time_ms {r}" for h, r in _first(late, history_time, request)]
         right = "it must not be after request_time_ms"
         self._refuse("history after request", "history_time_ms", late, shown, right)
 
     def refuse_unsorted(self, key: np.ndarray, time: np.ndarray, previous: tuple[int, int] | None) -> None:
-        """Events must be sorted by key and time, here and from the row group before."""
+        """Events must be sorted by key and time, here and from the previous row group."""
         keys_before = _shifted(key, previous and previous[0])
         times_before = _shifted(time, previous and previous[1])
         right = "events must be sorted by (history_key, time_ms)"
@@ -469,7 +469,7 @@ class _Group:
           mask: what is wrong, per value.
           values: one per value, or a list with the text of the first wrong one.
           right: what they should be.
-          rows: row of each value in this group, where there is not one a row.
+          rows: row of each value in this group, if there is not one value per row.
         """
         count = int(np.count_nonzero(mask))
         if not count:

@@ -1,7 +1,7 @@
-"""Parquet to columns: checked on the way, joined as of each request, written as ``.npy`` files that processes map.
+"""Parquet to columns: checked on the way, joined as of each request, and written as ``.npy`` files that processes map.
 
 The as-of join of rows with events is done here: per row and event type, the range of the events strictly before it.
-What is kept in memory is one row group, and 16 bytes per distinct history key.
+Memory holds one row group, and 16 bytes per distinct history key.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ META = "meta.json"  # written last
 
 
 def fingerprint(layout: Layout) -> str:
-    """SHA-256 of the schema and of every byte of every file; about a second a gigabyte."""
+    """SHA-256 of the schema and of every byte of every file; about a second per gigabyte."""
     total = hashlib.sha256(f"kunlun_jax {FORMAT}\n{layout.schema.to_json()}".encode())
     size = sum(file.stat().st_size for file in layout.files)
     with _progress("hashing", size, "B") as bar:
@@ -44,7 +44,7 @@ def fingerprint(layout: Layout) -> str:
 
 
 def write_columns(layout: Layout, folder: Path, report: Report) -> bool:
-    """Checks all of a data set and writes its columns into the empty `folder`; True when there was no problem."""
+    """Checks all of a data set and writes its columns into the empty `folder`; True if there was no problem."""
     with contextlib.ExitStack() as files:
         meta = _Conversion(layout, folder, report, files).run()
     if meta is None or report.problems:
@@ -55,7 +55,7 @@ def write_columns(layout: Layout, folder: Path, report: Report) -> bool:
 
 
 def check_all(layout: Layout, report: Report) -> None:
-    """The checks alone."""
+    """Only the checks."""
     for event in layout.schema.events:
         for _ in event_groups(layout, event, report):
             pass
@@ -83,7 +83,7 @@ class _Conversion:
         self.files: dict[str, _NpyWriter] = {}
 
     def run(self) -> dict | None:
-        """The contents of ``meta.json``; None when the report has problems."""
+        """The contents of ``meta.json``; None if the report has problems."""
         with _progress("converting", _total_rows(self.layout), "row") as self.bar:
             histories = [self._events(i, event) for i, event in enumerate(self.schema.events)]
             splits, rows, means = {}, 0, []
@@ -106,7 +106,7 @@ class _Conversion:
         return {"format": FORMAT, "rows": rows, "splits": splits, "p_train": means}
 
     def _good(self, groups: Iterator) -> Iterator:
-        """Groups while nothing is wrong; after that the rest is still checked, but nothing written."""
+        """Groups as long as nothing is wrong; after that the rest is still checked, but not written."""
         for group in groups:
             if not self.report.problems:
                 yield group
@@ -197,7 +197,7 @@ class _Histories:
         known = self.keys[place] == key
         start = np.where(known, self.starts[place], 0)
         low, high = start.copy(), np.where(known, self.starts[place + 1], 0)
-        # Bisection of all rows in step: a key's events are sorted by time, and the longest history takes most rounds.
+        # Bisection of all rows in lockstep: a key's events are sorted by time; the longest history takes most rounds.
         open_rows = np.flatnonzero(low < high)
         while len(open_rows):
             middle = (low[open_rows] + high[open_rows]) // 2
@@ -252,7 +252,7 @@ def _utf8(strings: pa.Array) -> np.ndarray:
 
 
 def _total_rows(layout: Layout) -> int | None:
-    """For the progress bar; None when a file cannot be read, which its check will report."""
+    """For the progress bar; None if a file cannot be read, which its check will report."""
     try:
         total = 0
         for file in layout.files:

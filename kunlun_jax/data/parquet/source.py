@@ -2,7 +2,7 @@
 
 Parquet is made to be streamed and training wants single rows, so the columns are converted once
 (`kunlun_jax.data.parquet.columns`) and mapped into memory by every process. They live in a cache folder named by a
-hash of all the data.
+hash of all data.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from kunlun_jax.data.schema import Schema
 
 @dataclasses.dataclass(frozen=True)
 class ParquetConfig(DatasetConfig):
-    """Prepared data: its ``schema.json`` says everything, so there is no option."""
+    """Prepared data: its ``schema.json`` says everything, so there are no options."""
 
     signs = ("schema.json",)
 
@@ -34,15 +34,15 @@ class ParquetConfig(DatasetConfig):
 
 
 def open_dataset(root: Path, cache: Path | None = None) -> Dataset:
-    """Opens a prepared data set; the first time it is checked and converted, which a progress bar shows.
+    """Opens a prepared data set; the first time it is checked and converted, with a progress bar.
 
     Args:
       root: folder with ``schema.json``, ``examples/<split>/*.parquet`` and ``events/<type>/*.parquet``.
-      cache: where the converted columns are kept; default is the environment variable ``KUNLUN_CACHE``, else
-        ``~/.cache/kunlun_jax``. They take about as much room as the uncompressed data.
+      cache: where the converted columns are kept; the default is the environment variable ``KUNLUN_CACHE``, else
+        ``~/.cache/kunlun_jax``. They take about as much space as the uncompressed data.
 
     Raises:
-      DataError: something in the data is not as it must be; names file, row group, row, column and value.
+      DataError: something in the data is invalid; names file, row group, row, column and value.
     """
     dataset = open_checked(Path(root), cache, Report(strict=True))
     assert dataset is not None  # a strict report raises instead
@@ -50,10 +50,10 @@ def open_dataset(root: Path, cache: Path | None = None) -> Dataset:
 
 
 def open_checked(root: Path, cache: Path | None, report: Report) -> Dataset | None:
-    """`open_dataset` with the problems going to `report`; None when there are any."""
+    """`open_dataset` with the problems going to `report`; None if there are any."""
     layout = find_layout(root, report)
     if layout is None or report.problems:
-        if layout is not None:  # find what is wrong inside the files that are there, too
+        if layout is not None:  # also find what is wrong inside the files that exist
             check_all(layout, report)
         return None
     before = _stamps(layout)
@@ -78,7 +78,7 @@ def open_columns(folder: Path) -> Dataset:
 
 
 def _stamps(layout: Layout) -> dict[Path, tuple[int, int]]:
-    """Size and time of change of every file."""
+    """Size and modification time of every file."""
     stats = {file: file.stat() for file in layout.files}
     return {file: (stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
 
@@ -160,7 +160,7 @@ class ParquetSource:
 
 
 def _take(column: np.ndarray, index: np.ndarray) -> np.ndarray:
-    # Callers have checked the range; "clip" spares numpy a pass, but refuses to take nothing from nothing.
+    # Callers have checked the range; "clip" spares numpy a pass, but refuses to take from an empty array.
     if not len(index):
         return np.zeros((0, *column.shape[1:]), column.dtype)
     return np.take(column, index, axis=0, mode="clip")

@@ -1,7 +1,7 @@
 """Checks a prepared data set and says what is in it: ``python -m kunlun_jax.data.parquet.validate PATH``.
 
-Prints the first problem of each kind per file and column, with how often it is there, and exits 1; or prints a summary
-and exits 0. It is the pass that `open_dataset` makes, so a data set that is valid here is converted already when
+Prints the first problem of each kind per file and column, with how often it occurs, and exits 1; or prints a summary
+and exits 0. It is the pass that `open_dataset` makes, so a data set that is valid here is already converted when
 training opens it with the same cache.
 """
 
@@ -19,12 +19,12 @@ from kunlun_jax.data.parquet.checks import Problem, Report
 from kunlun_jax.data.parquet.source import ParquetSource, open_checked
 from kunlun_jax.data.schema import Categorical
 
-_CHUNK = 1 << 20  # rows looked at in one go
+_CHUNK = 1 << 20  # rows read at a time
 _QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
 def validate(root: Path, cache: Path | None = None) -> tuple[list[Problem], Dataset | None]:
-    """All problems of the data set in `root`, or the data set when there are none.
+    """All problems of the data set in `root`, or the data set if there are none.
 
     Args:
       root: folder with ``schema.json``, ``examples/`` and ``events/``.

@@ -1,15 +1,15 @@
 """KuaiRand-Pure (Gao et al., CIKM 2022, doi 10.1145/3511808.3557624): the official files as a data set for `is_click`.
 
-A row is an impression of a short video. Rows are put in order of `time_ms`; rows of one time keep the order of the
+A row is an impression of a short video. Rows are sorted by `time_ms`; rows of the same time keep the order of the
 files. Exact duplicates (all columns equal) are dropped and counted. The day and the hour of a row are those of
-`time_ms` in China (UTC+8): the official columns `date` and `hourmin` disagree with it on 1% and 18% of the rows.
+`time_ms` in China (UTC+8): the official columns `date` and `hourmin` disagree with it in 1% and 18% of the rows.
 
 Inputs of a row are what was known before it: columns of the user and video files, the tab, the hour, the duration of
 the video, running rates over strictly earlier rows, and histories of strictly earlier events. No outcome of the row
-itself or of a row of the same millisecond is one. ``video_features_statistic_pure.csv`` is not read at all: its counts
-run over the whole period, so they tell the future.
+itself or of a row in the same millisecond is among them. ``video_features_statistic_pure.csv`` is not read at all: its
+counts run over the whole period, so they reveal the future.
 
-All rows of the logs feed histories and rates, also those of days that are in no split.
+All rows of the logs feed histories and rates, even those of days that are in no split.
 
 Live histories bias gAUC where users have few rows: given that a user clicked once on a day, an earlier click makes a
 later one less likely. Hence ``valid_frozen`` and ``test_frozen``: the same rows, but with histories and all rates cut
@@ -41,7 +41,7 @@ from kunlun_jax.data.sets.official import (
 from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_count, log_gap, log_scaled, pair
 
 VERSION = 1
-"""Part of the cache's fingerprint: to be raised whenever the files written for the same input change."""
+"""Part of the cache's fingerprint: raise it whenever the files written for the same input change."""
 
 LABEL = "is_click"
 KEYS = ("user_id", "video_id", "time_ms")
@@ -72,7 +72,7 @@ VIDEO_CATEGORIES = (
 
 TABS = 15
 DURATION_SECONDS = (5, 7, 10, 12, 15, 18, 22, 26, 32, 40, 50, 60, 75, 90, 120, 150, 180, 240, 300, 450, 600)
-"""Lower ends of the duration buckets; bucket 0 holds videos of unknown duration, which the log writes as 0."""
+"""Lower bounds of the duration buckets; bucket 0 holds videos of unknown duration, which is 0 in the log."""
 DURATION_BUCKETS = len(DURATION_SECONDS) + 2
 MAX_PLAY_RATIO = 5.0
 RECENT_ROWS = 10
@@ -92,7 +92,7 @@ def _date(field: str, day: str) -> datetime.date:
 
 @dataclasses.dataclass(frozen=True)
 class KuaiRandConfig(DatasetConfig):
-    """How KuaiRand-Pure becomes a data set. Days are ISO dates in China time, first and last, both included."""
+    """How KuaiRand-Pure becomes a data set. Days are ISO dates in China time, first and last, inclusive."""
 
     train_days: tuple[str, str] = ("2022-04-25", "2022-05-02")
     """First and last day of the training split."""
@@ -101,13 +101,13 @@ class KuaiRandConfig(DatasetConfig):
     test_days: tuple[str, str] = ("2022-05-04", "2022-05-04")
     """First and last day of the test split, after the validation days."""
     rates: bool = True
-    """Give running click, long-view and play rates of users, videos, authors, tags and pairs as dense features."""
+    """Provide running click, long-view and play rates of users, videos, authors, tags and pairs as dense features."""
     smoothing: float = 10.0
     """Impressions that the prior of a running rate is worth."""
     frozen: bool = True
-    """Write valid_frozen and test_frozen too: histories and rates cut before the user's first row of the split."""
+    """Also write valid_frozen and test_frozen: histories and rates cut before the user's first row of the split."""
     random_log: Literal["ignore", "history"] = "ignore"
-    """Whether the log of randomly shown videos, if there, feeds histories and rates. Its rows are never examples."""
+    """Whether the log of randomly shown videos, if present, feeds histories and rates. Its rows are never examples."""
 
     signs = ("log_standard_*_pure.csv", "data/log_standard_*_pure.csv", "KuaiRand-Pure/data/log_standard_*")
     public = True
@@ -137,10 +137,10 @@ class KuaiRandConfig(DatasetConfig):
 
 
 def open_dataset(root: Path, cache: Path | None = None, config: KuaiRandConfig = KuaiRandConfig()) -> Dataset:
-    """The data set of the official files under `root`, converted into the cache folder when it is not there yet.
+    """The data set of the official files under `root`, converted into the cache folder unless already there.
 
     Args:
-      root: the folder KuaiRand-Pure, its folder data, or the folder that KuaiRand-Pure stands in.
+      root: the folder KuaiRand-Pure, its folder data, or the folder that contains KuaiRand-Pure.
       cache: folder for prepared data, by default `kunlun_jax.data.cache.default_cache`.
       config: days of the splits, and which features.
 
@@ -209,7 +209,7 @@ class _Log:
 
 @dataclasses.dataclass(frozen=True)
 class _Users:
-    """The user file; row 0 is the user that is not in it."""
+    """The user file; row 0 stands for users that are not in it."""
 
     known: np.ndarray  # int64 [users], sorted
     categories: dict[str, tuple[np.ndarray, int]]  # column -> ids [users + 1], number of ids
@@ -228,7 +228,7 @@ class _Users:
 
 @dataclasses.dataclass(frozen=True)
 class _Videos:
-    """The video file; row 0 is the video that is not in it."""
+    """The video file; row 0 stands for videos that are not in it."""
 
     known: np.ndarray  # int64 [videos], sorted
     categories: dict[str, tuple[np.ndarray, int]]  # column -> ids [videos + 1], number of ids; author_id is among them
@@ -282,7 +282,7 @@ class _Examples:
             "duration": (bucket, DURATION_BUCKETS),
             "hour": (hour, 24),
         }
-        # Who watched longer than the video lasts watched it again: 1 for the rates, up to 5 in the histories.
+        # Watching for longer than the video lasts means watching it again: 1 for the rates, up to 5 in the histories.
         play = np.divide(log["play_time_ms"], log["duration_ms"], out=np.zeros_like(seconds), where=seconds > 0)
         self._play_ratio = np.minimum(play, MAX_PLAY_RATIO)
         self._rates = self._running_rates(config.smoothing) if config.rates else None
@@ -294,7 +294,7 @@ class _Examples:
             "long_view": self._log["long_view"] * UNIT,
             "play": np.floor(np.minimum(self._play_ratio, 1) * UNIT).astype(np.int64),
         }
-        # The official id, because users and videos beyond the feature files are still told apart in the log.
+        # The official id, because the log distinguishes even users and videos that the feature files lack.
         user, video = self._log["user_id"], self._log["video_id"]
         author, tag, tab, duration = (self._shared[name][0] for name in ("author", "tag", "tab", "duration"))
         both, three = ("click", "long_view"), tuple(outcomes)
@@ -375,7 +375,7 @@ class _Examples:
         return dense
 
     def events(self) -> dict[str, pa.Table]:
-        """Events by type, in order of user and time; events of one time keep the order of the log."""
+        """Events by type, in order of user and time; events of the same time keep the order of the log."""
         log = self._log
         order = np.lexsort((log["time_ms"], log["user_id"]))
         marks = {"click": "is_click", "long_view": "long_view", "like": "is_like", "follow": "is_follow"}
@@ -420,7 +420,7 @@ def _read_log(path: Path) -> pa.Table:
 
 
 def _read_features(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
-    """A feature file in order of its id, which is its first column; all other columns may be empty."""
+    """A feature file sorted by its id, the first column; all other columns may be empty."""
     key, *rest = types
     table = read_csv(path, types, OFFICIAL, nullable=rest).sort_by(key)
     ids = table[key].to_numpy()

@@ -1,15 +1,15 @@
 """MovieLens-1M (Harper and Konstan, TiiS 2015, doi 10.1145/2827872): the official files as a data set for liking.
 
 A row is a rating; the label `liked` is 1 for 4 and 5 stars. Ratings are events of three types: like (4 and 5 stars),
-neutral (3) and dislike (1 and 2). Two splits are in use:
+neutral (3) and dislike (1 and 2). There are two splits:
 
-- ``random``: ratings of 3 stars are no examples, the others are dealt 8:1:1 to train, valid and test by a seed.
+- ``random``: ratings of 3 stars are not examples; the others are dealt 8:1:1 to train, valid and test by a seed.
 - ``last``: all ratings are examples; the last 10% of each user's are test, the 10% before them valid. With
   ``valid_frozen`` and ``test_frozen``, whose histories and rates end before the user's first row of the split.
 
-Times are weak: they count seconds, and 77% of the ratings share theirs with another of the same user. Histories and
-rates hold what is strictly earlier, so ratings of one second do not see each other; which of them counts as last in
-the split ``last`` is decided by the order of the file. In the split ``random`` a training row may come after a test
+Times are coarse: they count seconds, and 77% of the ratings share theirs with another of the same user. Histories and
+rates hold what is strictly earlier, so ratings in the same second do not see each other; which of them counts as last
+in the split ``last`` is decided by the order of the file. In the split ``random`` a training row may come after a test
 row in time and then has it in its history, as with every random split; no row has its own or a later rating in it.
 
 Events have single-valued fields: a movie's genres go into them as the first genre and as the id of the whole set of
@@ -42,7 +42,7 @@ from kunlun_jax.data.sets.official import (
 from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_gap, pair
 
 VERSION = 1
-"""Part of the cache's fingerprint: to be raised whenever the files written for the same input change."""
+"""Part of the cache's fingerprint: raise it whenever the files written for the same input change."""
 
 LABEL = "liked"
 KEYS = ("user_id", "movie_id", "timestamp")
@@ -68,11 +68,11 @@ class MovieLensConfig(DatasetConfig):
     seed: int = 0
     """Deals the examples of the split random."""
     rates: bool = True
-    """Give running like, dislike and rating averages of users, movies, genres and pairs as dense features."""
+    """Provide running like, dislike and rating averages of users, movies, genres and pairs as dense features."""
     smoothing: float = 10.0
     """Ratings that the prior of a running rate is worth."""
     frozen: bool = True
-    """With the split last, write valid_frozen and test_frozen: cut before the user's first row of the split."""
+    """With the split last, also write valid_frozen and test_frozen: cut before the user's first row of the split."""
 
     signs = ("ratings.dat", "ml-1m/ratings.dat")
     public = True
@@ -92,10 +92,10 @@ class MovieLensConfig(DatasetConfig):
 
 
 def open_dataset(root: Path, cache: Path | None = None, config: MovieLensConfig = MovieLensConfig()) -> Dataset:
-    """The data set of the official files under `root`, converted into the cache folder when it is not there yet.
+    """The data set of the official files under `root`, converted into the cache folder unless already there.
 
     Args:
-      root: the folder ml-1m or the folder that it stands in.
+      root: the folder ml-1m or the folder that contains it.
       cache: folder for prepared data, by default `kunlun_jax.data.cache.default_cache`.
       config: which split, and which features.
 
@@ -142,7 +142,7 @@ def _random_split(ratings: dict[str, np.ndarray], seed: int) -> dict[str, np.nda
 
 def _last_split(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     user = ratings["user_id"]
-    order = np.argsort(user, kind="stable")  # ratings are in order of time already
+    order = np.argsort(user, kind="stable")  # ratings are already in order of time
     _, start, count = np.unique(user[order], return_index=True, return_counts=True)
     from_end = np.empty(len(user), np.int64)  # 0 for a user's last rating
     from_end[order] = np.repeat(start + count, count) - 1 - np.arange(len(user))
@@ -155,7 +155,7 @@ def _last_split(ratings: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class _Users:
-    """The user file; row 0 is the user that is not in it."""
+    """The user file; row 0 stands for users that are not in it."""
 
     known: np.ndarray  # int64 [users], sorted
     categories: dict[str, tuple[np.ndarray, int]]  # column -> ids [users + 1], number of ids
@@ -173,7 +173,7 @@ class _Users:
 
 @dataclasses.dataclass(frozen=True)
 class _Movies:
-    """The movie file; row 0 is the movie that is not in it."""
+    """The movie file; row 0 stands for movies that are not in it."""
 
     known: np.ndarray  # int64 [movies], sorted
     genres: Lists
@@ -223,7 +223,7 @@ class _Examples:
             "year": (bucket, len(YEARS) + 2),
         }
         seconds = ratings["timestamp"]
-        # Where a user lives is not known to the hour: UTC. 1970-01-01 was a Thursday, weekday 0 is Monday.
+        # Users' time zones are not known: UTC. 1970-01-01 was a Thursday, weekday 0 is Monday.
         self._clock = {
             "hour": (seconds % _DAY_SECONDS // _HOUR_SECONDS, 24),
             "weekday": ((seconds // _DAY_SECONDS + 3) % 7, 7),
@@ -238,7 +238,7 @@ class _Examples:
             "dislike": (stars <= 2) * UNIT,
             "rating": (stars - 1) * UNIT // 4,
         }
-        # The official ids, because users and movies beyond the other files are still told apart in the ratings.
+        # The official ids, because the ratings distinguish even users and movies that the other files lack.
         user, movie = self._ratings["user_id"], self._ratings["movie_id"]
         genre, genre_set, year = (self._shared[name][0] for name in ("genre", "genre_set", "year"))
         gender, age = (self._users.categories[name][0][self._user] for name in ("gender", "age"))
@@ -303,9 +303,9 @@ class _Examples:
         return dense
 
     def events(self) -> dict[str, pa.Table]:
-        """Events by type, in order of user and time; events of one second keep the order of the file."""
+        """Events by type, in order of user and time; events in the same second keep the order of the file."""
         user, stars = self._ratings["user_id"], self._ratings["rating"]
-        order = np.argsort(user, kind="stable")  # ratings are in order of time already
+        order = np.argsort(user, kind="stable")  # ratings are already in order of time
         tables = {}
         for kind, (low, high) in EVENTS.items():
             rows = order[(stars[order] >= low) & (stars[order] <= high)]
@@ -327,7 +327,7 @@ def _read_ratings(path: Path) -> tuple[dict[str, np.ndarray], int]:
     """The ratings in order of time and file, without exact duplicates, int64; and how many lines there were."""
     columns = ("user_id", "movie_id", "rating", "timestamp")
     check_whole(path, OFFICIAL, f"lines of {'::'.join(columns)}")
-    # The separator is '::', and Arrow knows single characters only: every other column is empty.
+    # The separator is '::', but Arrow splits only at single characters: every other column is empty.
     names = [columns[0], "gap1", columns[1], "gap2", columns[2], "gap3", columns[3]]
     types = {name: pa.string() if name.startswith("gap") else pa.int64() for name in names}
     try:
@@ -358,7 +358,7 @@ def _read_ratings(path: Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _read_lines(path: Path, columns: tuple[str, ...]) -> tuple[list[list[str]], np.ndarray]:
-    """The fields of the lines of a small file in order of their id, the first field, and these ids, int64."""
+    """The fields of the lines of a small file, sorted by id, the first field; and these ids, int64."""
     check_whole(path, OFFICIAL, f"lines of {'::'.join(columns)}")
     lines = []
     for number, line in enumerate(path.read_text("latin-1").splitlines(), 1):

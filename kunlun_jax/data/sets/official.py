@@ -1,4 +1,4 @@
-"""What converters of official files share: reading CSV, vocabularies, and the prepared layout on disk."""
+"""What the converters of official files share: reading CSV, vocabularies, and the prepared layout on disk."""
 
 # pyright: reportAttributeAccessIssue=false
 import dataclasses
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc  # its functions are made at import, which pyright does not see
+import pyarrow.compute as pc  # its functions are created at import, which pyright does not see
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 from pyarrow import csv
@@ -56,13 +56,13 @@ class Conversion:
 
 @dataclasses.dataclass(frozen=True)
 class Official:
-    """Names a data set's origin in error messages: files that are missing or damaged come from there, not from us."""
+    """Names a data set's origin in error messages: missing or damaged files come from there, not from us."""
 
     name: str
     origin: str
 
     def error(self, path: Path, problem: str) -> ValueError:
-        """A ValueError that names the file, what is wrong with it, and where a sound one comes from."""
+        """A ValueError that names the file, what is wrong with it, and where to get a good one."""
         return ValueError(f"{path}: {problem}. {self.name} must be fetched from its authors: {self.origin}")
 
 
@@ -81,7 +81,7 @@ def check_whole(path: Path, official: Official, expected: str) -> None:
 def read_csv(
     path: Path, columns: Mapping[str, pa.DataType], official: Official, nullable: Sequence[str] = ()
 ) -> pa.Table:
-    """Reads `columns` of a CSV file with a header; empty fields are null, and allowed in `nullable` alone.
+    """Reads `columns` of a CSV file with a header; empty fields are null, and allowed only in `nullable`.
 
     Raises:
       ValueError: the file is missing, cut off, lacks columns, or holds values of another type.
@@ -119,7 +119,7 @@ def vocabulary(values: pa.Array | pa.ChunkedArray) -> tuple[Int64[np.ndarray, " 
 
 
 def padded_vocabulary(values: pa.Array | pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], int]:
-    """`vocabulary` of a column of a feature file, with id 0 in front: row 0 is who or what is not in the file."""
+    """`vocabulary` of a column of a feature file, with id 0 prepended: row 0 stands for what is not in the file."""
     ids, size = vocabulary(values)
     return np.append(0, ids), size
 
@@ -146,7 +146,7 @@ class Lists:
 def split_lists(values: pa.Array | pa.ChunkedArray, separator: str) -> tuple[Lists, Int64[np.ndarray, " rows"], int]:
     """Separated strings as lists of ids from 1, the first id of each (0 where null), and the number of ids.
 
-    A missing row is put in front, so that row ``r`` of the file is row ``r + 1`` of the lists.
+    A missing row is prepended, so that row ``r`` of the file is row ``r + 1`` of the lists.
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -161,7 +161,7 @@ def split_lists(values: pa.Array | pa.ChunkedArray, separator: str) -> tuple[Lis
 
 
 def distinct_rows(columns: Sequence[Int64[np.ndarray, " rows"]]) -> Int64[np.ndarray, " kept"]:
-    """Indices of the rows that are no exact duplicate of an earlier row, ascending."""
+    """Indices of the rows that are not exact duplicates of earlier rows, ascending."""
     order = np.lexsort(tuple(columns))  # stable, so the first of equal rows comes first
     fresh = np.ones(len(order), bool)
     fresh[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
@@ -193,10 +193,10 @@ def open_official(
     config: DatasetConfig,
     convert: Callable[[Path], Conversion],
 ) -> Dataset:
-    """The data set of official files, kept as columns in ``<cache>/<name>-<fingerprint>``, made if not there yet.
+    """The data set of official files, kept as columns in ``<cache>/<name>-<fingerprint>``, made unless already there.
 
     The fingerprint covers the bytes of `inputs`, `config` (a dataclass) and the converter's `version`. `convert` writes
-    the layout of a prepared data set into a folder, whose columns alone are kept, with its report.
+    the layout of a prepared data set into a folder; only its columns and report are kept.
     """
     digest = hashlib.sha256(json.dumps([name, version, FORMAT, dataclasses.asdict(config)], sort_keys=True).encode())
     for path in inputs:

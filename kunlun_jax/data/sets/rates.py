@@ -1,4 +1,4 @@
-"""Running rates without leaks: what was known of a user, an item or a pair strictly before a moment.
+"""Running rates without leaks: what was known about a user, an item or a pair strictly before a moment.
 
 Everything is counted in whole numbers. A sum over earlier rows is then exact, so a later outcome cannot reach an
 earlier row, not even through rounding, and equal inputs give equal bits.
@@ -18,7 +18,7 @@ _FIRST_GUESS = 0.5  # the rate of everything before the first row of the log
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """What was known at each moment asked for."""
+    """What was known at each requested moment."""
 
     count: Int64[np.ndarray, " moments"]  # rows of the entity
     sums: Int64[np.ndarray, "moments outcomes"]
@@ -29,7 +29,7 @@ class RunningSums:
     """Sums over the rows of an entity that are strictly earlier than a moment.
 
     Args:
-      entity: int64 ``[rows]``, who or what a row belongs to; any number.
+      entity: int64 ``[rows]``, whom or what a row belongs to; any number.
       time_ms: int64 ``[rows]``, milliseconds since the epoch, in any order.
       values: int64 ``[rows, outcomes]``, what is summed.
     """
@@ -83,12 +83,12 @@ class Rate:
     """One family of running rates.
 
     Attributes:
-      name: how its features begin.
+      name: prefix of its features.
       entity: int64 ``[rows of the log]``, whose rows are counted together; pairs as one number (`pair`).
       outcomes: names of the outcomes of the log to rate.
-      parent: name of an earlier family whose rate of the same outcome few rows are shrunk to; empty for none.
+      parent: name of an earlier family, towards whose rate of the same outcome rates are shrunk; empty for none.
       newest: count only this many newest rows of the entity; None counts all.
-      is_feature: False for a family that is a parent only.
+      is_feature: False for a family that is only a parent.
     """
 
     name: str
@@ -103,7 +103,7 @@ class RunningRates:
     """Smoothed rates of a log as dense features.
 
     The rate of an outcome is ``(sum + strength * prior) / (count + strength)``. The prior is the rate of the parent
-    family at the same moment, so it runs as well and knows nothing later. Features, of about unit range by fixed
+    family at the same moment, so it also runs and knows nothing later. Features, brought to about unit range by fixed
     transforms: ``<name>_<outcome>`` is the logit of the rate, ``<name>_count`` is log(1 + count) / 5.
 
     Args:
@@ -166,7 +166,7 @@ def smoothed(
     prior: Float64[np.ndarray, " rows"] | float,
     strength: float,
 ) -> Float64[np.ndarray, " rows"]:
-    """Mean of `count` outcomes that add up to `total`, with `strength` more of them at `prior`."""
+    """Mean of `count` outcomes that sum to `total`, with `strength` more of them at `prior`."""
     return (total + strength * prior) / (count + strength)
 
 
@@ -193,7 +193,7 @@ def log_scaled(values: Float64[np.ndarray, " rows"]) -> Float32[np.ndarray, " ro
 
 
 def first_times(entity: Int64[np.ndarray, " rows"], time_ms: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """Of each row, the earliest time of any row of its entity: where frozen histories and rates are cut."""
+    """For each row, the earliest time of any row of its entity: where frozen histories and rates are cut."""
     _, code = np.unique(entity, return_inverse=True)
     first = np.full(code.max(initial=-1) + 1, np.iinfo(np.int64).max, np.int64)
     np.minimum.at(first, code, time_ms)

@@ -2,30 +2,30 @@
 
 The world. People visit a shop's feed. Each has 2 to 5 interests: one for life, the others giving way to new ones over
 `drift_days`. Activity is Pareto distributed: most people have left few events, one in twelve none, some more than a
-thousand. Three kinds of events tell of the interests, the less frequent the more: a purchase is nearly always of an
-interest and often of the favourite brand, a click mostly, an impression seldom; it shows what its session was about
-or what is popular. Events come in bursts, the streams of the three types do not depend on each other. Items belong to
-a topic, a brand and a price band and bear one to four tags; within a topic their popularity follows Zipf's law.
+thousand. Three kinds of events reveal the interests, rarer kinds more so: a purchase is nearly always of an interest
+and often of the favourite brand, a click mostly, an impression seldom; it shows what its session was about or what is
+popular. Events come in bursts; the streams of the three types are independent. Items belong to a topic, a brand and a
+price band and have one to four tags; within a topic their popularity follows Zipf's law.
 
-A row is one item shown to one person: user by a heavy-tailed popularity, item partly from the user's interests of that
-moment, partly from the topic last browsed, partly popular. Requests are spread evenly over 28 days of training, 7 of
-validation and 7 of test, and row numbers follow time. The log odds of a click are a function of the row's inputs alone
-(`kunlun_jax.data.sets.synthetic_clicks`):
+A row is one item shown to one person: the user by a heavy-tailed popularity, the item partly from the user's interests
+of that moment, partly from the topic last browsed, partly by popularity. Requests are spread evenly over 28 days of
+training, 7 of validation and 7 of test, and row numbers follow time. The log odds of a click are a function of only the
+row's inputs (`kunlun_jax.data.sets.synthetic_clicks`):
 
 * affinity: events of the candidate's topic and brand, fading with age, purchases weighing most, clicks by their dwell
-  time, times a gain of the device;
-* old events: purchases of the brand more than 30 days ago, clicks on the topic 32 and more clicks ago;
-* fatigue: the topic among the newest 8 impressions and the item among the newest 128 take away;
+  time, times a gain by device;
+* old events: purchases of the brand more than 30 days ago, clicks on the topic at least 32 clicks ago;
+* fatigue: the topic among the newest 8 impressions and the item among the newest 128 lower them;
 * crosses of order 3 (segment x topic x daypart, device x price x weekday, country x brand x position), of order 4
   (segment x device x price x daypart) and of order 2 (segment x tags, country x device), of which each vanishes when
   averaged over any one of its factors;
-* main effects of item, topic, brand, device, user and position, and four dense features, partly not linear.
+* main effects of item, topic, brand, device, user and position, and four dense features, some of them not linear.
 
-So the entropy of labels given inputs is known and with it the least NE there can be, `Dataset.floor`. The shop keeps
+So the entropy of labels given inputs is known, and with it the least possible NE, `Dataset.floor`. The shop keeps
 the newest `history_limit` events of each type and the log odds use no others: the floor holds for a reader with
-``max_events >= history_limit``; one who cuts shorter sees less than the law does.
+``max_events >= history_limit``; one that cuts shorter sees less than the law does.
 
-Everything is a hash of counters, so a row depends on the configuration and its number alone: any size, in any order,
+Everything is a hash of counters, so a row depends only on the configuration and its number: any size, in any order,
 by any number of processes, nothing stored.
 """
 
@@ -57,9 +57,9 @@ from kunlun_jax.data.sets.synthetic_world import (
 
 SPLIT_DAYS = {"train": 28, "valid": 7, "test": 7}
 P_TRAIN_ROWS = 16_384
-_VERSION = 1  # part of the fingerprint; raise it with any change of what is generated
+_VERSION = 1  # part of the fingerprint; raise it with any change in what is generated
 _CHUNK = 1024
-_LARGEST_VOCABULARY = 1 << 14  # of fields drawn from 16 bits; users and items have no such bound
+_LARGEST_VOCABULARY = 1 << 14  # for fields drawn from 16 bits; users and items have no such bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +162,10 @@ class _Requests:
 
 
 class SyntheticSource:
-    """Rows of the synthetic world as a `Source`; it holds its configuration alone.
+    """Rows of the synthetic world as a `Source`; it holds only its configuration.
 
     Args:
-      config: of the world.
+      config: that of the world.
     """
 
     def __init__(self, config: SyntheticConfig):
@@ -184,7 +184,7 @@ class SyntheticSource:
 
     @property
     def law(self) -> ClickLaw:
-        """Effects of which the probabilities are made."""
+        """Effects from which the probabilities are made."""
         return _world(self.config)[1]
 
     def __len__(self) -> int:
@@ -202,7 +202,7 @@ class SyntheticSource:
         uncut = self._uncut(index)
         draws = draw(self._requests(uncut.row).key, 3)
         probability = self.law.probability(uncut, self.config.conversion)
-        # One draw for both tasks: a conversion is less probable than its click, so it never comes without one.
+        # One draw for both tasks: a conversion is less probable than its click, so it never occurs without one.
         labels = (uniform(draws)[:, None] < probability).astype(np.float32)
         events = {e.name: _newest(uncut.events[e.name], max_events[e.name]) for e in self._schema.events}
         return dataclasses.replace(uncut, labels=labels, events=events)
@@ -266,7 +266,7 @@ class SyntheticSource:
             jitter = uniform(draw(keys, 1)) * (span // max(size, 1))
             key[inside], time[inside] = keys, begin + number * span // max(size, 1) + jitter.astype(np.int64)
             first, begin = first + size, begin + span
-        # A density proportional to number ** -0.4: the most popular tenth makes a quarter of the requests.
+        # Density proportional to number ** -0.4: the most popular tenth makes a quarter of the requests.
         user = (uniform(draw(key, 2)) ** (1 / 0.6) * self.config.users).astype(np.int64)
         return _Requests(self.world.users(user), user, time, key)
 
@@ -322,7 +322,7 @@ class SyntheticSource:
 def open_dataset(config: SyntheticConfig) -> Dataset:
     """The synthetic data set.
 
-    `Dataset.p_train` is the mean exact probability of `P_TRAIN_ROWS` training rows at even distances (of all, where
+    `Dataset.p_train` is the mean exact probability of `P_TRAIN_ROWS` evenly spaced training rows (of all, if
     there are fewer), so it costs the same for any size.
     """
     source = SyntheticSource(config)
@@ -332,7 +332,7 @@ def open_dataset(config: SyntheticConfig) -> Dataset:
         first += size
     sample = min(config.train_rows, P_TRAIN_ROWS)
     index = np.arange(sample, dtype=np.int64) * config.train_rows // sample
-    # An exactly rounded sum, so that the number of tasks does not change the order of adding and with it the last bit.
+    # An exactly rounded sum, so that the number of tasks cannot change the order of addition and with it the last bit.
     p_train = tuple(math.fsum(p) / sample for p in source.probability(index).T)
     return Dataset(source, splits, p_train, fingerprint(config))
 

@@ -1,4 +1,4 @@
-"""The law by which people of the synthetic world click and buy: exact probabilities as a function of `Rows` alone."""
+"""The law by which people of the synthetic world click and buy: exact probabilities, a function of only `Rows`."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ CONTEXT = (
 DENSE = ("quality", "freshness", "discount", "scroll_speed")
 EVENT_IDS = ("item_id", "topic", "brand", "price")
 
-# Half-life in days of what an event says of its topic and brand, and how much it says.
+# Half-life in days of what an event says about its topic and brand, and how much it says.
 HALF_LIFE_DAYS = {"impression": 10.0, "click": 20.0, "purchase": 40.0}
 TOPIC_WEIGHT = {"impression": 0.12, "click": 0.9, "purchase": 1.8}
 BRAND_WEIGHT = {"impression": 0.05, "click": 0.5, "purchase": 1.3}
@@ -41,7 +41,7 @@ def normal_table(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def pure_cross(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A cross of ``len(shape)`` factors, no fewer: its mean along any one axis is 0; its standard deviation is 1."""
+    """A cross of exactly ``len(shape)`` factors: its mean along any one axis is 0; its standard deviation is 1."""
     table = normal_table(seed, name, shape)
     for axis in range(len(shape)):
         table = table - table.mean(axis=axis, keepdims=True)
@@ -81,7 +81,7 @@ class ClickLaw:
         return 0.2 * (sum(field(bits, low, 16) / 65536 for low in (0, 16, 32, 48)) - 2) / np.sqrt(4 / 12)
 
     def context(self, rows: Rows) -> np.ndarray:
-        """What the context alone adds to the click logit, float64 ``[rows]``."""
+        """What the context by itself adds to the click logit, float64 ``[rows]``."""
         column = dict(zip(CONTEXT, rows.categorical.T, strict=True))
         quality, freshness, discount, scroll = rows.dense.T.astype(np.float64)
         daypart = column["hour"] // (24 // DAYPARTS)
@@ -111,7 +111,7 @@ class ClickLaw:
     def affinity(self, rows: Rows) -> np.ndarray:
         """How well the candidate fits the events, recent ones more than old ones, float64 ``[rows]``, not negative.
 
-        Per type, ``log(1 + sum of 0.5 ** (age / half-life))`` over events of the candidate's topic, and the same of
+        Per type, ``log(1 + sum of 0.5 ** (age / half-life))`` over events of the candidate's topic, and the same for
         its brand; a click counts by its dwell. The weighted sum saturates.
         """
         total = np.zeros(len(rows.row))
@@ -127,7 +127,7 @@ class ClickLaw:
         return 3.2 * np.tanh(total / 2.4)
 
     def long_term(self, rows: Rows) -> np.ndarray:
-        """What old events add: purchases of the brand over 30 days ago, clicks on the topic 32 and more clicks ago."""
+        """What old events add: purchases of the brand over 30 days ago, clicks on the topic at least 32 clicks ago."""
         purchases, clicks = rows.events["purchase"], rows.events["click"]
         row = _row_of_events(purchases)
         match = _matching(rows, purchases, row, "brand")
@@ -158,7 +158,7 @@ class ClickLaw:
 
     def terms(self, rows: Rows) -> dict[str, np.ndarray]:
         """What adds up, with a constant, to `click_logit`, by name, float64 ``[rows]`` each: what there is to learn."""
-        # Looked up here once more: `context` adds them in an order on which labels depend to the bit.
+        # Looked up again here: `context` adds them in an order on which labels depend to the bit.
         column = dict(zip(CONTEXT, rows.categorical.T, strict=True))
         segment, device, price = (column[name] for name in ("segment", "device", "price"))
         daypart = column["hour"] // (24 // DAYPARTS)
@@ -187,7 +187,7 @@ class ClickLaw:
     def probability(self, rows: Rows, conversion: bool) -> np.ndarray:
         """Probability of a click, and of a click with a purchase where `conversion` is set, float64 ``[rows, tasks]``.
 
-        Labels of `rows` are not looked at.
+        Labels of `rows` are ignored.
         """
         click = _sigmoid(self.click_logit(rows))
         tasks = [click, click * _sigmoid(self.conversion_logit(rows))] if conversion else [click]

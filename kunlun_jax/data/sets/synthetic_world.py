@@ -2,7 +2,7 @@
 
 Everything is a hash of counters (splitmix64): a trait of user ``u`` is a hash of ``(seed, u)``, event ``j`` of her
 stream of one type a hash of ``(seed, u, type, j)`` and of her interests at its time. So any event of any user is
-computed alone, without the events before it, and nothing is stored but small lookup tables.
+computed by itself, without earlier events, and nothing is stored except small lookup tables.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ class Users:
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """The newest events of some rows' users before given times, oldest first; arrays over events unless said."""
+    """The newest events of some rows' users before given times, oldest first; arrays over events unless noted."""
 
     row: np.ndarray  # int64, position of the row in the call
     splits: np.ndarray  # int64 [rows + 1]
@@ -110,9 +110,9 @@ class World:
     """Lookup tables of one seed, and the functions that compute users, events and candidates from them.
 
     Args:
-      seed: of all that is random.
-      topics: topics, each with items of `brands_per_topic` brands.
-      brands: brands; one brand is in several topics.
+      seed: of everything random.
+      topics: how many, each with items of `brands_per_topic` brands.
+      brands: how many; one brand is in several topics.
       brands_per_topic: a power of two at most 256.
       items_per_brand: items of one brand in one topic, rank 0 the most popular.
       countries: of the users.
@@ -146,7 +146,7 @@ class World:
         self._brand_lookup = zipf_lookup(brands_per_topic, 0.6)
         self._rank_lookup = zipf_lookup(items_per_brand, 1.0)
         self._country_lookup = zipf_lookup(countries, 0.5)
-        # Row n: which of n interests an event is about; the first is the strongest.
+        # Row n: which of n interests an event concerns; the first is the strongest.
         self._slot_lookup = np.stack([zipf_lookup(max(n, 1), 0.5)[::16] for n in range(_MOST_INTERESTS + 1)])
 
         # Item number = (rank * brands per topic + brand slot) * topics + topic, so popular items have low numbers.
@@ -205,7 +205,7 @@ class World:
     def counts(self, users: Users, event: str, before_ms: np.ndarray) -> np.ndarray:
         """Events strictly before `before_ms` (int64 ``[rows]``), int64.
 
-        Periods before the one that holds the time count fully, and only that one's few events are looked at.
+        Periods before the one that contains the time count in full; only the few events of that one are examined.
         """
         size = STREAMS[event].session
         period = users.period_ms[event]

@@ -32,8 +32,8 @@ def window_attention(
 
     Both bounds are inclusive: row 5 with ``window=(2, 1)`` reads rows 3, 4, 5 and 6, and with ``window=(0, 0)`` only
     itself; ``(w, 0)`` is causal. A window at least as long as the longest sequence is full attention. FlashAttention
-    counts likewise; cuDNN leaves out the last row on the left. Scores and sums are float32
-    (float64 for float64 operands). Reverse-mode differentiable once in q, k and v.
+    counts likewise; cuDNN leaves out the last row on the left. Scores and sums are float32 (float64 for float64
+    operands). Reverse-mode differentiable once in q, k and v.
 
     Source: Kunlun's sliding-window self-attention (R).
 
