@@ -3,7 +3,7 @@
 import functools
 import importlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -96,8 +96,3 @@ def item_rows(chip: target.Target, config: Config) -> int:
 def delta(d_out: jax.Array, out: jax.Array) -> jax.Array:
     """``[heads, rows]`` float32: the sum of ``d_out out`` of each row, of ``[rows, heads, dim]``."""
     return jnp.einsum("rhd,rhd->hr", d_out, out, preferred_element_type=jnp.float32)
-
-
-def block_of(configs: Mapping[str, Config], passes: Sequence[str]) -> int:
-    """The longest streamed tile of some passes: rows that a tile can reach after the last example."""
-    return max(configs[name].block for name in passes)

@@ -11,7 +11,7 @@ last one, so that the kernel writes all of its output and nothing is zeroed firs
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
 
@@ -146,23 +146,3 @@ def split(side: Side, parts: int) -> Side:
     length = jnp.clip(side.length[:, None] - first, 0, each[:, None])
     start = jnp.minimum(side.start[:, None] + first, side.rows)
     return Side(start.reshape(-1), length.reshape(-1), length.reshape(-1), side.rows)
-
-
-def clear_gaps(
-    values: Float[Array, "rows heads dim"],
-    row_splits: Int[Array, " splits"],
-    lengths: Int[Array, " batch"],
-    *,
-    tail: int,
-) -> Float[Array, "rows heads dim"]:
-    """`values` with zeros in the rows that a streamed tile can touch but no example owns.
-
-    A tile is a box of rows in memory, so the last one of an example reads on into the gap before the next example,
-    which may hold NaN; a weight of zero does not remove that. The rows of the next example itself are finite as
-    long as training is. At most seven rows per example and `tail` rows after the last example are written.
-    """
-    gap = row_splits[:-1, None] + lengths[:, None] + jnp.arange(ROW_ALIGNMENT - 1, dtype=jnp.int32)[None, :]
-    gap = jnp.where(gap < row_splits[1:, None], gap, values.shape[0])
-    after = row_splits[-1] + jnp.arange(tail, dtype=jnp.int32)
-    index = jnp.append(gap.reshape(-1), after)
-    return values.at[index].set(jnp.zeros((), values.dtype), mode="drop")

@@ -137,8 +137,8 @@ def attend[P: Plan](
       reduction_bytes: shared memory for reductions, which all stay within a warp.
       stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
         the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
-      streamed: ``(x, y)``; rows in gaps hold no NaN (`schedule.clear_gaps`). Its heads may be fewer or more than those
-        that stay: one number is a multiple of the other, and the heads of a group are consecutive.
+      streamed: ``(x, y)``; rows in gaps hold no NaN (`pallas_kernels.jagged.zero_gaps`). Its heads may be fewer or more
+        than those that stay: one number is a multiple of the other, and the heads of a group are consecutive.
       work: items of ``config.units * config.run * TILE_ROWS`` rows.
       score: the score function.
       sums: which sums to keep, ``"value"`` or ``"key"`` or both, in the order of the results.

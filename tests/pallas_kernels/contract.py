@@ -42,15 +42,22 @@ class Contract:
         program = functools.cache(functools.partial(compiled, under_test(operator, implementation)))
         return lambda layout, operands, cotangent: program(layout)(operands, cotangent)
 
-    def layout(self, lengths: tuple[int, ...], spare: int = 24) -> Layout:
-        """Examples of these lengths."""
-        return Layout(lengths, spare)
+    def layout(self, lengths: tuple[int, ...], spare: int = 24, gaps: tuple[int, ...] = ()) -> Layout:
+        """Examples of these lengths, with gaps after them."""
+        return Layout(lengths, spare, gaps)
 
     @pytest.mark.parametrize(
         "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=slow)], ids=["bfloat16", "float16"]
     )
     def test_16_bit_error_is_that_of_16_bits(self, operator, run, dtype):
-        layout = self.layout(self.lengths)
+        self.check_error(operator, run, self.layout(self.lengths), dtype)
+
+    def test_gaps_may_be_of_any_length(self, operator, run):
+        """In front of all rows, longer than a tile is, and after all rows; what is in them is NaN."""
+        self.check_error(operator, run, self.layout((0, 3, 20, 0), gaps=(16, 8, 16, 0), spare=40), jnp.bfloat16)
+
+    def check_error(self, operator, run, layout, dtype):
+        """Errors of output and gradients are at most twice and five times those of 16 bits, and gaps are zeros."""
         operands, cotangent, exact = operators.problem(operator, layout, dtype)
         actual = run(layout, operands, cotangent)
         plain = operators.plain(operator, layout, dtype)
@@ -135,6 +142,6 @@ class Traced:
     @property
     def others(self):
         """As `Layout.others`."""
-        lengths = jnp.roll(self.offsets[1], 1)
-        ends = jnp.cumsum((lengths + 7) // 8 * 8, dtype=jnp.int32)
-        return Traced(jnp.pad(ends, (1, 0)), lengths)
+        splits, lengths = self.offsets
+        ends = jnp.cumsum(jnp.roll(splits[1:] - splits[:-1], 1), dtype=jnp.int32)
+        return Traced(jnp.pad(ends, (1, 0)), jnp.roll(lengths, 1))

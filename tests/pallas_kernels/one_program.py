@@ -51,11 +51,12 @@ class OneProgramContract(Contract):
     examples: int
     rows: int
 
-    def layout(self, lengths: tuple[int, ...], spare: int = 0) -> Layout:
-        """Examples of these lengths, empty ones after them."""
+    def layout(self, lengths: tuple[int, ...], spare: int = 0, gaps: tuple[int, ...] = ()) -> Layout:
+        """Examples of these lengths, with gaps after them, then empty ones."""
         del spare
         lengths += (0,) * (self.examples - len(lengths))
-        return Layout(lengths, spare=self.rows - int(Layout(lengths).splits[-1]))
+        gaps += (0,) * (self.examples - len(gaps))
+        return Layout(lengths, self.rows - int(Layout(lengths, gaps=gaps).splits[-1]), gaps)
 
     def test_one_compilation_for_all_lengths(self, operator, run, rng):
         for lengths in ((20, 0, 31), (0, 8, 8)):

@@ -29,14 +29,22 @@ LENGTHS = (0, 1, 7, 8, 9, 31, 32, 33, 0, 0, 100, 64, 5, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A packed batch: offsets as JAX arrays, and as tuples for the definitions."""
+    """A packed batch: offsets as JAX arrays, and as tuples for the definitions.
+
+    Attributes:
+      lengths: of the examples.
+      spare: rows after the last example.
+      gaps: rows after each example beside those that align the next one, multiples of 8; empty: none.
+    """
 
     lengths: tuple[int, ...]
     spare: int = 24
+    gaps: tuple[int, ...] = ()
 
     @property
     def splits(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(jagged.aligned(np.array(self.lengths)))]).astype(np.int32)
+        occupied = jagged.aligned(np.array(self.lengths)) + np.array(self.gaps or 0)
+        return np.concatenate([[0], np.cumsum(occupied)]).astype(np.int32)
 
     @property
     def rows(self) -> int:
@@ -48,8 +56,8 @@ class Layout:
 
     @property
     def others(self) -> "Layout":
-        """Another layout of as many rows: each example has the length of the one before it."""
-        return Layout(self.lengths[-1:] + self.lengths[:-1], self.spare)
+        """Another layout of as many rows: each example has the length, and the gap, of the one before it."""
+        return Layout(self.lengths[-1:] + self.lengths[:-1], self.spare, self.gaps[-1:] + self.gaps[:-1])
 
     @property
     def mask(self) -> np.ndarray:

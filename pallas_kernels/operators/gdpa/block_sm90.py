@@ -54,7 +54,7 @@ def attend(
 
     Args:
       q: rows before the block, bfloat16 or float16.
-      k: keys; rows in gaps hold no NaN (`schedule.clear_gaps`).
+      k: keys; rows in gaps hold no NaN (`pallas_kernels.jagged.zero_gaps`).
       v: values, likewise.
       work: items of `ITEM_ROWS` rows.
       score: the score function.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import Score, pointwise
@@ -119,8 +120,7 @@ def _gdpa(static, q, k, v, offsets) -> jax.Array:
 
 def _forward(static, q, k, v, offsets):
     if static.keys is None:
-        tail = launch.block_of(dict(static.configs), ("forward", "dq"))
-        k, v = (schedule.clear_gaps(x, *offsets[2:], tail=tail) for x in (k, v))
+        k, v = (zero_gaps(x, *offsets[2:]) for x in (k, v))
     sides = _sides(static.keys, q, k, offsets)
     (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), keys=static.keys)
     return out, (q, k, v, offsets)
@@ -131,8 +131,7 @@ def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Ar
     q, k, v, offsets = saved
     row_splits, lengths, _, _ = offsets
     sides = _sides(static.keys, q, k, offsets)
-    tail = dict(static.configs)["dkv"].block
-    q, d_out = (schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, tail=tail) for x in (q, d_out))
+    q, d_out = (zero_gaps(x.astype(q.dtype), row_splits, lengths) for x in (q, d_out))
     (dq,) = _run(static, "dq", (q, d_out), (k, v), sides, sums=("key",), keys=static.keys)
     dk, dv = _run(static, "dkv", (k, v), (q, d_out), sides[::-1], sums=("key", "value"), keys=None)
     return dq, dk, dv, None

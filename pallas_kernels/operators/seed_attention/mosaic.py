@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import Side
@@ -84,8 +85,7 @@ def _seed_attention(static, q, k, v, row_splits, lengths):
 def _forward(static, q, k, v, row_splits, lengths):
     seeds, _, scale, items, chip = static
     configs, batch = dict(items), lengths.shape[0]
-    tail = launch.block_of(configs, ("forward", "dq"))
-    k, v = (schedule.clear_gaps(x, row_splits, lengths, tail=tail) for x in (k, v))
+    k, v = (zero_gaps(x, row_splits, lengths) for x in (k, v))
     parts, work = _against_keys(static, "forward", k, row_splits, lengths)
     out, log_sum = launch.kernel_of(chip).attend(
         (q,),

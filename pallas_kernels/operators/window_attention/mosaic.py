@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import softmax
@@ -68,8 +69,7 @@ def _window_attention(static, q, k, v, row_splits, lengths) -> jax.Array:
 def _forward(static, q, k, v, row_splits, lengths):
     left, right, scale, items, chip = static
     configs = dict(items)
-    tail = launch.block_of(configs, ("forward", "dq"))
-    k, v = (schedule.clear_gaps(x, row_splits, lengths, tail=tail) for x in (k, v))
+    k, v = (zero_gaps(x, row_splits, lengths) for x in (k, v))
     side = schedule.packed(row_splits, lengths, q.shape[0])
     out, log_sum = _run(
         (q,), (k, v), side, (left, right), score=softmax(scale), sums=("value",), config=configs["forward"], chip=chip
@@ -82,9 +82,7 @@ def _backward(static, saved, d_out):
     configs = dict(items)
     q, k, v, row_splits, lengths, out, log_sum = saved
     side = schedule.packed(row_splits, lengths, q.shape[0])
-    q, d_out = (
-        schedule.clear_gaps(x.astype(q.dtype), row_splits, lengths, tail=configs["dkv"].block) for x in (q, d_out)
-    )
+    q, d_out = (zero_gaps(x.astype(q.dtype), row_splits, lengths) for x in (q, d_out))
     statistics = (log_sum, launch.delta(d_out, out))
     arguments = {"score": softmax(scale), "statistics": statistics, "chip": chip}
     (dq,) = _run((q, d_out), (k, v), side, (left, right), sums=("key",), config=configs["dq"], **arguments)

@@ -1,6 +1,5 @@
 """The work list: every row written once, every item with its own example's streamed rows, the longest first."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -119,21 +118,3 @@ def test_dense_side():
     np.testing.assert_array_equal(side.start, [0, 24, 48])
     work = schedule.work_list(side, side, item_rows=64, balance=False)
     assert int(work.used[0]) == 3 and np.asarray(work.items)[:3, schedule.COUNT].tolist() == [24, 24, 24]
-
-
-@pytest.mark.parametrize("tail", [8, 64])
-def test_gaps_are_cleared_and_nothing_else(tail):
-    lengths = [0, 3, 8, 15, 1]
-    _, splits, rows = packed(lengths, 24)
-    values = jnp.asarray(np.random.default_rng(0).normal(size=(rows, 2, 4)), jnp.float32)
-    cleared = np.asarray(
-        jax.jit(lambda x: schedule.clear_gaps(x, jnp.asarray(splits), jnp.asarray(lengths, jnp.int32), tail=tail))(
-            values
-        )
-    )
-    mask = np.zeros(rows, bool)
-    for start, length in zip(splits, lengths, strict=False):
-        mask[start : start + length] = True
-    untouched = np.arange(rows) >= splits[-1] + tail
-    np.testing.assert_array_equal(cleared[mask | untouched], values[mask | untouched])
-    np.testing.assert_array_equal(cleared[~mask & ~untouched], 0)

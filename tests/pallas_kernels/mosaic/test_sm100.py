@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import schedule, sm100, target
 from pallas_kernels.mosaic.config import Sm100Config
 from pallas_kernels.mosaic.score import pointwise
@@ -67,9 +68,7 @@ class Problem:
         splits, lengths = jnp.asarray(SPLITS, jnp.int32), jnp.asarray(LENGTHS, jnp.int32)
         self.queries = schedule.packed(splits, lengths, ROWS)
         self.keys = schedule.dense(len(LENGTHS), KEYS) if self.dense else self.queries
-        self.clean = lambda x, is_key=False: (
-            x if is_key and self.dense else schedule.clear_gaps(x, splits, lengths, tail=128)
-        )
+        self.clean = lambda x, is_key=False: x if is_key and self.dense else zero_gaps(x, splits, lengths)
 
     def attend(self, stationary, streamed, sides, sums, config):
         @jax.jit
