@@ -11,6 +11,8 @@ from pallas_kernels.chips import B200, H100
 
 GENERATIONS = {"sm90": H100, "sm100": B200}
 """Generation with kernels -> the chip of it that the interpreter stands in for."""
+CAPABILITIES = {"9.0": "sm90", "10.0": "sm100", "10.3": "sm100"}
+"""Compute capability of a GPU -> the generation whose kernels it takes; 10.3 is B300's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +77,13 @@ def current() -> Target | str:
     device = jax.devices()[0]
     if device.platform != "gpu":
         return (
-            f"the default device is a {device.platform}, and the kernels need a GPU of compute capability 9.0 or 10.0"
+            f"the default device is a {device.platform}, and the kernels need a GPU of compute capability "
+            f"{', '.join(CAPABILITIES)}"
         )
     capability = str(device.compute_capability)
-    generation = f"sm{capability.replace('.', '')}"
-    if generation not in GENERATIONS:
+    if capability not in CAPABILITIES:
         return (
-            f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for 9.0 and "
-            "10.0"
+            f"the GPU ({device.device_kind}) has compute capability {capability}, and there are kernels for "
+            f"{', '.join(CAPABILITIES)}"
         )
-    return Target(generation, device.core_count, device_kind=device.device_kind)
+    return Target(CAPABILITIES[capability], device.core_count, device_kind=device.device_kind)

@@ -91,7 +91,7 @@ def slug(device_kind: str) -> str:
 
 def generation(device_kind: str) -> str:
     """The generation, "sm90" or "sm100"; ValueError for a device without Mosaic kernels."""
-    for name, chips in {"sm90": ("h100", "h20", "h800", "gh200"), "sm100": ("b200", "b100")}.items():
+    for name, chips in {"sm90": ("h100", "h20", "h800", "gh200"), "sm100": ("b200", "b100", "b300")}.items():
         if any(chip in device_kind.lower() for chip in chips):
             return name
     raise ValueError(f"device {device_kind!r}: Mosaic kernels are for Hopper and data-center Blackwell chips")

@@ -59,7 +59,7 @@ def gdpa(
       activation: a name of `pallas_kernels.activations`.
       pre_scale: factor of the scores, before the activation.
       post_scale: factor of the output.
-      implementation: ``"mosaic"`` (fused, for GPUs of compute capability 9.0 and 10.0, 16-bit operands and heads of
+      implementation: ``"mosaic"`` (fused, for compute capabilities 9.0, 10.0 and 10.3, 16-bit operands and heads of
         width 32, 64 or 128; its scores go through approximations of `pallas_kernels.mosaic.activations`), ``"triton"``
         (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and heads of width 16, 32, 64 or 128; an
         extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to pick by platform (logged once).

@@ -42,7 +42,7 @@ def seed_attention(
       row_splits: int32, first row of each example and the end, multiples of 8.
       lengths: int32, rows of each example.
       scale: factor of the scores; None is ``1 / sqrt(dim)``.
-      implementation: ``"mosaic"`` (fused, for GPUs of compute capability 9.0 and 10.0, 16-bit operands and heads of
+      implementation: ``"mosaic"`` (fused, for compute capabilities 9.0, 10.0 and 10.3, 16-bit operands and heads of
         width 32, 64 or 128), ``"triton"`` (fused, for GPUs of compute capability 8.0 and above, 16-bit operands and
         heads of width 16, 32, 64 or 128; an extra, ``kunlun_jax[triton]``), ``"xla"``, ``"reference"``, or None to
         pick by platform (logged once).
