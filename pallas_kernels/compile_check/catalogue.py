@@ -57,6 +57,11 @@ class Case:
     seeds: int | None = None
 
     @property
+    def scores(self) -> float:
+        """How many a thread computes in a step: a tile of `TILE_ROWS` by `Config.block` is one warpgroup's."""
+        return launch.kernel_of(target.Target(self.generation, 0)).TILE_ROWS * self.config.block / 128
+
+    @property
     def name(self) -> str:
         """A unique name; of the config it has block and stages, and whatever differs from the default."""
         parts = [self.operator, self.generation, self.direction, f"d{self.dim}", self.dtype, self.activation]

@@ -4,11 +4,12 @@
     python -m pallas_kernels.compile_check --chip h100 --select dkv   # some
 
 Each case is compiled by its own process: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on. The
-latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory and
-tensor memory of each kernel and, after a run over a chip's whole catalogue, writes them to
-``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, or does not compile, 2
-if there was nothing to compile or to compile with. The compiler is not part of the environment, since with it JAX looks
-for a GPU at each start; `make kernels` installs it separately.
+latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory,
+tensor memory and, of Mosaic's kernels, the instructions of the loop with the score function; after a run over a chip's
+whole catalogue, writes them and the instructions of each inner loop by kind to
+``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, does not compile, or
+has a longer loop than is stored there (`budget`), 2 if there was nothing to compile or to compile with. The compiler is
+not part of the environment, since with it JAX looks for a GPU at each start; `make kernels` installs it separately.
 """
 
 import argparse
@@ -29,9 +30,10 @@ import jax
 from tqdm import tqdm
 
 from pallas_kernels.chips import Chip
-from pallas_kernels.compile_check import catalogue, triton_catalogue, triton_report
+from pallas_kernels.compile_check import budget, catalogue, triton_catalogue, triton_report
 from pallas_kernels.compile_check.catalogue import Case
-from pallas_kernels.compile_check.report import DUMPS, Kernel, parse
+from pallas_kernels.compile_check.report import DUMPS, parse
+from pallas_kernels.compile_check.result import Result, heading, loop_lines, rows
 from pallas_kernels.triton import target as triton_target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,25 +48,8 @@ class CompilerMissing(RuntimeError):
     """The compiler is not installed, or is that of another jax."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What became of one case.
-
-    Attributes:
-      case: its name.
-      kernels: what was compiled, empty if nothing could be.
-      faults: what is wrong, empty if nothing is.
-      seconds: how long its process took.
-    """
-
-    case: str
-    kernels: tuple[Kernel, ...]
-    faults: tuple[str, ...]
-    seconds: float
-
-
 def compiler(folder: str | Path | None = None) -> Path:
-    """The folder with XLA's CUDA plugin and ptxas.
+    """The folder with XLA's CUDA plugin, ptxas and nvdisasm.
 
     Args:
       folder: None for the environment variable KUNLUN_CUDA_COMPILER, or, where that is not set, ``.cuda-compiler`` in
@@ -75,7 +60,7 @@ def compiler(folder: str | Path | None = None) -> Path:
     """
     folder = Path(folder or os.environ.get(COMPILER_VARIABLE) or REPOSITORY / ".cuda-compiler").resolve()
     versions = [d.version for d in importlib.metadata.distributions(name="jax-cuda13-plugin", path=[str(folder)])]
-    if not versions or not _ptxas(folder).is_file():
+    if not versions or not all(_ptxas(folder).with_name(tool).is_file() for tool in ("ptxas", "nvdisasm")):
         raise CompilerMissing(f"no CUDA compiler in {folder}: `make kernels` installs it, 0.3 GB of downloads")
     if versions != [jax.__version__]:
         raise CompilerMissing(
@@ -135,7 +120,8 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
         kernels = read(process.stdout.decode(errors="replace"))
     except ValueError as error:
         return Result(case.name, (), (str(error),), seconds)
-    return Result(case.name, tuple(kernels), tuple(fault for k in kernels for fault in k.faults(chip)), seconds)
+    faults = tuple(fault for k in kernels for fault in k.faults(chip))
+    return Result(case.name, tuple(kernels), faults, seconds, case.scores if isinstance(case, Case) else None)
 
 
 def _last_lines(errors: str) -> str:
@@ -156,28 +142,6 @@ def check_all(cases: Sequence[Case | triton_catalogue.Case], chip: Chip, folder:
             yield from pool.map(lambda case: check(case, chip, folder), cases)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-HEADINGS = ("registers", "threads", "spill st/ld", "stack", "shared", "tmem", "s")
-
-
-def _row(name: str, width: int, values: Sequence[object]) -> str:
-    columns = (f"{value!s:>{max(len(heading), 3)}}" for value, heading in zip(values, HEADINGS, strict=True))
-    return " ".join([f"{name:{width}}", *columns])
-
-
-def rows(result: Result, width: int) -> list[str]:
-    """The lines of the table for one result, the case's name padded to `width` characters."""
-    verdict = "FAILED: " + "; ".join(result.faults) if result.faults else "ok"
-    seconds = f"{result.seconds:.0f}"
-    measured: list[tuple[object, ...]] = [
-        (k.registers, k.threads, f"{k.spill_stores}/{k.spill_loads}", k.stack, k.shared_memory, k.tensor_memory_columns)
-        for k in result.kernels
-    ]
-    return [
-        f"{_row(result.case, width, (*values, seconds))}  {verdict}"
-        for values in measured or [("-",) * (len(HEADINGS) - 1)]
-    ]
 
 
 def _commit() -> str:
@@ -201,15 +165,19 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
     }
     if chip.name in triton_catalogue.CHIPS:
         made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
-    cases = {r.case: {"kernels": [*map(dataclasses.asdict, r.kernels)], "faults": [*r.faults]} for r in results}
+    cases = {
+        r.case: {"scores": r.scores, "kernels": [*map(dataclasses.asdict, r.kernels)], "faults": r.faults}
+        for r in results
+    }
     content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by, "cases": cases}
+    text = json.dumps(content, indent=1) + "\n"
     if path.exists():
         before = json.loads(path.read_text())
         before["made_by"]["commit"] = made_by["commit"]
-        if before == content:
+        if before == json.loads(text):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(text)
     return True
 
 
@@ -217,8 +185,27 @@ def _either(select: Sequence[str]) -> str:
     return " or ".join(map(repr, select))
 
 
-def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path) -> list[Result]:
-    """Checks the cases of a chip with any of `select` in their name, or all; prints a table and writes JSON of all."""
+def run(
+    chip: Chip,
+    select: Sequence[str],
+    jobs: int,
+    folder: Path,
+    output: Path,
+    *,
+    each_loop: bool = False,
+    accept_longer_loops: bool = False,
+) -> list[Result]:
+    """Checks the cases of a chip with any of `select` in their name, or all; prints a table and writes JSON of all.
+
+    Args:
+      chip: one of `ALL_CHIPS`.
+      select: parts of names; empty for all cases.
+      jobs: processes at once.
+      folder: see `compiler`.
+      output: folder of the JSON files, the budget among them.
+      each_loop: print `loop_lines`, too.
+      accept_longer_loops: store loops that are longer than the budget allows, and let them pass.
+    """
     cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))
@@ -227,19 +214,27 @@ def run(chip: Chip, select: Sequence[str], jobs: int, folder: Path, output: Path
     print(
         f"{chip.name}, {chip.architecture}: registers and spilled bytes of a thread; shared memory of a block in bytes,"
     )
-    print("static and dynamic, as launched; columns of tensor memory; seconds of the whole process")
-    print(_row("case", width, HEADINGS), flush=True)
-    started, results = time.perf_counter(), []
+    print(
+        "static and dynamic, as launched; columns of tensor memory; instructions of the loop with the score function,"
+    )
+    print("of a thread in a trip and for each of its scores; seconds of the whole process")
+    print(heading(width), flush=True)
+    started, results, path = time.perf_counter(), [], output / f"{chip.name}.json"
+    stored = budget.stored(path)
     with tqdm(total=len(cases), desc=chip.name, unit="kernel", dynamic_ncols=True, disable=None) as bar:
         for result in check_all(cases, chip, folder, jobs):
+            before = stored.get(result.case, ())
+            longer = () if accept_longer_loops else tuple(budget.worse(result.kernels, before))
+            result = dataclasses.replace(result, longer=longer, budgeted=any(before))
             results.append(result)
-            for row in rows(result, width):
+            for row in rows(result, width) + (loop_lines(result) if each_loop else []):
                 bar.write(row, file=sys.stdout)
             bar.update()
-    failed = sum(bool(result.faults) for result in results)
+    failed = sum(bool(result.faults or result.longer) for result in results)
     print(f"{chip.name}: {len(results)} cases, {failed} failed, {time.perf_counter() - started:.0f} s")
-    if not select:
-        path = output / f"{chip.name}.json"
+    if any(result.longer for result in results):
+        print(f"{path}: not written, for it is the budget that was exceeded")
+    elif not select:
         print(f"{path}: {'written' if write(path, chip, results, folder) else 'unchanged'}")
     return results
 
@@ -256,6 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=(),
         metavar="SUBSTRING",
         help="only cases with one of these in their name; writes no JSON",
+    )
+    parser.add_argument("--each-loop", action="store_true", help="print the instructions of each inner loop by kind")
+    parser.add_argument(
+        "--accept-longer-loops",
+        action="store_true",
+        help="let loops pass that are longer than stored; without --select, store them",
     )
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
     parser.add_argument(
@@ -276,12 +277,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = [
         (chip, result)
         for chip in options.chip
-        for result in run(ALL_CHIPS[chip], options.select, options.jobs, folder, options.output)
+        for result in run(
+            ALL_CHIPS[chip],
+            options.select,
+            options.jobs,
+            folder,
+            options.output,
+            each_loop=options.each_loop,
+            accept_longer_loops=options.accept_longer_loops,
+        )
     ]
     if not results:
         print(f"error: no case has {_either(options.select)} in its name", file=sys.stderr)
         return 2
-    failed = [(chip, result) for chip, result in results if result.faults]
+    failed = [(chip, result) for chip, result in results if result.faults or result.longer]
     for chip, result in failed:
-        print(f"FAILED {chip} {result.case}: " + "; ".join(result.faults), file=sys.stderr)
+        print(f"FAILED {chip} {result.case}: " + "; ".join((*result.faults, *result.longer)), file=sys.stderr)
     return 1 if failed else 0

@@ -5,15 +5,17 @@ Mosaic prints, where environment variables ask for it (`DUMPS`):
 - ptxas' report: registers, spills, stack frame, static shared memory;
 - the host code, whose call of `mosaic_gpu_launch_kernel` holds the grid, the cluster, the threads and the dynamic
   shared memory, exactly as they will be at launch;
-- the resources of the kernel, with the columns of tensor memory before they are rounded up.
+- the resources of the kernel, with the columns of tensor memory before they are rounded up;
+- the disassembly, after ptxas' report, by the nvdisasm that lies beside ptxas.
 """
 
 import dataclasses
 import re
 
 from pallas_kernels.chips import Chip
+from pallas_kernels.compile_check.sass import Loop, inner_loops
 
-DUMPS = ("MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_HOST_LLVM", "MOSAIC_GPU_DUMP_RESOURCES")
+DUMPS = ("MOSAIC_GPU_DUMP_PTXAS", "MOSAIC_GPU_DUMP_HOST_LLVM", "MOSAIC_GPU_DUMP_RESOURCES", "MOSAIC_GPU_DUMP_SASS")
 
 _ENTRY = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
 _LAUNCH = re.compile(r"call i32 @mosaic_gpu_launch_kernel\(ptr %\d+, ((?:i32 \d+, )+)")
@@ -35,6 +37,7 @@ class Kernel:
       shared_memory: bytes per block, static and dynamic.
       tensor_memory_columns: as allocated.
       serialized: ptxas' warning that wgmma instructions wait for one another, "" if it gave none.
+      loops: see `sass.inner_loops`; empty where the kernel is not disassembled.
     """
 
     architecture: str
@@ -46,6 +49,7 @@ class Kernel:
     shared_memory: int
     tensor_memory_columns: int
     serialized: str
+    loops: tuple[Loop, ...] = ()
 
     def faults(self, chip: Chip) -> list[str]:
         """What is wrong with the kernel on this chip, each with its number and the limit; empty if nothing is."""
@@ -79,7 +83,8 @@ def parse(output: str) -> list[Kernel]:
     """The kernels in a compiler's output, in the order in which they were compiled.
 
     Raises:
-      ValueError: the output holds no kernel, or its reports do not belong together; the message says which.
+      ValueError: the output holds no kernel, its reports do not belong together, or its disassembly cannot be followed;
+        the message says which.
     """
     starts = list(_ENTRY.finditer(output))
     if not starts:
@@ -113,6 +118,7 @@ def parse(output: str) -> list[Kernel]:
                 shared_memory=launches[i][9] + sum(static),
                 tensor_memory_columns=allocated_columns(columns[i]),
                 serialized=warning[0] if warning else "",
+                loops=inner_loops(report),
             )
         )
     return kernels

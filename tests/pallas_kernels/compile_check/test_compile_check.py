@@ -1,6 +1,7 @@
 """The compile check: what it reads, what it calls a fault, and a selection of the catalogue compiled in earnest."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -12,6 +13,7 @@ from pallas_kernels.chips import B200, H100, Chip
 from pallas_kernels.compile_check import catalogue, check
 from pallas_kernels.compile_check.catalogue import CHIPS, Case
 from pallas_kernels.compile_check.report import allocated_columns, parse
+from pallas_kernels.compile_check.sass import Loop, compute_loop
 from pallas_kernels.compile_check.worker import description
 from pallas_kernels.mosaic import sm90, sm100
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
@@ -41,8 +43,21 @@ FORWARD = pick(H100, "forward", 64)
 SERIALIZED = "wgmma.mma_async instructions are serialized due to insufficient register resources in function 'kernel'"
 
 
-def report(stores=0, loads=0, registers=168, threads=384, dynamic=196712, columns=0, note="", architecture="sm_90a"):
+def disassembly(tanh: int) -> str:
+    """A loop of so many MUFU and a branch back, as nvdisasm prints it."""
+    body = "        /*0010*/                   MUFU.TANH R44, R6 ;\n" * tanh
+    return f"""\t.section\t.text.entry_mosaic_gpu_kernel,"ax",@progbits
+.L_x_0:
+{body}        /*0800*/               @P0 BRA `(.L_x_0) ;
+        /*0810*/                   EXIT ;
+"""
+
+
+def report(
+    stores=0, loads=0, registers=168, threads=384, dynamic=196712, columns=0, note="", architecture="sm_90a", sass=None
+):
     """What the compiler prints of one kernel, other lines left out."""
+    sass = disassembly(64) if sass is None else sass
     return f"""
 Resources(smem_scratch_bytes=196608, tmem_scratch_cols={columns}, tmem_collective_scratch_cols=0, ...)
 ptxas info    : 0 bytes gmem
@@ -51,7 +66,7 @@ ptxas info    : Function properties for entry_mosaic_gpu_kernel
     {stores} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
 ptxas info    : Used {registers} registers, used 16 barriers, 1 bytes smem
 ptxas info    : Compile time = 153.147 ms
-declare i32 @mosaic_gpu_launch_kernel(ptr, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, ptr, ptr)
+{sass}declare i32 @mosaic_gpu_launch_kernel(ptr, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, i32, ptr, ptr)
   %420 = call i32 @mosaic_gpu_launch_kernel(ptr %0, i32 132, i32 1, i32 1, i32 0, i32 0, i32 0, i32 {threads}, i32 1, \
 i32 1, i32 {dynamic}, i32 0, ptr %1, ptr %413)
 """
@@ -66,6 +81,7 @@ def test_a_report_is_read():
     assert (kernel.spill_stores, kernel.spill_loads, kernel.stack) == (0, 0, 0)
     assert kernel.tensor_memory_columns == 256
     assert kernel.faults(B200) == []
+    assert kernel.loops == (Loop(65, {"control": 1, "mufu": 64}),)
 
 
 def test_two_kernels_in_one_output():
@@ -104,6 +120,8 @@ def test_an_output_without_a_whole_report_is_refused():
         parse(report() + "ptxas info    : Compiling entry function 'entry' for 'sm_90a'\n")
     with pytest.raises(ValueError, match="cannot read"):
         parse(report().replace("Used 168 registers", "no registers"))
+    with pytest.raises(ValueError, match="no disassembly"):
+        parse(report(sass=""))
 
 
 # --- chips and catalogue ---
@@ -180,6 +198,15 @@ def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
         columns = sm100.tensor_memory(case.dim, backward=backward, outputs=outputs, config=case.config)
         assert kernel.tensor_memory_columns == allocated_columns(columns)
     assert tiles <= kernel.shared_memory <= tiles + 1024
+    # An instruction multiplies a depth of 16: a step's products over the head's width, then those over the block.
+    over_dim, over_block = {"forward": (1, 1), "dq": (2, 1), "dkv": (2, 2)}[case.direction]
+    products = [loop.kinds["matrix"] for loop in kernel.loops if "matrix" in loop.kinds]
+    assert set(products) == {(over_dim * case.dim + over_block * case.config.block) // 16}
+    # One tanh a score, but for the share of polynomials; two weights are packed at once, in the backward two of each.
+    loop = compute_loop(kernel.loops)
+    assert loop is not None and result.scores is not None
+    assert loop.kinds["mufu"] == result.scores * (8 - case.config.polynomial) / 8
+    assert loop.kinds["convert"] == result.scores / 2 * outputs
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
@@ -219,8 +246,8 @@ def test_a_kernel_for_another_chip_fails_and_says_why(folder):
 # --- the command ---
 
 
-def fake(case, chip, folder):
-    return check.Result(case.name, tuple(parse(report())), (), 1.0)
+def fake(case, chip, folder, tanh=64):
+    return check.Result(case.name, tuple(parse(report(sass=disassembly(tanh)))), (), 1.0, case.scores)
 
 
 def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, capsys, tmp_path):
@@ -239,6 +266,53 @@ def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, cap
     assert check.main(["--chip", "h100", *output]) == 0
     assert (tmp_path / "h100.json").read_text() == first
     assert f"{len(CASES['h100'])} cases, 0 failed" in capsys.readouterr().out
+
+
+def test_a_longer_loop_fails_until_it_is_accepted(folder, monkeypatch, capsys, tmp_path):
+    command = ["--chip", "h100", "--output", str(tmp_path)]
+    monkeypatch.setattr(check, "check", fake)
+    assert check.main([*command, "--select", "dkv"]) == 0
+    assert "no stored loop to compare with" in capsys.readouterr().out
+    assert check.main(command) == 0
+    path = tmp_path / "h100.json"
+    stored = path.read_text()
+    capsys.readouterr()
+    monkeypatch.setattr(check, "check", functools.partial(fake, tanh=65))  # 66 of 65, within 3%
+    assert check.main([*command, "--select", "dkv"]) == 0
+    assert "no stored loop" not in capsys.readouterr().out
+    monkeypatch.setattr(check, "check", functools.partial(fake, tanh=66))
+    for selection in (["--select", "dkv"], []):
+        assert check.main([*command, *selection]) == 1
+        printed = capsys.readouterr()
+        assert "the compute loop has 67 instructions, stored are 65" in printed.err
+        assert "make kernels KERNELS=--accept-longer-loops" in printed.err
+    assert "not written" in printed.out and path.read_text() == stored
+    assert check.main([*command, "--accept-longer-loops"]) == 0
+    assert path.read_text() != stored
+    assert check.main([*command, "--select", "dkv"]) == 0
+
+
+def test_rows_stored_before_instructions_were_counted_are_no_budget(folder, monkeypatch, capsys, tmp_path):
+    command = ["--chip", "h100", "--output", str(tmp_path)]
+    monkeypatch.setattr(check, "check", fake)
+    assert check.main(command) == 0
+    path = tmp_path / "h100.json"
+    content = json.loads(path.read_text())
+    for case in content["cases"].values():
+        for kernel in case["kernels"]:
+            del kernel["loops"]
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    monkeypatch.setattr(check, "check", functools.partial(fake, tanh=640))
+    assert check.main([*command, "--select", "dkv"]) == 0
+    assert "ok, no stored loop to compare with" in capsys.readouterr().out
+
+
+def test_each_loop_is_printed_by_kind(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(check, "check", fake)
+    command = ["--chip", "h100", "--output", str(tmp_path), "--each-loop", "--select", FORWARD.name]
+    assert check.main(command) == 0
+    assert f"loop of 65: control 1 ({1 / FORWARD.scores:.2f}), mufu 64 (" in capsys.readouterr().out
 
 
 def test_a_selection_of_nothing_is_an_error(folder, capsys):
