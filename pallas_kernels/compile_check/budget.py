@@ -12,8 +12,8 @@ from pallas_kernels.compile_check.report import Kernel
 from pallas_kernels.compile_check.sass import Loop, compute_loop
 
 ALLOWED = 1.03
-"""How many times the stored instructions the loop may have (O): a few scheduling moves pass, one instruction a score of
-thirty does not."""
+"""How many times the stored instructions the loop may have (O): what ptxas orders otherwise passes, one instruction
+more a score fails in a loop with up to thirty."""
 
 
 def stored(path: Path) -> dict[str, tuple[int | None, ...]]:

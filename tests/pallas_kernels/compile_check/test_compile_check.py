@@ -325,6 +325,17 @@ def test_without_a_compiler_it_says_what_to_type(tmp_path, capsys):
     assert "`make kernels` installs it" in capsys.readouterr().err
 
 
+def test_a_compiler_without_nvdisasm_is_refused(folder, tmp_path):
+    tools = tmp_path / "nvidia" / "cu13" / "bin"
+    tools.mkdir(parents=True)
+    for path in (*folder.glob("jax_cuda13_plugin-*.dist-info"), folder / "nvidia" / "cu13" / "bin" / "ptxas"):
+        (tools if path.name == "ptxas" else tmp_path).joinpath(path.name).symlink_to(path)
+    with pytest.raises(check.CompilerMissing, match="no CUDA compiler"):
+        check.compiler(tmp_path)
+    (tools / "nvdisasm").touch()
+    assert check.compiler(tmp_path) == tmp_path.resolve()
+
+
 def test_the_compiler_of_another_jax_is_refused(folder, monkeypatch):
     monkeypatch.setattr(check.jax, "__version__", "0.0.1")
     with pytest.raises(check.CompilerMissing, match=r"this is jax 0\.0\.1"):
