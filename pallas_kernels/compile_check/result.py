@@ -16,7 +16,8 @@ class Result:
       kernels: what was compiled, empty if nothing could be.
       faults: what is wrong, empty if nothing is.
       seconds: how long its process took.
-      scores: see `catalogue.Case.scores`; None for a Triton kernel.
+      scores: see `catalogue.Case.scores`; of the last kernel, since passes before it have block sizes of their own.
+        None for a Triton kernel.
       longer: `budget.worse` of it.
       budgeted: whether its instructions are stored, so that they can be compared.
     """
@@ -53,7 +54,8 @@ def rows(result: Result, width: int) -> list[str]:
     measured: list[tuple[object, ...]] = []
     for k in result.kernels:
         loop, spills = compute_loop(k.loops), f"{k.spill_stores}/{k.spill_loads}"
-        counts = (loop.instructions if loop else "-", _a_score(loop.instructions, result.scores) if loop else "-")
+        scores = result.scores if k is result.kernels[-1] else None
+        counts = (loop.instructions if loop else "-", _a_score(loop.instructions, scores) if loop else "-")
         measured.append((k.registers, k.threads, spills, k.stack, k.shared_memory, k.tensor_memory_columns, *counts))
     return [
         f"{_row(result.case, width, (*values, seconds))}  {verdict}"
@@ -69,7 +71,10 @@ def loop_lines(result: Result) -> list[str]:
     """A line for each inner loop: instructions of a trip and, for each score of a thread, those of each kind."""
     return [
         f"  loop of {loop.instructions}: "
-        + ", ".join(f"{kind} {count} ({_a_score(count, result.scores)})" for kind, count in loop.kinds.items())
+        + ", ".join(
+            f"{kind} {count} ({_a_score(count, result.scores if kernel is result.kernels[-1] else None)})"
+            for kind, count in loop.kinds.items()
+        )
         for kernel in result.kernels
         for loop in kernel.loops
     ]
