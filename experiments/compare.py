@@ -324,4 +324,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # A comparison of one's own imports its class from the module of this name, which `__main__` is not.
+    from experiments import compare
+
+    sys.exit(compare.main())

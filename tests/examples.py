@@ -1,4 +1,4 @@
-"""A tiny schema, random batches of it through the real `pack`, and a tiny Kunlun, for tests of the model."""
+"""A tiny schema, random batches of it through the real `pack`, and modules with parameters that hide nothing."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,8 +12,6 @@ from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import EventRows, Ragged, Rows
 from kunlun_jax.data.pack import pack
 from kunlun_jax.data.schema import Categorical, EventType, Schema
-from kunlun_jax.models.config import EventConfig, KunlunConfig
-from kunlun_jax.models.kunlun import Kunlun
 from pallas_kernels.jagged import aligned
 
 # Event types stand in an order that is not the alphabet's, since a tree of dicts is sorted; one is called as a part of
@@ -35,6 +33,8 @@ BATCH = 7
 """One more than there are examples, so that the last row only fills the batch."""
 CAPACITY = {"view": 64, "context": 64, "tags": 64}
 """All alike, so that what tests run operation by operation is compiled for few shapes."""
+TABLE_DIM = 4
+"""Width of the tables."""
 
 
 def splits_of(lengths: Sequence[int]) -> np.ndarray:
@@ -127,26 +127,6 @@ def spoil_gaps(batch: Batch) -> Batch:
     return dataclasses.replace(batch, events={name: spoil(events) for name, events in batch.events.items()})
 
 
-EVENT = EventConfig(dim=8, heads=2, tokens=2, seeds=4, layers=2, window=2, ffn_width=4, kron_rank=2)
-CONFIG = KunlunConfig(
-    dim=8,
-    layers=3,
-    embedding_dim=4,
-    embedding_scale=1.0,
-    summary_tokens=3,
-    event=EVENT,
-    ffn_tau=4.0,
-    experts=2,
-    fm_tokens=2,
-    linear_tokens=2,
-    fm_rank=2,
-    fm_hidden=(8,),
-    head_hidden=(8,),
-    dtype="float32",
-)
-"""Three layers, of which event types take part in two, so that the last pool is a final one."""
-
-
 def build[M: nnx.Module](make: Callable[[], M], *, seed: int = 0, scale: float = 0.4) -> M:
     """The module that `make` makes, with every parameter drawn anew by NumPy.
 
@@ -157,14 +137,7 @@ def build[M: nnx.Module](make: Callable[[], M], *, seed: int = 0, scale: float =
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), state))
 
 
-def tiny_model(schema: Schema = SCHEMA, *, seed: int = 0, **changes) -> Kunlun:
-    """Kunlun of `CONFIG` with some fields changed, and parameters that are drawn anew."""
-    config = dataclasses.replace(CONFIG, **changes)
-    rates = (0.2, 0.02)[: len(schema.tasks)]
-    return build(lambda: Kunlun(schema, config, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed)
-
-
-def tiny_tables(schema: Schema = SCHEMA, *, dim: int = CONFIG.embedding_dim, seed: int = 0) -> dict[str, jax.Array]:
+def tiny_tables(schema: Schema = SCHEMA, *, dim: int = TABLE_DIM, seed: int = 0) -> dict[str, jax.Array]:
     """Normal float32 tables of a schema."""
     rng = np.random.default_rng(seed)
     return {n: jnp.asarray(rng.normal(size=(table.rows, dim)), jnp.float32) for n, table in schema.tables.items()}

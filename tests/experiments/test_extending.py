@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shlex
 import sys
@@ -19,6 +20,7 @@ from kunlun_jax.serialization import from_json, to_json
 from kunlun_jax.training.config import TrainConfig
 from pallas_kernels.dispatch import Implementation
 from pallas_kernels.operators.seed_attention import api
+from tests import processes
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs/extending.md").read_text()
 FILES = {
@@ -145,4 +147,10 @@ def test_a_comparison_of_ones_own_is_run_by_its_path(folder, capsys, monkeypatch
     path.write_text(path.read_text().replace("my_preset.py", shlex.join(["my_preset.py", *LITTLE])))
     flags = ["--dirty", "--rows", "half of it", "--seeds", "0", "--out", "toy.json", "--runs", "runs"]
     assert compare.main(["my_comparison.py", *flags]) == 0
-    assert "| half of it |" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "| half of it |" in table
+    # The row is there, so that the command has only to show it.
+    root = str(Path(compare.__file__).parents[1])
+    command = [sys.executable, "-m", "experiments.compare", "my_comparison.py", *flags]
+    again = processes.run(command, env=os.environ | {"PYTHONPATH": root})
+    assert (again.returncode, again.stdout) == (0, table), again.stderr

@@ -18,7 +18,8 @@ from kunlun_jax.models.config import EventConfig, KunlunConfig
 from kunlun_jax.nn.attention import WHOLE_HISTORY
 from kunlun_jax.nn.rotary import RoteConfig
 from kunlun_jax.training.run import sample_lengths
-from tests.examples import CONFIG, EVENT, SCHEMA
+from tests.examples import SCHEMA
+from tests.models.tiny import CONFIG, EVENT
 
 LENGTHS = {"view": np.array([0, 5, 130, 1]), "context": np.array([3, 0, 2, 64])}
 OWN = EventConfig(dim=12, heads=3, tokens=3, seeds=5, layers=3, window=0, ffn_width=3, kron_rank=3)

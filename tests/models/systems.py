@@ -50,7 +50,7 @@ TINY: dict[str, SystemConfig] = {
     "din": DINConfig(**COMMON, unit_hidden=(8,)),
     "pooled_product": PooledProductConfig(**COMMON, gate_hidden=(8,)),
 }
-"""Every system but Kunlun, at the widths of `tests.examples.CONFIG`."""
+"""Every system but Kunlun, at the widths of `tests.models.tiny.CONFIG`."""
 
 
 def tiny_system(name: str, schema: Schema = SCHEMA, *, seed: int = 0, **changes):

@@ -19,9 +19,7 @@ from kunlun_jax.nn.rotary import RoteConfig
 from tests.examples import (
     BATCH,
     CAPACITY,
-    CONFIG,
     CONTEXTS,
-    EVENT,
     SCHEMA,
     VIEWS,
     random_batch,
@@ -29,9 +27,9 @@ from tests.examples import (
     random_rows,
     spoil_gaps,
     take_rows,
-    tiny_model,
     tiny_tables,
 )
+from tests.models.tiny import CONFIG, EVENT, tiny_model
 
 REFERENCE = {"implementation": "reference"}
 EXAMPLES = len(VIEWS)

@@ -13,7 +13,8 @@ from kunlun_jax.nn.embedding import lookup
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic import target
 from pallas_kernels.operators.gdpa import block
-from tests.examples import CONFIG, EVENT, random_batch, tiny_model, tiny_tables
+from tests.examples import random_batch, tiny_tables
+from tests.models.tiny import CONFIG, EVENT, tiny_model
 
 # The narrowest head that the kernels take, in their dtype.
 EVENT_BFLOAT16 = dataclasses.replace(EVENT, dim=64, heads=2, ffn_width=16)

@@ -23,7 +23,8 @@ from kunlun_jax.torch_reference.batch import from_packed
 from kunlun_jax.torch_reference.optimizer import Trainer as TorchTrainer
 from kunlun_jax.training.optimizer import OptimizerConfig
 from kunlun_jax.training.step import Trainer, weighted_loss
-from tests.examples import BATCH, CONFIG, CONTEXTS, SCHEMA, VIEWS, build, random_rows, spoil_gaps, tiny_tables
+from tests.examples import BATCH, CONTEXTS, SCHEMA, VIEWS, build, random_rows, spoil_gaps, tiny_tables
+from tests.models.tiny import CONFIG
 
 OUTPUT, GRADIENT = 1e-10, 1e-8
 """Relative differences allowed in float64; what is seen is 1e-15 and 1e-14."""

@@ -14,8 +14,9 @@ from kunlun_jax.nn.embedding import init_tables
 from kunlun_jax.torch_reference import weights
 from kunlun_jax.torch_reference.model import Kunlun as Twin
 from kunlun_jax.torch_reference.registry import make_twin
-from tests.examples import CONFIG, SCHEMA, tiny_model, tiny_tables
+from tests.examples import SCHEMA, tiny_tables
 from tests.models.systems import TINY
+from tests.models.tiny import CONFIG, tiny_model
 
 CHOICES = {
     "wide": {"wide": True},

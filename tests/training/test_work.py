@@ -14,7 +14,8 @@ from kunlun_jax.training.optimizer import OptimizerConfig
 from kunlun_jax.training.run import prepare
 from kunlun_jax.training.step import Trainer
 from kunlun_jax.training.work import bytes_beside_tables, offsets_of, work_of_step
-from tests.examples import BATCH, CAPACITY, CONTEXTS, SCHEMA, VIEWS, random_rows, tiny_model
+from tests.examples import BATCH, CAPACITY, CONTEXTS, SCHEMA, VIEWS, random_rows
+from tests.models.tiny import tiny_model
 from tests.training.tiny import tiny_config
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.train interformer/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): still to be measured.
+Cost and score (LogLoss, AUC, NE): to be measured.
 """
 
 from experiments.configs.kunlun import kuairand

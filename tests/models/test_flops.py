@@ -18,8 +18,9 @@ from kunlun_jax.nn.ffn import PlainFFN, TokenToWeights
 from kunlun_jax.nn.interaction import WukongExpert
 from kunlun_jax.nn.mlp import MLP
 from kunlun_jax.nn.pooling import SumKronLinear, TokenLinear
-from tests.examples import CONFIG, SCHEMA, build, random_batch, random_jagged, random_rows, tiny_model, tiny_tables
+from tests.examples import SCHEMA, build, random_batch, random_jagged, random_rows, tiny_tables
 from tests.models.systems import tiny_system
+from tests.models.tiny import CONFIG, tiny_model
 
 BATCH = 4
 ELEMENTWISE = 1.06

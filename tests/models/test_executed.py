@@ -15,7 +15,8 @@ from kunlun_jax.models.config import EventConfig
 from kunlun_jax.nn.embedding import lookup
 from pallas_kernels import gdpa, seed_attention, window_attention
 from pallas_kernels.xla import tiles
-from tests.examples import SCHEMA, random_batch, splits_of, tiny_model, tiny_tables
+from tests.examples import SCHEMA, random_batch, splits_of, tiny_tables
+from tests.models.tiny import tiny_model
 
 ELEMENTWISE = 1.06
 """XLA's count over ours, at most, at the widths of these tests: what biases, norms, softmax and updates add."""
