@@ -16,6 +16,7 @@ import tyro
 
 from experiments.compilation import keep_compiled
 from kunlun_jax.data.open import open_dataset
+from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
@@ -77,7 +78,8 @@ def open_run(directory: Path, root: Path | None, split: str, progress: bool) -> 
         )
     dataset.split(split)
     run = dataclasses.replace(config.run, progress=progress)
-    return prepare(dataclasses.replace(config, data=data, run=run), dataset)
+    # On one device, however many it was trained on: a checkpoint is the same for all.
+    return prepare(dataclasses.replace(config, data=data, run=run, mesh=MeshConfig()), dataset)
 
 
 def newest_predictions(directory: Path, root: Path | None, split: str, progress: bool) -> tuple[Run, int, Predictions]:

@@ -15,7 +15,7 @@ in and out. Not counted are elementwise work, sums, sorts and copies, as if XLA 
 them, and loops without products. The number is a bound on neither side: less is moved where XLA fuses a gather into its
 product or a tile stays in a cache, more where it writes what lies between two elementwise operations.
 
-A fused GPU kernel is opaque here and refused: `NotCounted`.
+A fused GPU kernel is opaque here and refused, as is a program that runs on several devices: `NotCounted`.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ CALLS |= {"custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "pjit": "jaxpr
 """Primitives that run the program in one of their parameters once, on their own operands."""
 
 
-OPAQUE = ("pallas", "mosaic", "triton", "core_map", "run_state", "ffi_call", "conv_general", "ragged_dot")
-"""Parts of the names of primitives that hide a kernel, or products of a kind that no model here has."""
+OPAQUE = ("shard_map", "pallas", "mosaic", "triton", "core_map", "run_state", "ffi_call", "conv_general", "ragged_dot")
+"""Parts of the names of primitives that hide a kernel, the devices of a mesh, or products that no model here has."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -23,7 +23,7 @@ ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """What all devices of a process can do at most.
+    """What the devices of a run can do at most.
 
     Attributes:
       flops_per_second: of matrix products, all devices together.
@@ -44,12 +44,12 @@ PEAK_FIELDS = tuple(field.name for field in dataclasses.fields(Peak))
 
 
 @functools.cache
-def peak(dtype: jnp.dtype) -> Peak:
-    """The peak of the devices at hand for operands of `dtype`; measured once a process where no datasheet is known.
+def peak(dtype: jnp.dtype, devices: int = 1) -> Peak:
+    """The peak of `devices` devices for operands of `dtype`; measured once a process where no datasheet is known.
 
     The datasheet's number is for 16-bit operands, which is what a GPU trains in; other dtypes are measured.
     """
-    device, devices = jax.devices()[0].device_kind, jax.device_count()
+    device = jax.devices()[0].device_kind
     chip = chip_of(device) if jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else None
     if chip is not None:
         return Peak(devices * chip.flops, jnp.dtype(dtype).name, f"datasheet of {chip.model}", device, devices)

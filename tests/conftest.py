@@ -1,4 +1,4 @@
-"""What every test runs under: four CPU devices, strict promotion of dtypes and ranks, no display."""
+"""What every test runs under: eight CPU devices, strict promotion of dtypes and ranks, no display."""
 
 import ctypes
 import gc
@@ -24,7 +24,7 @@ from tests.slowness import (  # noqa: F401
     pytest_runtest_setup,
 )
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

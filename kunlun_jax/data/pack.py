@@ -29,6 +29,8 @@ class Counts:
       items: multi-valued feature -> ids in the batch.
       items_cut_by_capacity: multi-valued feature -> ids left out because the batch had no more rows (the last ones).
       beyond_vocabulary: feature, or ``type.field`` for event fields -> ids in the batch that the table does not hold.
+      events_of_fullest: where devices share batches, the events of the share of each batch that has most of them; that
+        times the devices over all events is the imbalance.
     """
 
     examples: int = 0
@@ -39,6 +41,7 @@ class Counts:
     items: dict[str, int] = dataclasses.field(default_factory=dict)
     items_cut_by_capacity: dict[str, int] = dataclasses.field(default_factory=dict)
     beyond_vocabulary: dict[str, int] = dataclasses.field(default_factory=dict)
+    events_of_fullest: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(_added(a, b) for a, b in zip(_values(self), _values(other), strict=True)))

@@ -28,6 +28,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset, Source
 from kunlun_jax.data.pack import Counts, capacity_names, pack
 from kunlun_jax.data.schema import Schema
+from kunlun_jax.data.shares import joined, shares
 from pallas_kernels.jagged import aligned
 
 logger = logging.getLogger(__name__)
@@ -96,11 +97,12 @@ class LoaderConfig:
             )
         return dict.fromkeys(types, self.max_events) | dict(self.max_events_of)
 
-    def local_batch_size(self, process_count: int) -> int:
-        """Examples of a batch per process; ValueError if they cannot be divided evenly."""
-        if self.batch_size % process_count:
+    def local_batch_size(self, process_count: int, share_count: int = 1) -> int:
+        """Examples of a batch per process; ValueError if they, or its shares, cannot be divided evenly."""
+        if self.batch_size % (process_count * share_count):
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of the number of processes {process_count}"
+                f"batch_size {self.batch_size} must be a multiple of {process_count * share_count}, the number of "
+                f"processes times that of devices that share a batch ({process_count} times {share_count})"
             )
         return self.batch_size // process_count
 
@@ -114,6 +116,7 @@ def make_loader(
     seed: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    share_count: int = 1,
     capacity: Mapping[str, int] | Literal["auto"] = "auto",
 ) -> "Loader":
     """A loader over `epochs` passes through a split, each ending with a batch filled up with rows of weight 0.
@@ -126,10 +129,12 @@ def make_loader(
       seed: of the global shuffle; nothing else is random.
       process_index: this process gets the slice ``process_index`` of ``process_count`` equal ones of every batch.
       process_count: processes that share a batch.
-      capacity: packed rows per event type and multi-valued feature, from `capacities`; "auto" calls it.
+      share_count: devices that share a process's part of a batch: it comes as that many shares, one after the other
+        along the first axis of every array, each with its own offsets.
+      capacity: packed rows of a share per event type and multi-valued feature, from `capacities`; "auto" calls it.
 
     Raises:
-      ValueError: a field is out of range, or the batch size is not a multiple of `process_count`.
+      ValueError: a field is out of range, or the batch size is not a multiple of all the shares.
       KeyError: there is no such split.
     """
     if epochs < 1:
@@ -139,7 +144,8 @@ def make_loader(
     if len(dataset.split(split)) == 0:
         raise ValueError(f"split {split!r} of data set {dataset.schema.name!r} has no rows")
     if capacity == "auto":
-        capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, process_count=process_count)
+        counts = {"process_count": process_count, "share_count": share_count}
+        capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, **counts)
     plan = _Plan(
         source=dataset.source,
         rows=dataset.split(split),
@@ -148,7 +154,8 @@ def make_loader(
         seed=seed,
         epochs=epochs,
         slice_index=process_index,
-        slice_size=config.local_batch_size(process_count),
+        slice_size=config.local_batch_size(process_count, share_count),
+        share_count=share_count,
         max_events=config.max_events_by_type(dataset.schema),
         capacity=dict(capacity),
     )
@@ -170,8 +177,9 @@ def capacities(
     epochs: int = 1,
     seed: int = 0,
     process_count: int = 1,
+    share_count: int = 1,
 ) -> dict[str, int]:
-    """Packed rows that the fullest batch needs, per event type and multi-valued feature, as a multiple of 128.
+    """Packed rows that the fullest share of a batch needs, per event type and multi-valued feature, a multiple of 128.
 
     Every batch of every split is measured, in time order and in the `epochs` orders of a global shuffle with `seed`, so
     with these capacities nothing is cut (unless `config.max_rows_per_example` limits them). A split of more than 2
@@ -179,7 +187,7 @@ def capacities(
     is the same on all processes.
     """
     names = capacity_names(dataset.schema)
-    size = config.local_batch_size(process_count)
+    size = config.local_batch_size(process_count, share_count)
     needed = dict.fromkeys(names, 0)
     max_events = config.max_events_by_type(dataset.schema)
     for split in splits:
@@ -190,23 +198,23 @@ def capacities(
             lengths = _packed_rows(dataset.source, np.arange(rows.start, rows.stop), max_events)
             for order in orders:
                 index = slice(None) if order is None else order()
-                for name in names:
-                    needed[name] = max(needed[name], _fullest(lengths[name][index], size))
+                fullest = _fullest({name: of[index] for name, of in lengths.items()}, size, share_count)
+                needed = {name: max(needed[name], fullest[name]) for name in names}
         else:
             starts = np.linspace(0, len(rows) - size, max(2, SAMPLE_ROWS // size), dtype=np.int64)
             sample = (starts[:, None] + np.arange(size)).reshape(-1)
             for order in orders[:2]:
                 index = sample if order is None else order()[sample]
                 lengths = _packed_rows(dataset.source, rows.start + index, max_events)
-                for name in names:
-                    needed[name] = max(needed[name], math.ceil(_fullest(lengths[name], size) * SAMPLE_MARGIN))
+                fullest = _fullest(lengths, size, share_count)
+                needed = {name: max(needed[name], math.ceil(fullest[name] * SAMPLE_MARGIN)) for name in names}
             logger.info(
                 "split %r has %d rows: capacities are estimated from %d batches with a margin of %.0f%%; "
                 "what should not fit is cut and counted",
                 *(split, len(rows), len(starts), 100 * (SAMPLE_MARGIN - 1)),
             )
     if config.max_rows_per_example:
-        needed = {name: min(rows, config.max_rows_per_example * size) for name, rows in needed.items()}
+        needed = {name: min(rows, config.max_rows_per_example * size // share_count) for name, rows in needed.items()}
     return {name: max(1, -(-rows // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE for name, rows in needed.items()}
 
 
@@ -318,6 +326,7 @@ class _Plan:
     epochs: int
     slice_index: int
     slice_size: int
+    share_count: int
     max_events: dict[str, int]
     capacity: dict[str, int]
 
@@ -331,10 +340,11 @@ class _Plan:
         schema = self.source.schema
         per_example = len(schema.categorical) + len(schema.dense) + len(schema.tasks) + 3
         elements = self.slice_size * (per_example + 2 * len(self.capacity))
-        for event in schema.events:
-            elements += self.capacity[event.name] * (len(event.categorical) + len(event.dense) + 1)
-        elements += sum(self.capacity[feature.name] for feature in schema.multi_valued)
-        return 4 * elements
+        packed = sum(
+            self.capacity[event.name] * (len(event.categorical) + len(event.dense) + 1) for event in schema.events
+        )
+        packed += sum(self.capacity[feature.name] for feature in schema.multi_valued)
+        return 4 * (elements + self.share_count * packed)
 
     def __call__(self, number: int) -> tuple[Batch, Counts]:
         epoch, batch = divmod(int(number), self.batches_per_epoch)
@@ -342,8 +352,20 @@ class _Plan:
         index = np.arange(start, min(start + self.slice_size, len(self.rows)), dtype=np.int64)
         if self.shuffle == "global":
             index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
-        rows = self.source.rows(self.rows.start + index, self.max_events)
-        return pack(self.source.schema, rows, self.slice_size, self.capacity)
+        index += self.rows.start
+        if self.share_count == 1:
+            return self._packed(index, self.slice_size)
+        packed_rows = sum(_packed_rows(self.source, index, self.max_events).values(), np.zeros(len(index), np.int64))
+        parts = [
+            self._packed(index[share], self.slice_size // self.share_count)
+            for share in shares(packed_rows, self.share_count)
+        ]
+        fullest = max(sum(counts.events.values()) for _, counts in parts)
+        counts = sum((counts for _, counts in parts), Counts())
+        return joined([batch for batch, _ in parts]), dataclasses.replace(counts, events_of_fullest=fullest)
+
+    def _packed(self, index: np.ndarray, size: int) -> tuple[Batch, Counts]:
+        return pack(self.source.schema, self.source.rows(index, self.max_events), size, self.capacity)
 
 
 @functools.lru_cache(maxsize=1)
@@ -371,9 +393,19 @@ def _packed_rows(source: Source, index: np.ndarray, max_events: dict[str, int]) 
     return packed
 
 
-def _fullest(packed_rows: np.ndarray, size: int) -> int:
-    """The largest sum over consecutive slices of `size`."""
-    return int(np.add.reduceat(packed_rows, np.arange(0, len(packed_rows), size)).max())
+def _fullest(packed_rows: Mapping[str, np.ndarray], size: int, share_count: int) -> dict[str, int]:
+    """The most rows of any share of consecutive slices of `size` examples, by name."""
+    if share_count == 1 or not packed_rows:
+        return {
+            name: int(np.add.reduceat(rows, np.arange(0, len(rows), size)).max()) for name, rows in packed_rows.items()
+        }
+    total = np.sum(list(packed_rows.values()), axis=0)
+    most = dict.fromkeys(packed_rows, 0)
+    for start in range(0, len(total), size):
+        for share in shares(total[start : start + size], share_count):
+            for name, rows in packed_rows.items():
+                most[name] = max(most[name], int(rows[start + share].sum()))
+    return most
 
 
 def _boxed(element: tuple[Batch, Counts]) -> tuple[np.ndarray, Any, Counts]:

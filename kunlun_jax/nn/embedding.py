@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.init import normal
-
-INIT_BLOCK = 1 << 20  # rows of a new table made at a time
+from kunlun_jax.nn.table_rows import PARTS, is_dealt, make_parts, place, stored_rows
 
 
 @pytree_dataclass
@@ -25,7 +25,8 @@ class Touched:
     """The rows of one table that a batch reads.
 
     Attributes:
-      rows: ``[touched]`` int32, ascending and unique; padded with the table's row count, which no update reaches.
+      rows: ``[touched]`` int32, where they are stored (`nn.table_rows`), ascending and unique; padded with the number
+        of stored rows, which no update reaches.
       slots: feature -> int32, shaped as the feature's ids: where in `rows` each id stands.
     """
 
@@ -76,7 +77,8 @@ def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
         by_table.setdefault(table, {})[name] = ids
     touched = {}
     for table, features in by_table.items():
-        total = schema.tables[table].rows
+        total = stored_rows(schema.tables[table].rows)
+        features = {name: place(ids, schema.tables[table].rows) for name, ids in features.items()}
         count = sum(ids.size for ids in features.values())
         if total <= count:
             touched[table] = Touched(jnp.arange(total, dtype=jnp.int32), features)
@@ -114,30 +116,36 @@ def embed(schema: Schema, batch: Batch, touched: dict[str, Touched], rows: dict[
     )
 
 
-def init_tables(schema: Schema, dim: int, *, scale: float, key: jax.Array) -> dict[str, Float[Array, "_ dim"]]:
-    """New tables of a schema, float32, normal with standard deviation `scale`; table name -> ``[rows, dim]``."""
-    keys = jax.random.split(key, max(len(schema.tables), 1))
-    return {
-        name: _normal(k, table.rows, dim, scale) for k, (name, table) in zip(keys, schema.tables.items(), strict=False)
-    }
+def init_tables(
+    schema: Schema, dim: int, *, scale: float, key: jax.Array, mesh: Mesh | None = None
+) -> dict[str, Float[Array, "_ dim"]]:
+    """New tables of a schema, float32, normal with standard deviation `scale`; table name -> ``[stored rows, dim]``.
 
-
-def _normal(key: jax.Array, rows: int, dim: int, scale: float) -> Float[Array, "rows dim"]:
-    """Normal numbers of standard deviation `scale`; a large table is made block by block.
-
-    Made all at once, random numbers need three times their own memory on top, and a table may fill half the machine.
+    On a mesh each device makes its own parts of large tables. The numbers do not depend on it.
     """
-    if rows <= INIT_BLOCK:
+    keys = jax.random.split(key, max(len(schema.tables), 1))
+
+    def make(key: jax.Array, rows: int) -> Float[Array, "rows dim"]:
         return scale * normal(key, (rows, dim), jnp.float32)
 
-    def write(block: jax.Array, table: jax.Array) -> jax.Array:
-        new = scale * normal(jax.random.fold_in(key, block), (INIT_BLOCK, dim), jnp.float32)
-        # The last block ends where the table does and overlaps the one before.
-        start = jnp.minimum(block * INIT_BLOCK, rows - INIT_BLOCK)
-        return jax.lax.dynamic_update_slice_in_dim(table, new, start, axis=0)
+    def make_large(key: jax.Array, rows: int) -> Float[Array, "rows dim"]:
+        if mesh is None:
+            return jax.jit(lambda key: make_parts(make, key, rows))(key)
+        (axis,) = mesh.axis_names
+        parts = PARTS // mesh.size
 
-    blocks = -(-rows // INIT_BLOCK)
-    return jax.jit(lambda: jax.lax.fori_loop(0, blocks, write, jnp.zeros((rows, dim), jnp.float32)))()
+        def of_device(key: jax.Array) -> Float[Array, "rows dim"]:
+            return make_parts(make, key, rows, first=jax.lax.axis_index(axis) * parts, parts=parts)
+
+        spread = jax.shard_map(
+            of_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(axis), check_vma=False
+        )
+        return jax.jit(spread)(key)
+
+    return {
+        name: make_large(k, table.rows) if is_dealt(table.rows) else make(k, table.rows)
+        for k, (name, table) in zip(keys, schema.tables.items(), strict=False)
+    }
 
 
 def gather_rows(

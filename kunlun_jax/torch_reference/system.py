@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.system import SystemConfig, shared_features
+from kunlun_jax.nn.table_rows import place, stored_rows
 from kunlun_jax.torch_reference.batch import Events, PaddedBatch
 from kunlun_jax.torch_reference.context import ContextTokens
 from kunlun_jax.torch_reference.event_input import EventInput, unit_rank
@@ -48,7 +49,7 @@ class System(nn.Module):
         self.schema = dataclasses.replace(schema, events=tuple(schema.event(name) for name in sorted(types)))
         self.tables = nn.ParameterDict(
             {
-                TABLE + name: torch.randn(table.rows, config.embedding_dim) * config.embedding_scale
+                TABLE + name: torch.randn(stored_rows(table.rows), config.embedding_dim) * config.embedding_scale
                 for name, table in self.schema.tables.items()
             }
         )
@@ -112,8 +113,8 @@ class System(nn.Module):
         return logits if self.wide is None else logits + self.wide(context.flatten(1))
 
     def embed(self, table: str, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape embedding"]:
-        """Rows of a table."""
-        return F.embedding(ids, self.tables[TABLE + table])
+        """Rows of a table, stored as ours are."""
+        return F.embedding(place(ids, self.schema.tables[table].rows), self.tables[TABLE + table])
 
     def embed_context(self, batch: PaddedBatch) -> Float[Tensor, "batch features embedding"]:
         """One embedding per categorical feature, then a mean per multi-valued feature, zeros for no ids."""

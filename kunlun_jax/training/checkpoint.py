@@ -54,15 +54,11 @@ class Checkpoints:
 
         Args:
           step: one that was saved.
-          abstract: `Trainer.abstract_state()`; names, shapes and dtypes must be those that were saved.
+          abstract: `Trainer.abstract_state()`; names, shapes and dtypes must be those that were saved, while devices
+            may be others: each leaf comes where `abstract` has it.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-            for name, leaf in _flat(abstract).items()
-        }
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)), data=ocp.args.JsonRestore())
         )
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in _paths(abstract)]
         # Arrays that were read may lie on memory that Orbax owns; a step donates its input, so it gets its own.

@@ -6,6 +6,7 @@ from pathlib import Path
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.base import ModelConfig
+from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 
@@ -61,5 +62,7 @@ class TrainConfig:
     R two or more readers of the paper, r one reader, O our own choice."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Learning rates."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices that share the run."""
     run: RunConfig = RunConfig()
     """Length and bookkeeping."""

@@ -48,7 +48,7 @@ def predict(
     for batch, new in tqdm(
         loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False
     ):
-        logits.append(trainer.predict(state, jax.device_put(batch)))
+        logits.append(trainer.predict(state, trainer.put(batch)))
         batches.append((batch.row, batch.labels, batch.weights))
         counts += new
     # Filling rows have number -1; a real row may have weight 0 and still wants its prediction.

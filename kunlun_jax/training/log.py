@@ -67,10 +67,13 @@ class MetricsLog:
 
 
 def shown(counts: Counts) -> dict[str, int]:
-    """What was cut, filled or unknown, for a metrics line; of ids beyond a vocabulary, the features that had any."""
+    """What was cut, filled or unknown, for a metrics line.
+
+    Of ids beyond a vocabulary, the features that had any; the events of the fullest share where there are shares.
+    """
     flat = counts.flat()
     del flat["examples"]  # a line's own field counts those of the whole run
-    return {name: n for name, n in flat.items() if n or not name.startswith("beyond_vocabulary/")}
+    return {name: n for name, n in flat.items() if n or not name.startswith(("beyond_vocabulary/", "events_of_"))}
 
 
 def progress_text(line: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
                     state = run.trainer.renew_tables(state)
             batch, new = next(loader)
             counts += new
-            state, sums = run.trainer.step(state, jax.device_put(batch))
+            state, sums = run.trainer.step(state, run.trainer.put(batch))
             step += 1
             if step == start + 1:
                 # The step is traced by now: what goes wrong in counting does so at the start of a run, not at its end.
@@ -118,7 +118,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             if step == run.steps:
                 log.flush()
                 with jax.transfer_guard("allow"):
-                    limit = dataclasses.asdict(peak(config.model.compute_dtype))
+                    limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
                     log.write(kind="peak", step=step, **limit, **executed)
                 evaluate(step, config.run.eval_splits)
             elif config.run.eval_every and step % config.run.eval_every == 0:

@@ -13,6 +13,7 @@ from kunlun_jax.data.dataset import Dataset, dense_moments
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
 from kunlun_jax.executed import NotCounted
+from kunlun_jax.parallel import make_mesh
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, predict
 from kunlun_jax.training.step import Trainer, TrainState
@@ -24,7 +25,7 @@ class Run:
     """Everything built from a config before the first step, for training and evaluation alike.
 
     Attributes:
-      capacity: packed rows per batch of each event type and multi-valued feature.
+      capacity: packed rows, per batch and device, of each event type and multi-valued feature.
       steps: steps of the whole run.
       parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
       lengths: history lengths by event type of some training rows, as the loader cuts them.
@@ -42,7 +43,13 @@ class Run:
         """Batches of a split; only training may shuffle."""
         config = self.config.loader if training else dataclasses.replace(self.config.loader, shuffle="none")
         return make_loader(
-            self.dataset, split, config, capacity=self.capacity, epochs=epochs, seed=self.config.run.seed
+            self.dataset,
+            split,
+            config,
+            capacity=self.capacity,
+            epochs=epochs,
+            seed=self.config.run.seed,
+            share_count=self.config.mesh.data,
         )
 
     def batches(self, split: str) -> int:
@@ -74,7 +81,15 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     dataset = open_dataset(config.data) if dataset is None else dataset
     for split in ("train", *config.run.eval_splits):
         dataset.split(split)
-    capacity = capacities(dataset, tuple(dataset.splits), config.loader, epochs=config.run.epochs, seed=config.run.seed)
+    mesh = make_mesh(config.mesh)
+    capacity = capacities(
+        dataset,
+        tuple(dataset.splits),
+        config.loader,
+        epochs=config.run.epochs,
+        seed=config.run.seed,
+        share_count=config.mesh.data,
+    )
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = config.model.build(
@@ -83,7 +98,9 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
         dense_moments=dense_moments(dataset),
         rngs=nnx.Rngs(params=jax.random.key(config.run.seed)),
     )
-    trainer = Trainer(model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed)
+    trainer = Trainer(
+        model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed, mesh=mesh
+    )
     lengths = sample_lengths(dataset, config)
     return Run(config, dataset, capacity, steps, trainer, model.parts(lengths), lengths)
 

@@ -7,8 +7,16 @@ from typing import Any
 
 from kunlun_jax.provenance import environment
 
-MAY_DIFFER = ("config.data.root", "config.data.cache", "config.run.dir", "config.run.progress")
-"""Fields of config.json that a continued run may change: where things are, and what is shown."""
+MAY_DIFFER = (
+    "config.data.root",
+    "config.data.cache",
+    "config.run.dir",
+    "config.run.progress",
+    "config.mesh",
+    "capacity",
+)
+"""Fields of config.json that a continued run may change, with all below them: where things are, what is shown, and the
+devices that share the run, on which the capacities depend."""
 TIMING = ("seconds", "examples_per_second", "flops_per_second")
 """Fields of a metrics line that differ from run to run; all others are the same bit for bit."""
 
@@ -36,7 +44,11 @@ class RunDirectory:
         stored = self.path / "config.json"
         config = json.loads(json.dumps(config))
         if stored.exists():
-            differences = [item for item in diff(json.loads(stored.read_text()), config) if item[0] not in MAY_DIFFER]
+            differences = [
+                item
+                for item in diff(json.loads(stored.read_text()), config)
+                if not f"{item[0]}.".startswith(tuple(f"{name}." for name in MAY_DIFFER))
+            ]
             if differences:
                 raise ConfigMismatch(
                     f"{stored} was made by another config; go on with that one, or name another --run.dir:\n"

@@ -2,6 +2,9 @@
 
 The state is donated, so tables are updated where they lie. Nothing in the step depends on a value on the host, and its
 shapes depend on the schema and the capacities alone, so it compiles once.
+
+On a mesh every device runs the same program on its share of the batch (`jax.shard_map`), so kernels see what they see
+on one device; what has to be added over the devices is added where the code says so.
 """
 
 import dataclasses
@@ -11,14 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import lax
 from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.models.base import Model
-from kunlun_jax.nn.embedding import embed, gather_rows, init_tables, lookup, touch
+from kunlun_jax.nn.embedding import embed, init_tables, touch
+from kunlun_jax.nn.table_rows import is_dealt
+from kunlun_jax.parallel import DATA, everywhere, shared
+from kunlun_jax.training import tables
 from kunlun_jax.training.metrics import MetricSums
-from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer, update_rows
+from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
 
 
 @pytree_dataclass
@@ -28,9 +36,9 @@ class TrainState:
     Attributes:
       step: int32, steps done.
       params: dense parameters, as `nnx.State`.
-      tables: table name -> ``[rows, dim]`` float32.
+      tables: table name -> ``[stored rows, dim]`` float32, see `nn.table_rows`.
       optimizer: state of the dense optimizer.
-      table_optimizer: table name -> state of the table optimizer, leaves ``[rows]``.
+      table_optimizer: table name -> state of the table optimizer, leaves ``[stored rows]``.
       sums: metric sums since the last multiple of `log_every` steps.
       key: data of the run's random key; each step folds its number in.
     """
@@ -53,12 +61,15 @@ class Trainer:
       steps: steps of the whole run, which the schedule needs.
       log_every: steps over which metric sums run.
       seed: of new tables and of the random key that the steps use.
+      mesh: devices that share every batch, see `kunlun_jax.parallel`; None for one device.
 
     Attributes:
       traced: once a step is compiled, the program that it was compiled from, and the shapes of its state and batch.
     """
 
-    def __init__(self, model: Model, config: OptimizerConfig, *, steps: int, log_every: int, seed: int):
+    def __init__(
+        self, model: Model, config: OptimizerConfig, *, steps: int, log_every: int, seed: int, mesh: Mesh | None = None
+    ):
         self.schema = model.schema
         self.graphdef, self._params, self._rest = nnx.split(model, nnx.Param, ...)
         self._table_shape = {"dim": model.embedding_dim, "scale": model.embedding_scale}
@@ -66,9 +77,11 @@ class Trainer:
         self.rows = table_optimizer(config)
         self.log_every = log_every
         self.seed = seed
+        self.mesh = mesh
+        self._axis = None if mesh is None else DATA
         self._compiled: jax.stages.Compiled | None = None
         self.traced: tuple[ClosedJaxpr, Any] | None = None
-        self.predict = jax.jit(self._predict)
+        self.predict = jax.jit(self._over_devices(self._predict, PartitionSpec(DATA)))
 
     def init(self) -> TrainState:
         """A new state: the model's parameters (copied, since a step donates them) and new tables.
@@ -77,17 +90,68 @@ class Trainer:
         """
         tables_key, steps_key = jax.random.split(jax.random.key(self.seed))
         params = jax.tree.map(jnp.copy, self._params)
-        tables = init_tables(self.schema, key=tables_key, **self._table_shape)
+        tables = init_tables(self.schema, key=tables_key, mesh=self.mesh, **self._table_shape)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             tables=tables,
             optimizer=self.dense.init(params),
-            table_optimizer={name: self.rows.init(table) for name, table in tables.items()},
+            table_optimizer={name: self._new_rows(name, table) for name, table in tables.items()},
             sums=MetricSums.zeros(len(self.schema.tasks)),
             key=jax.random.key_data(steps_key),
         )
-        return jax.device_put(state, jax.local_devices()[0])
+        return jax.device_put(state, self._shardings(state))
+
+    def _new_rows(self, name: str, table: Float[Array, "rows dim"]) -> Any:
+        """A new state of the table optimizer, made where the rows of the table lie."""
+        if self.mesh is None or not is_dealt(self.schema.tables[name].rows):
+            return self.rows.init(table)
+        return jax.jit(self.rows.init, out_shardings=shared(self.mesh))(table)
+
+    def put(self, batch: Batch) -> Batch:
+        """A batch of the loader on the devices, each its own share."""
+        return jax.device_put(batch, None if self.mesh is None else shared(self.mesh))
+
+    def _places(self, state: TrainState, spread: Any, whole: Any) -> TrainState:
+        """For each leaf of a state `spread` if it lies in parts on the devices, `whole` if every device has it."""
+        of = {name: spread if is_dealt(self.schema.tables[name].rows) else whole for name in state.tables}
+        everything = jax.tree.map(lambda _: whole, state)
+        optimizer = {name: jax.tree.map(lambda _, n=name: of[n], x) for name, x in state.table_optimizer.items()}
+        return dataclasses.replace(everything, tables=of, table_optimizer=optimizer)
+
+    def _shardings(self, state: TrainState) -> TrainState:
+        if self.mesh is None:
+            device = SingleDeviceSharding(jax.local_devices()[0])
+            return self._places(state, device, device)
+        return self._places(state, shared(self.mesh), everywhere(self.mesh))
+
+    def _over_devices(self, function, out: Any):
+        """``function(state, batch)`` of one device, over all of them; `out` is the spec of the result."""
+        if self.mesh is None:
+            return function
+        devices = self.mesh.size
+
+        def spread(state: TrainState, batch: Batch):
+            specs = self._places(state, PartitionSpec(DATA), PartitionSpec())
+            leaves, structure = jax.tree.flatten(batch)
+
+            def of_device(state: TrainState, held: list[jax.Array]):
+                rest = iter(held)
+                # XLA of jaxlib 0.11.2 dies of a spread argument without elements, so those are made anew.
+                share = [
+                    next(rest) if x.size else jnp.zeros((len(x) // devices, *x.shape[1:]), x.dtype) for x in leaves
+                ]
+                return function(state, structure.unflatten(share))
+
+            return jax.shard_map(
+                of_device,
+                mesh=self.mesh,
+                in_specs=(specs, PartitionSpec(DATA)),
+                out_specs=(specs, PartitionSpec()) if out is None else out,
+                check_vma=False,
+            )(state, [x for x in leaves if x.size])
+
+        return spread
 
     def renew_tables(self, state: TrainState) -> TrainState:
         """The state with the tables and table optimizer of `init`. As a step does, it takes the old ones."""
@@ -98,8 +162,13 @@ class Trainer:
         return dataclasses.replace(state, tables=new.tables, table_optimizer=new.table_optimizer)
 
     def abstract_state(self) -> TrainState:
-        """Shapes and dtypes of the state, which a restore needs."""
-        return jax.eval_shape(self.init)
+        """Shapes, dtypes and places of the state, which a restore needs."""
+        state = jax.eval_shape(self.init)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            state,
+            self._shardings(state),
+        )
 
     def model(self, params: Any) -> Model:
         """The model with these dense parameters."""
@@ -112,7 +181,7 @@ class Trainer:
 
         It takes the state (its buffers are donated) and a batch, and returns the next state and the metric sums.
         """
-        traced = jax.jit(self._step, donate_argnums=0).trace(state, batch)
+        traced = jax.jit(self._over_devices(self._step, None), donate_argnums=0).trace(state, batch)
         self.traced = traced.jaxpr, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
         return traced.lower().compile(options)
 
@@ -134,30 +203,37 @@ class Trainer:
                 f"the training step was compiled for the first batch and cannot take this one: {error}"
             ) from error
 
-    def _loss(self, params, rows, touched, batch: Batch, key) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
+    def _sum(self, tree: Any) -> Any:
+        """Sums over the devices."""
+        return tree if self._axis is None else lax.psum(tree, self._axis)
+
+    def _loss(
+        self, params, rows, touched, batch: Batch, total, key
+    ) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
         embedded = embed(self.schema, batch, touched, rows)
         logits = self.model(params)(batch, embedded, dropout=nnx.Rngs(dropout=key))
-        return weighted_loss(logits, batch), logits
+        return weighted_loss(logits, batch, total), logits
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, MetricSums]:
         touched = touch(self.schema, batch)
-        rows = gather_rows(state.tables, touched)
+        rows, ways = tables.read(self.schema, state.tables, touched, self._axis)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if self._axis is not None:
+            key = jax.random.fold_in(key, lax.axis_index(self._axis))
         gradient = jax.grad(self._loss, argnums=(0, 1), has_aux=True)
-        (param_gradient, row_gradient), logits = gradient(state.params, rows, touched, batch, key)
-        updates, optimizer = self.dense.update(param_gradient, state.optimizer, state.params)
-        tables, table_optimizer = dict(state.tables), dict(state.table_optimizer)
-        for name, part in touched.items():
-            tables[name], table_optimizer[name] = update_rows(
-                self.rows, tables[name], table_optimizer[name], part, rows[name], row_gradient[name]
-            )
-        new = MetricSums.of(logits, batch.labels, batch.weights)
+        total = self._sum(batch.weights.sum())
+        (param_gradient, row_gradient), logits = gradient(state.params, rows, touched, batch, total, key)
+        updates, optimizer = self.dense.update(self._sum(param_gradient), state.optimizer, state.params)
+        new_tables, table_optimizer = tables.update(
+            self.rows, state.tables, state.table_optimizer, touched, rows, row_gradient, ways, self._axis
+        )
+        new = self._sum(MetricSums.of(logits, batch.labels, batch.weights))
         first = state.step % self.log_every == 0
         sums = jax.tree.map(lambda old, new: jnp.where(first, 0.0, old) + new, state.sums, new)
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            tables=tables,
+            tables=new_tables,
             optimizer=optimizer,
             table_optimizer=table_optimizer,
             sums=sums,
@@ -166,11 +242,18 @@ class Trainer:
         return state, sums
 
     def _predict(self, state: TrainState, batch: Batch) -> Float[Array, "batch tasks"]:
-        return self.model(state.params)(batch, lookup(self.schema, batch, state.tables))
+        touched = touch(self.schema, batch)
+        rows, _ = tables.read(self.schema, state.tables, touched, self._axis)
+        return self.model(state.params)(batch, embed(self.schema, batch, touched, rows))
 
 
-def weighted_loss(logits: Float[Array, "batch tasks"], batch: Batch) -> Float[Array, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight."""
+def weighted_loss(
+    logits: Float[Array, "batch tasks"], batch: Batch, total: Float[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight.
+
+    `total` is the weight of all examples, where the batch is one device's share of them.
+    """
     losses = optax.sigmoid_binary_cross_entropy(logits, batch.labels)
-    total = jnp.maximum(batch.weights.sum(), 1e-6)
+    total = jnp.maximum(batch.weights.sum() if total is None else total, 1e-6)
     return (losses * batch.weights[:, None]).sum() / total

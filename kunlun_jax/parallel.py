@@ -1,0 +1,56 @@
+"""The devices that share a run: a mesh, and what lies where on it.
+
+Each device of the mesh has an equal share of every batch, packed by itself, and an equal run of the rows of every large
+table; small tables, dense parameters and what belongs to them are on all devices.
+
+Source: ours (O).
+"""
+
+import dataclasses
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from kunlun_jax.nn.table_rows import PARTS
+
+DATA = "data"
+"""The mesh axis over which batches and large tables are spread."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices that share a run."""
+
+    data: int = 1
+    """Devices that each take an equal share of every batch and of the rows of large tables; a power of two."""
+
+    def __post_init__(self):
+        if self.data < 1 or PARTS % self.data:
+            raise ValueError(f"mesh.data is {self.data}; it must be a power of two, 1 to {PARTS}")
+
+
+def make_mesh(config: MeshConfig) -> Mesh | None:
+    """The mesh of the first devices of this process; None for one device.
+
+    Raises:
+      ValueError: there are fewer devices.
+    """
+    if config.data == 1:
+        return None
+    devices = jax.devices()
+    if len(devices) < config.data:
+        raise ValueError(
+            f"mesh.data is {config.data}, and there are {len(devices)} devices ({jax.default_backend()}); for a trial "
+            f"on a CPU set JAX_NUM_CPU_DEVICES={config.data}"
+        )
+    return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[: config.data])
+
+
+def shared(mesh: Mesh) -> NamedSharding:
+    """For what is cut along its first axis, a share for each device."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """For what every device has whole."""
+    return NamedSharding(mesh, PartitionSpec())

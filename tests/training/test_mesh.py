@@ -1,0 +1,164 @@
+"""Training on several devices gives the numbers of one, whatever lies where."""
+
+import dataclasses
+import os
+import signal
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from kunlun_jax.models.base import ModelConfig
+from kunlun_jax.models.pooled_product import PooledProductConfig
+from kunlun_jax.nn import table_rows
+from kunlun_jax.parallel import MeshConfig
+from kunlun_jax.torch_reference.parity import cast
+from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.loop import train
+from kunlun_jax.training.run import Run, prepare
+from kunlun_jax.training.run_directory import read_metrics
+from kunlun_jax.training.step import Trainer
+from tests.training.tiny import tiny_config
+
+QUICK = {"xla_backend_optimization_level": 0}
+CONSTANT = ("--optimizer.warmup", "0", "--optimizer.decay", "none", "--model.dropout", "0")
+
+
+@pytest.fixture(autouse=True)
+def large_tables(monkeypatch):
+    """Tables of the tiny world are dealt to parts, all but the smallest."""
+    monkeypatch.setattr(table_rows, "LARGE", 60)
+
+
+def prepared(devices: int, *flags: str, model: ModelConfig | None = None) -> Run:
+    config = tiny_config(*CONSTANT, "--mesh.data", str(devices), *flags)
+    return prepare(config if model is None else dataclasses.replace(config, model=model))
+
+
+def after_steps(run: Run, numbers, dtype) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray]]:
+    """The state's leaves by name after steps on some batches, and predictions by row for the last one."""
+    with jax.enable_x64(dtype == np.float64):
+        with run.loader("train") as loader:
+            batches = [batch for batch, _ in loader]
+        state = cast(run.trainer.init(), dtype)
+        batches = [run.trainer.put(cast(batches[number], dtype)) for number in numbers]
+        step = run.trainer.compile_step(state, batches[0], QUICK)
+        for batch in batches:
+            state, _ = step(state, batch)
+        logits = jax.device_get(run.trainer.predict(state, batches[-1]))
+        rows = np.asarray(batches[-1].row)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+        names = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return names, {int(row): logit for row, logit in zip(rows, logits, strict=True) if row >= 0}
+
+
+def check_the_same(model: str, dtype, meshes: tuple[int, ...]) -> None:
+    """Uneven histories, and a last batch with rows that only fill it up.
+
+    In float32 not every leaf can be compared: where the gradient is zero but for rounding, as of the bias of softmax
+    keys, Adam makes steps of its whole rate of that. What they lead to is the same: logits and metrics.
+    """
+    name = "float64" if dtype == np.float64 else "float32"
+    small = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), dtype=name)
+    flags = ("--data.train-rows", "600", "--model.dtype", name)
+    run = partial(prepared, model=small if model == "pooled product" else None)
+    (expected, logits), *others = (after_steps(run(n, *flags), (0, 1, -1), dtype) for n in (1, *meshes))
+    assert any(name.startswith(".tables") and len(leaf) == table_rows.PARTS for name, leaf in expected.items())
+    exact = dtype == np.float64
+    for devices, (found, found_logits) in zip(meshes, others, strict=True):
+        assert found.keys() == expected.keys() and found_logits.keys() == logits.keys()
+        for name, leaf in found.items():
+            if exact or name.startswith(".sums"):
+                limit = {"rtol": 1e-9, "atol": 1e-10} if exact else {"rtol": 1e-5}
+                np.testing.assert_allclose(leaf, expected[name], **limit, err_msg=f"{name} on {devices} devices")
+        both = np.array([(found_logits[row], logits[row]) for row in logits])
+        np.testing.assert_allclose(both[:, 0], both[:, 1], rtol=0, atol=1e-10 if exact else 1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (8,)), (np.float64, (2, 8))])
+def test_any_number_of_devices_trains_the_same(dtype, meshes):
+    check_the_same("pooled product", dtype, meshes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (4,)), (np.float64, (4,))])
+def test_kunlun_trains_the_same_on_four_devices(dtype, meshes):
+    check_the_same("kunlun", dtype, meshes)
+
+
+def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
+    run = prepared(4)
+    state = run.trainer.init()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"loader": {}})
+    checkpoints.wait()
+    checkpoints.close()
+    for devices in (1, 2, 8):
+        other = prepared(devices).trainer
+        restored, _ = Checkpoints(tmp_path).restore(1, other.abstract_state())
+        for there, here, new in zip(*(jax.tree.leaves(x) for x in (state, restored, other.init())), strict=True):
+            np.testing.assert_array_equal(here, there)
+            assert here.sharding.is_equivalent_to(new.sharding, here.ndim)
+    table = restored.tables["user_id"]
+    assert len(table) == table_rows.PARTS
+    assert {shard.data.shape[0] for shard in table.addressable_shards} == {table_rows.PARTS // 8}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
+    """Stopped on four devices and continued on two, it reads every example once and ends like a run on one."""
+    model = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,))
+
+    def config(devices: int, name: str) -> TrainConfig:
+        flags = (*CONSTANT, "--mesh.data", str(devices))
+        return dataclasses.replace(tiny_config(*flags, directory=tmp_path / name), model=model)
+
+    expected = train(config(1, "one"), tmp_path / "one")
+    step, taken = Trainer.step, []
+
+    def stopping(self, state, batch):
+        taken.append(np.asarray(batch.row))
+        if len(taken) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, state, batch)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    assert train(config(4, "moved"), tmp_path / "moved")["stopped"] == 7
+    result = train(config(2, "moved"), tmp_path / "moved")
+    rows = np.concatenate(taken)
+    np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(608))
+    for split, values in expected["splits"].items():
+        assert result["splits"][split]["ne"] == pytest.approx(values["ne"], rel=1e-5)
+    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "moved")]
+    events = [sum(line.get("events/click", 0) for line in of if line["kind"] == "train") for of in lines]
+    assert events[0] == events[1] > 0
+    assert all("events_of_fullest" not in line for line in lines[0])
+    assert all(line["events_of_fullest"] > 0 for line in lines[1] if line["kind"] == "train")
+
+
+def test_too_few_devices_and_uneven_ones():
+    with pytest.raises(ValueError, match=r"mesh\.data is 16, and there are 8 devices \(cpu\).*JAX_NUM_CPU_DEVICES=16"):
+        prepared(16)
+    with pytest.raises(ValueError, match=r"mesh\.data is 3; it must be a power of two"):
+        MeshConfig(3)
+    with pytest.raises(ValueError, match="batch_size 36 must be a multiple of 8"):
+        prepared(8, "--loader.batch-size", "36")
+
+
+def test_the_fullest_share_is_counted():
+    run = prepared(4)
+    with run.loader("train") as loader:
+        batch, counts = next(loader)
+    splits = batch.events["click"].row_splits.reshape(4, -1)
+    assert (splits[:, 0] == 0).all() and splits.shape[1] == 32 // 4 + 1
+    events = np.sum([x.lengths.reshape(4, -1).sum(axis=1) for x in batch.events.values()], axis=0)
+    assert counts.events_of_fullest == events.max()
+    assert sum(counts.events.values()) == events.sum()
+    assert dataclasses.replace(counts, events_of_fullest=0) == _counts_of_one(run)
+
+
+def _counts_of_one(run: Run):
+    with prepared(1).loader("train") as loader:
+        return next(loader)[1]
