@@ -11,7 +11,8 @@ import dataclasses
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kunlun_jax.nn.table_rows import PARTS
+MOST_DEVICES = 512
+"""A mesh has a power of two of devices, this at most."""
 
 DATA = "data"
 """The mesh axis over which batches and large tables are spread."""
@@ -25,8 +26,8 @@ class MeshConfig:
     """Devices that each take an equal share of every batch and of the rows of large tables; a power of two."""
 
     def __post_init__(self):
-        if self.data < 1 or PARTS % self.data:
-            raise ValueError(f"mesh.data is {self.data}; it must be a power of two, 1 to {PARTS}")
+        if self.data < 1 or MOST_DEVICES % self.data:
+            raise ValueError(f"mesh.data is {self.data}; it must be a power of two, 1 to {MOST_DEVICES}")
 
 
 def make_mesh(config: MeshConfig) -> Mesh | None:

@@ -9,7 +9,10 @@ import pytest
 TESTS = Path(__file__).parent
 FLOORS = {
     "pallas_kernels": ("pallas_kernels",),
-    "data": ("kunlun_jax.data", *(f"kunlun_jax.{x}" for x in ("batch", "executed", "flops", "mfu", "serialization"))),
+    "data": (
+        "kunlun_jax.data",
+        *(f"kunlun_jax.{x}" for x in ("batch", "executed", "flops", "mfu", "parallel", "serialization")),
+    ),
     "nn": ("kunlun_jax.nn",),
     "models": ("kunlun_jax.models",),
     "training": ("kunlun_jax.training", "kunlun_jax.inspection"),

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-PARTS = 512
+from kunlun_jax.parallel import MOST_DEVICES
+
+PARTS = MOST_DEVICES
 """Parts of a large table: a multiple of every number of devices that may share it."""
 
 LARGE = 1 << 16

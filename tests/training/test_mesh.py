@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 import signal
+from collections import Counter
 from functools import partial
 
 import jax
@@ -14,6 +16,7 @@ from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.nn import table_rows
 from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.torch_reference.parity import cast
+from kunlun_jax.training import exchange
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
@@ -86,6 +89,31 @@ def test_any_number_of_devices_trains_the_same(dtype, meshes):
 @pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (4,)), (np.float64, (4,))])
 def test_kunlun_trains_the_same_on_four_devices(dtype, meshes):
     check_the_same("kunlun", dtype, meshes)
+
+
+def test_what_travels_in_a_step():
+    """Of a large table ids and rows by all-to-all, there and back; sums of what all have; no table as a whole."""
+    devices = 4
+    run = prepared(devices, model=PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,)))
+    with run.loader("train") as loader:
+        batch = run.trainer.put(next(loader)[0])
+    state = run.trainer.init()
+    step = jax.jit(run.trainer._over_devices(run.trainer._step, None))
+    text = step.trace(state, batch).lower().as_text()
+    dealt = [name for name, table in run.trainer.schema.tables.items() if table_rows.is_dealt(table.rows)]
+    assert dealt
+    sent = re.findall(r'"stablehlo.all_to_all".*?: \(tensor<([^>]*)>\)', text)
+    kinds = Counter("rows" if size.endswith("x4xf32") else "ids" for size in sent)
+    assert kinds == {"rows": 2 * len(dealt), "ids": 2 * len(dealt)}
+    ids = batch.categorical.shape[0] // devices  # ids of an item on a device: of the candidate and of all histories
+    ids += sum(events.rows // devices for events in batch.events.values())
+    assert max(int(size.split("x")[0]) for size in sent) <= 1.3 * ids + devices * exchange.LEAST
+    assert "all_gather" not in text and "collective_permute" not in text
+    summed = re.findall(r'"stablehlo.all_reduce".*?\}\) : \(tensor<([^>]*)>\)', text, re.DOTALL)
+    whole = {f"{table.rows}x4xf32" for name, table in run.trainer.schema.tables.items() if name not in dealt}
+    parameters = {"x".join(map(str, (*leaf.shape, "f32"))) for leaf in jax.tree.leaves(state.params)}
+    assert whole | parameters <= set(summed)
+    assert not any(size.startswith(f"{table_rows.PARTS // devices}x4x") for size in summed)
 
 
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
