@@ -79,6 +79,23 @@ def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
     return triton_catalogue.cases(chip) if chip.name in triton_catalogue.CHIPS else catalogue.cases(chip)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that compiles with the compiler in `folder`."""
+    # Unbuffered, so that Python's output does not land in the middle of the compiler's.
+    found = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_ROOT": str(_ptxas(folder).parent.parent),
+    }
+    found["JAX_TRACEBACK_FILTERING"] = "off"  # otherwise the last lines are about the filtering
+    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Reports in files, other compiler options, or kernels from a cache would not be the check that was asked for.
+    for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        found.pop(name, None)
+    return found
+
+
 def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
     """Compiles a case in its own process, which may fail in any way.
 
@@ -87,15 +104,6 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
       chip: what to compile for.
       folder: see `compiler`.
     """
-    environment = os.environ | dict.fromkeys(DUMPS, "1")
-    # Unbuffered, so that Python's output does not land in the middle of the compiler's.
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "CUDA_ROOT": str(_ptxas(folder).parent.parent)}
-    environment["JAX_TRACEBACK_FILTERING"] = "off"  # otherwise the last lines are about the filtering
-    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # Reports in files, other compiler options, or kernels from a cache would not be the check that was asked for.
-    for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        environment.pop(name, None)
     if isinstance(case, triton_catalogue.Case):
         worker, read = ("pallas_kernels.compile_check.triton_worker", str(_ptxas(folder))), triton_report.parse
     else:
@@ -105,7 +113,7 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
         process = subprocess.run(
             [sys.executable, "-m", *worker],
             input=pickle.dumps(case),
-            env=environment,
+            env=environment(folder) | dict.fromkeys(DUMPS, "1"),
             cwd=REPOSITORY,
             capture_output=True,
             timeout=TIMEOUT,
