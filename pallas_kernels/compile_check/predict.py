@@ -5,8 +5,8 @@ Each pipe of a multiprocessor works in parallel with the others and takes, for o
     work of the tile / rate,     work = tiles that stream past it * (a trip of the inner loop) + what is around the loop
 
 which gives two times for the whole kernel. If everything overlaps it takes as long as its slowest pipe: `overlapped`.
-If a unit's products overlap no instruction of its threads it takes the sum of both: `apart`. Kernels are written so
-that two units, or a warp that issues and one that has the score function, overlap, so the truth lies between.
+If no instruction of a thread runs beside a product it takes the sum of both: `apart`. Kernels are written so that two
+units overlap, or a warp that issues products and one that has the score function.
 
 A unit is a warpgroup, with one warp at each of the four schedulers, so each scheduler issues an instruction of its loop
 once. On sm_90 a unit's loop holds its own products. On sm_100 another warp issues them: its instructions count at one
@@ -193,7 +193,7 @@ def predict(loops: Sequence[Loop], tiling: Tiling, chip: Chip) -> Prediction | N
 
 def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, trips: int) -> dict[str, float]:
     """Clocks of the pipes that threads use, for a stationary tile."""
-    operations = dict.fromkeys(THREADS, 0)
+    operations: dict[str, int] = dict.fromkeys(THREADS, 0)
     for kinds, times in ((loop.shortest, trips), (loop.around, 1)):
         for kind, number in kinds.items():
             operations["issue"] += times * number
