@@ -183,7 +183,8 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
     }
     content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by}
     if any(r.prediction for r in results):
-        content["predicted_for"] = dataclasses.asdict(predict.SHAPE)
+        # Of the activation each case has its own.
+        content["predicted_for"] = {k: v for k, v in dataclasses.asdict(predict.SHAPE).items() if k != "activation"}
     content["cases"] = cases
     text = json.dumps(content, indent=1) + "\n"
     if path.exists():

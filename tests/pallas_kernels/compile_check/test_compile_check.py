@@ -340,7 +340,8 @@ def test_predictions_are_printed_and_stored(folder, monkeypatch, capsys, tmp_pat
     assert f"predicted, not measured: {found.overlapped * 1e3:.3f} ms by {found.limit} if all overlaps" in printed
     assert "h100: gdpa backward, bfloat16 gelu_tanh, 0/8 by polynomials: predicted, not measured, are " in printed
     written = json.loads((tmp_path / "h100.json").read_text())
-    assert written["predicted_for"]["batch"] == 1152
+    shape = {"batch": 1152, "max_length": 1024, "sparsity": 1.0, "keys": 256, "heads": 4, "dim": 128}
+    assert written["predicted_for"] == shape
     assert written["cases"][case.name]["predicted"] == found.row()
     assert {name for name, row in written["cases"].items() if "predicted" in row} == {
         name for name, case in CASES["h100"].items() if case.tiling
