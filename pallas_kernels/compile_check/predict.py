@@ -30,8 +30,8 @@ from pallas_kernels.operators.gdpa.shapes import Shape, cost
 from pallas_kernels.roofline import SPECIAL_PER_CLOCK
 
 SHAPE = Shape(batch=1152, max_length=1024, sparsity=1.0, keys=256)
-"""What is predicted: the personalized FFN as published, full lengths, so that no tile is masked. The activation is that of
-the compiled kernel."""
+"""What is predicted: the personalized FFN as published, full lengths, so that no tile is masked. The
+activation is that of the compiled kernel."""
 
 
 class Rate(NamedTuple):
