@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chips import B200, H100, Chip
+from pallas_kernels.compile_check.predict import SHAPE, Tiling
 from pallas_kernels.mosaic import launch, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.config import Config
@@ -59,7 +60,20 @@ class Case:
     @property
     def scores(self) -> float:
         """How many a thread computes in a step: a tile of `TILE_ROWS` by `Config.block` is one warpgroup's."""
-        return launch.kernel_of(target.Target(self.generation, 0)).TILE_ROWS * self.config.block / 128
+        return self.tile_rows * self.config.block / 128
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """What a prediction for `predict.SHAPE` needs; None for a case that is not of its operator, width or keys."""
+        if (self.operator, self.dim, self.keys) != ("gdpa", SHAPE.dim, SHAPE.keys):
+            return None
+        config, issues = self.config, self.generation == "sm90"
+        return Tiling(self.direction, self.tile_rows, config.block, config.units, config.run, issues)
+
+    @property
+    def tile_rows(self) -> int:
+        """Stationary rows of a unit."""
+        return launch.kernel_of(target.Target(self.generation, 0)).TILE_ROWS
 
     @property
     def name(self) -> str:
@@ -100,6 +114,7 @@ def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
                 q, k, v, row_splits, lengths, activation=case.activation, pre_scale=1.0, post_scale=1.0
             )
 
+    assert case.keys is not None
     dense = _rows(case, BATCH, case.keys)
     return run, (*OFFSETS, _rows(case, ROWS), dense, dense)
 

@@ -47,9 +47,10 @@ def window_attention(
 
 
 def _run(stationary, streamed, offsets, window, *, chip, config, statistics=(), **arguments):
-    side, rows = schedule.packed(*offsets, streamed[0].shape[0]), launch.item_rows(chip, config)
+    (x, y), rows = streamed, launch.item_rows(chip, config)
+    side = schedule.packed(*offsets, x.shape[0])
     # Each item streams from where its own window begins.
-    ready = guarded(*streamed, *offsets, block=config.block, starts=ANY_START)
+    ready = guarded(x, y, *offsets, block=config.block, starts=ANY_START)
     work = schedule.work_list(side, side, item_rows=rows, balance=True, window=window, ends=ready.ends)
     return launch.kernel_of(chip).attend(
         stationary,
