@@ -14,8 +14,8 @@ scheduler, and those of the other unit at another one.
 
 Left out, so that either time may be too short: latencies, waits at barriers and the clocks in which one warp alone
 cannot issue; what an item of the work list takes once for all of its turns; filling and draining; work that does not
-divide evenly; the second-level cache; tensor memory; the loading warp; clearing gaps and building the work list, which
-other kernels do; a clock lowered for power.
+divide evenly; the second-level cache; tensor memory; the loading warp; tails and the work list, which other kernels
+make; a clock lowered for power.
 """
 
 import dataclasses

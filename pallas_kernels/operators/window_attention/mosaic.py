@@ -47,10 +47,10 @@ def window_attention(
 
 
 def _run(stationary, streamed, offsets, window, *, chip, config, statistics=(), **arguments):
-    (x, y), rows = streamed, launch.item_rows(chip, config)
-    side = schedule.packed(*offsets, x.shape[0])
+    (x, y), (row_splits, lengths), rows = streamed, offsets, launch.item_rows(chip, config)
+    side = schedule.packed(row_splits, lengths, x.shape[0])
     # Each item streams from where its own window begins.
-    ready = guarded(x, y, *offsets, block=config.block, starts=ANY_START)
+    ready = guarded(x, y, row_splits, lengths, block=config.block, starts=ANY_START)
     work = schedule.work_list(side, side, item_rows=rows, balance=True, window=window, ends=ready.ends)
     return launch.kernel_of(chip).attend(
         stationary,
