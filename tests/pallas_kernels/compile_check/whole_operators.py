@@ -54,7 +54,9 @@ def optimized(chip: Chip, function, queries, keys, out) -> str:
 
     rows = [jax.ShapeDtypeStruct((*leading, HEADS, DIM), jnp.bfloat16) for leading in (queries, keys, keys, out)]
     offsets = [jax.ShapeDtypeStruct((number,), jnp.int32) for number in (BATCH + 1, BATCH)]
-    return compile_for(chip, run, (*offsets, *rows)).as_text()
+    text = compile_for(chip, run, (*offsets, *rows)).as_text()
+    assert text is not None
+    return text
 
 
 if __name__ == "__main__":
