@@ -47,7 +47,7 @@ def zero_padding(values: jax.Array, mask: Bool[Array, " rows"]) -> jax.Array:
 def zero_gaps(values: jax.Array, row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"]) -> jax.Array:
     """`zero_padding` by offsets: `values` with zeros in the rows that no example owns.
 
-    A kernel needs it where it streams tiles: the last one of an example reads on into the gap, and a weight of zero
-    does not remove a NaN.
+    It copies the whole array. A streaming kernel, whose last tile of an example reads on into the gap, does so only
+    where `pallas_kernels.mosaic.tails` would copy no less.
     """
     return zero_padding(values, row_mask(row_splits, lengths, values.shape[0]))

@@ -101,8 +101,8 @@ class LoaderConfig:
         """Examples of a batch per process; ValueError if they, or its shares, cannot be divided evenly."""
         if self.batch_size % (process_count * share_count):
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of {process_count * share_count}, the number of "
-                f"processes times that of devices that share a batch ({process_count} times {share_count})"
+                f"batch_size {self.batch_size} must be a multiple of the number of processes {process_count}"
+                + (f" times that of devices in each that share a batch, {share_count}" if share_count > 1 else "")
             )
         return self.batch_size // process_count
 

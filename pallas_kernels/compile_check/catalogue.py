@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chips import B200, H100, Chip
-from pallas_kernels.mosaic import launch, schedule, target
+from pallas_kernels.compile_check.predict import SHAPE, Tiling
+from pallas_kernels.mosaic import launch, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.config import Config
-from pallas_kernels.mosaic.score import pointwise
 from pallas_kernels.operators.gdpa import block_mosaic
+from pallas_kernels.operators.gdpa import mosaic as gdpa_kernels
 from pallas_kernels.operators.seed_attention import mosaic as seed
 from pallas_kernels.operators.window_attention import mosaic as window
 
@@ -38,7 +39,7 @@ class Case:
       dtype: name of the operands' dtype.
       activation: a name of `pallas_kernels.activations`.
       ragged: whether the streamed rows need not be a multiple of the block.
-      keys: dense keys of an example.
+      keys: dense keys of an example; None for jagged ones, in gdpa.
       window: rows read to either side.
       seeds: shared queries.
     """
@@ -52,14 +53,27 @@ class Case:
     dtype: str = "bfloat16"
     activation: str = "gelu_tanh"
     ragged: bool = False
-    keys: int = 256
+    keys: int | None = 256
     window: tuple[int, int] | None = None
     seeds: int | None = None
 
     @property
     def scores(self) -> float:
         """How many a thread computes in a step: a tile of `TILE_ROWS` by `Config.block` is one warpgroup's."""
-        return launch.kernel_of(target.Target(self.generation, 0)).TILE_ROWS * self.config.block / 128
+        return self.tile_rows * self.config.block / 128
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """What a prediction for `predict.SHAPE` needs; None for a case that is not of its operator, width or keys."""
+        if (self.operator, self.dim, self.keys) != ("gdpa", SHAPE.dim, SHAPE.keys):
+            return None
+        config, issues = self.config, self.generation == "sm90"
+        return Tiling(self.direction, self.tile_rows, config.block, config.units, config.run, issues)
+
+    @property
+    def tile_rows(self) -> int:
+        """Stationary rows of a unit."""
+        return launch.kernel_of(target.Target(self.generation, 0)).TILE_ROWS
 
     @property
     def name(self) -> str:
@@ -71,7 +85,7 @@ class Case:
             if field.name not in ("block", "stages") and value != field.default:
                 parts.append(f"{field.name}{int(value)}")
         if self.keys != Case.keys:
-            parts.append(f"keys{self.keys}")
+            parts.append(f"keys{self.keys or 'jagged'}")
         if self.ragged:
             parts.append("ragged")
         if self.window:
@@ -90,36 +104,6 @@ def _rows(case: Case, *shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*shape, HEADS, case.dim), jnp.dtype(case.dtype))
 
 
-def build_gdpa(case: Case, chip: Chip) -> tuple[Callable, tuple]:
-    """Jagged queries against dense keys, one pass of the streaming kernel."""
-    kernel = launch.kernel_of(target.Target(case.generation, chip.multiprocessors))
-
-    def run(row_splits, lengths, q, k, v, grad):
-        queries, keys = schedule.packed(row_splits, lengths, ROWS), schedule.dense(BATCH, case.keys)
-        k, v = (x.reshape(BATCH * case.keys, HEADS, case.dim) for x in (k, v))
-        own, other = (keys, queries) if case.direction == "dkv" else (queries, keys)
-        item_rows = case.config.units * case.config.run * kernel.TILE_ROWS
-        work = schedule.work_list(own, other, item_rows=item_rows, balance=case.direction == "dkv")
-        stationary, streamed, sums = {
-            "forward": ((q,), (k, v), ("value",)),
-            "dq": ((q, grad), (k, v), ("key",)),
-            "dkv": ((k, v), (q, grad), ("key", "value")),
-        }[case.direction]
-        return kernel.attend(
-            stationary,
-            streamed,
-            work,
-            score=pointwise(case.activation, 1.0, 1.0),
-            sums=sums,
-            ragged=case.ragged,
-            config=case.config,
-            processors=chip.multiprocessors,
-        )
-
-    packed, dense = _rows(case, ROWS), _rows(case, BATCH, case.keys)
-    return run, (*OFFSETS, packed, dense, dense, packed)
-
-
 def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
     """The forward pass of the personalized FFN's block, with fused norms."""
     chosen = target.Target(case.generation, chip.multiprocessors)
@@ -130,22 +114,18 @@ def build_block(case: Case, chip: Chip) -> tuple[Callable, tuple]:
                 q, k, v, row_splits, lengths, activation=case.activation, pre_scale=1.0, post_scale=1.0
             )
 
+    assert case.keys is not None
     dense = _rows(case, BATCH, case.keys)
     return run, (*OFFSETS, _rows(case, ROWS), dense, dense)
 
 
-def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
-    """One pass of window_attention or seed_attention, as the operator calls it; unused results are not compiled."""
+def build_pass(case: Case, chip: Chip) -> tuple[Callable, tuple]:
+    """One pass of an operator, as the operator calls it; unused results are not compiled."""
     chosen = target.Target(case.generation, chip.multiprocessors)
+    call = functools.partial({"gdpa": _gdpa, "window_attention": _window, "seed_attention": _seed}[case.operator], case)
 
     def run(row_splits, lengths, q, k, v, grad):
-        configs = {case.direction: case.config}  # the defaults for the others
         with target.build_for(chosen):
-            if case.window:
-                operator = functools.partial(window.window_attention, window=case.window)
-            else:
-                operator = seed.seed_attention
-            call = functools.partial(operator, scale=case.dim**-0.5, configs=configs)
             if case.direction == "forward":
                 return call(q, k, v, row_splits, lengths)
             dq, dk, dv = jax.vjp(lambda *operands: call(*operands, row_splits, lengths), q, k, v)[1](grad)
@@ -153,7 +133,29 @@ def build_attention(case: Case, chip: Chip) -> tuple[Callable, tuple]:
 
     packed = _rows(case, ROWS)
     q, out = (_rows(case, case.seeds), _rows(case, BATCH, case.seeds)) if case.seeds else (packed, packed)
-    return run, (*OFFSETS, q, packed, packed, out)
+    k = packed if case.operator != "gdpa" or case.keys is None else _rows(case, BATCH, case.keys)
+    return run, (*OFFSETS, q, k, k, out)
+
+
+def _configs(case: Case) -> dict[str, Config]:
+    return {case.direction: case.config}  # the defaults for the others
+
+
+def _gdpa(case: Case, q, k, v, *offsets):
+    key_offsets = offsets if case.keys is None else ()
+    scales = {"pre_scale": 1.0, "post_scale": 1.0}
+    return gdpa_kernels.gdpa(
+        q, k, v, *offsets, *key_offsets, activation=case.activation, configs=_configs(case), **scales
+    )
+
+
+def _window(case: Case, *operands):
+    assert case.window is not None
+    return window.window_attention(*operands, window=case.window, scale=case.dim**-0.5, configs=_configs(case))
+
+
+def _seed(case: Case, *operands):
+    return seed.seed_attention(*operands, scale=case.dim**-0.5, configs=_configs(case))
 
 
 def gdpa() -> Iterator[Case]:
@@ -171,10 +173,10 @@ def gdpa() -> Iterator[Case]:
                     if direction == "dkv" and keys is None:
                         continue  # the same as with dense keys
                     config = configs[direction]
-                    fields = {"ragged": keys is None or direction == "dkv", "keys": keys or 200}
+                    fields = {"ragged": keys is None or direction == "dkv", "keys": keys}
 
                     def case(config=config, dim=dim, direction=direction, fields=fields, **more):
-                        return Case("gdpa", direction, generation, dim, build_gdpa, config, **fields, **more)  # noqa: B023
+                        return Case("gdpa", direction, generation, dim, build_pass, config, **fields, **more)  # noqa: B023
 
                     yield case()
                     if dim < 128:
@@ -198,9 +200,7 @@ def attention() -> Iterator[Case]:
 
             def case(operator, keys, dim=dim, direction=direction, chip=chip, generation=generation, **fields):
                 config = launch.configs_for(operator, chip, jnp.dtype("bfloat16"), dim, keys, "softmax")[direction]
-                return Case(
-                    operator, direction, generation, dim, build_attention, config, activation="softmax", **fields
-                )
+                return Case(operator, direction, generation, dim, build_pass, config, activation="softmax", **fields)
 
             yield case("window_attention", 201, window=(100, 100))
             yield case("seed_attention", 64, seeds=64)

@@ -5,8 +5,8 @@
 
 Each case is compiled by its own process: Mosaic's kernels for h100 and b200, Triton's for triton-sm80 and so on. The
 latter are lowered by jax-triton and assembled by the ptxas that JAX runs. Prints registers, spills, shared memory,
-tensor memory and, of Mosaic's kernels, the instructions of the loop with the score function; after a run over a chip's
-whole catalogue, writes them and the instructions of each inner loop by kind to
+tensor memory and the instructions of the loop with the score function, and predicts the time of some kernels
+(`predict`); after a run over a chip's whole catalogue, writes that and the instructions of each inner loop by kind to
 ``experiments/results/compile/CHIP.json``. The exit status is 1 if a kernel spills, does not fit, does not compile, or
 has a longer loop than is stored there (`budget`), 2 if there was nothing to compile or to compile with. The compiler is
 not part of the environment, since with it JAX looks for a GPU at each start; `make kernels` installs it separately.
@@ -30,10 +30,18 @@ import jax
 from tqdm import tqdm
 
 from pallas_kernels.chips import Chip
-from pallas_kernels.compile_check import budget, catalogue, triton_catalogue, triton_report
+from pallas_kernels.compile_check import budget, catalogue, predict, triton_catalogue, triton_report
 from pallas_kernels.compile_check.catalogue import Case
 from pallas_kernels.compile_check.report import DUMPS, parse
-from pallas_kernels.compile_check.result import Result, heading, loop_lines, rows
+from pallas_kernels.compile_check.result import (
+    PREDICTED,
+    Result,
+    backward_lines,
+    heading,
+    loop_lines,
+    prediction_line,
+    rows,
+)
 from pallas_kernels.triton import target as triton_target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,6 +87,23 @@ def cases_of(chip: Chip) -> Sequence[Case | triton_catalogue.Case]:
     return triton_catalogue.cases(chip) if chip.name in triton_catalogue.CHIPS else catalogue.cases(chip)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that compiles with the compiler in `folder`."""
+    # Unbuffered, so that Python's output does not land in the middle of the compiler's.
+    found = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_ROOT": str(_ptxas(folder).parent.parent),
+    }
+    found["JAX_TRACEBACK_FILTERING"] = "off"  # otherwise the last lines are about the filtering
+    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Reports in files, other compiler options, or kernels from a cache would not be the check that was asked for.
+    for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
+        found.pop(name, None)
+    return found
+
+
 def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Result:
     """Compiles a case in its own process, which may fail in any way.
 
@@ -87,15 +112,6 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
       chip: what to compile for.
       folder: see `compiler`.
     """
-    environment = os.environ | dict.fromkeys(DUMPS, "1")
-    # Unbuffered, so that Python's output does not land in the middle of the compiler's.
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", "CUDA_ROOT": str(_ptxas(folder).parent.parent)}
-    environment["JAX_TRACEBACK_FILTERING"] = "off"  # otherwise the last lines are about the filtering
-    paths = [str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    # Reports in files, other compiler options, or kernels from a cache would not be the check that was asked for.
-    for name in ("MOSAIC_GPU_DUMP_TO", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR"):
-        environment.pop(name, None)
     if isinstance(case, triton_catalogue.Case):
         worker, read = ("pallas_kernels.compile_check.triton_worker", str(_ptxas(folder))), triton_report.parse
     else:
@@ -105,7 +121,7 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
         process = subprocess.run(
             [sys.executable, "-m", *worker],
             input=pickle.dumps(case),
-            env=environment,
+            env=environment(folder) | dict.fromkeys(DUMPS, "1"),
             cwd=REPOSITORY,
             capture_output=True,
             timeout=TIMEOUT,
@@ -121,7 +137,10 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
     except ValueError as error:
         return Result(case.name, (), (str(error),), seconds)
     faults = tuple(fault for k in kernels for fault in k.faults(chip))
-    return Result(case.name, tuple(kernels), faults, seconds, case.scores if isinstance(case, Case) else None)
+    result = Result(case.name, tuple(kernels), faults, seconds, case.scores)
+    if isinstance(case, Case) and case.tiling:
+        result = dataclasses.replace(result, prediction=predict.predict(kernels[-1].loops, case.tiling, chip))
+    return result
 
 
 def _last_lines(errors: str) -> str:
@@ -167,9 +186,14 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
         made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
     cases = {
         r.case: {"scores": r.scores, "kernels": [*map(dataclasses.asdict, r.kernels)], "faults": r.faults}
+        | ({"predicted": r.prediction.row()} if r.prediction else {})
         for r in results
     }
-    content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by, "cases": cases}
+    content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by}
+    if any(r.prediction for r in results):
+        # Of the activation each case has its own.
+        content["predicted_for"] = {k: v for k, v in dataclasses.asdict(predict.SHAPE).items() if k != "activation"}
+    content["cases"] = cases
     text = json.dumps(content, indent=1) + "\n"
     if path.exists():
         before = json.loads(path.read_text())
@@ -218,6 +242,8 @@ def run(
         "static and dynamic, as launched; columns of tensor memory; instructions of the loop with the score function,"
     )
     print("of a thread in a trip and for each of its scores; seconds of the whole process")
+    if chip.name in catalogue.CHIPS:
+        print(PREDICTED)
     print(heading(width), flush=True)
     started, results, path = time.perf_counter(), [], output / f"{chip.name}.json"
     stored = budget.stored(path)
@@ -227,9 +253,14 @@ def run(
             longer = () if accept_longer_loops else tuple(budget.worse(result.kernels, before))
             result = dataclasses.replace(result, longer=longer, budgeted=any(before))
             results.append(result)
-            for row in rows(result, width) + (loop_lines(result) if each_loop else []):
+            printed = rows(result, width) + (loop_lines(result) if each_loop else [])
+            if result.prediction:
+                printed.append(prediction_line(result.prediction, chip))
+            for row in printed:
                 bar.write(row, file=sys.stdout)
             bar.update()
+    for line in backward_lines(cases, results, chip):
+        print(line)
     failed = sum(bool(result.faults or result.longer) for result in results)
     print(f"{chip.name}: {len(results)} cases, {failed} failed, {time.perf_counter() - started:.0f} s")
     if not select and any(result.longer for result in results):

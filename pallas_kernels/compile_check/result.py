@@ -3,8 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+from pallas_kernels.chips import Chip
+from pallas_kernels.compile_check.catalogue import Case
+from pallas_kernels.compile_check.predict import SHAPE, Prediction, backward
 from pallas_kernels.compile_check.report import Kernel
 from pallas_kernels.compile_check.sass import compute_loop
+from pallas_kernels.compile_check.triton_catalogue import Case as TritonCase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +21,9 @@ class Result:
       faults: what is wrong, empty if nothing is.
       seconds: how long its process took.
       scores: see `catalogue.Case.scores`; of the last kernel, since passes before it have block sizes of their own.
-        None for a Triton kernel.
       longer: `budget.worse` of it.
       budgeted: whether its instructions are stored, so that they can be compared.
+      prediction: of the time that it takes; None where there is none.
     """
 
     case: str
@@ -29,7 +33,14 @@ class Result:
     scores: float | None = None
     longer: tuple[str, ...] = ()
     budgeted: bool = False
+    prediction: Prediction | None = None
 
+
+PREDICTED = (
+    f"predicted, not measured: milliseconds for B {SHAPE.batch}, S {SHAPE.max_length}, F {SHAPE.keys}, "
+    f"H {SHAPE.heads}, d {SHAPE.dim}, by the rates of `predict.RATES` and the datasheet"
+)
+"""What the lines of `prediction_line` are about."""
 
 HEADINGS = ("registers", "threads", "spill st/ld", "stack", "shared", "tmem", "loop", "a score", "s")
 
@@ -78,3 +89,38 @@ def loop_lines(result: Result) -> list[str]:
         for kernel in result.kernels
         for loop in kernel.loops
     ]
+
+
+def prediction_line(prediction: Prediction, chip: Chip) -> str:
+    """What `predict` says of a case: milliseconds of each pipe, of all, and the share of the peak that it executes."""
+    pipes = ", ".join(f"{name} {seconds * 1e3:.3f}" for name, seconds in prediction.pipes.items())
+    shares = [prediction.share(seconds, chip) for seconds in (prediction.overlapped, prediction.apart)]
+    return (
+        f"  predicted, not measured: {prediction.overlapped * 1e3:.3f} ms by {prediction.limit} if all overlaps "
+        f"({shares[0]:.0%} of the peak executed), {prediction.apart * 1e3:.3f} ms if products and threads take turns "
+        f"({shares[1]:.0%}); {pipes}"
+    )
+
+
+def backward_lines(cases: Sequence[Case | TritonCase], results: Sequence[Result], chip: Chip) -> list[str]:
+    """A line for each backward pass of which both kernels are predicted.
+
+    Args:
+      cases: what was compiled.
+      results: of each.
+      chip: for which.
+    """
+    passes: dict[str, dict[str, Prediction]] = {}
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(case, Case) and result.prediction:
+            name = f"{case.dtype} {case.activation}, {case.config.polynomial}/8 by polynomials"
+            passes.setdefault(name, {})[case.direction] = result.prediction
+    lines = []
+    for name, found in passes.items():
+        if "dq" in found and "dkv" in found:
+            best, worst = backward(found["dq"], found["dkv"], chip)
+            lines.append(
+                f"{chip.name}: gdpa backward, {name}: predicted, not measured, are {worst:.0%} to {best:.0%} of the "
+                "peak, of the 10 FLOPs that count"
+            )
+    return lines

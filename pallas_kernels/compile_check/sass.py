@@ -12,13 +12,16 @@ each slot it takes one of them, where only some tiles are masked it masks.
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 KINDS: Mapping[str, str] = {
     "matrix": r"[HQIDO]G?MMA|UTC\w*MMA",
     "mufu": r"MUFU",
-    "fma": r"[FH](FMA|MUL|ADD)2?(_32I)?",
+    "fma": r"(F(FMA|MUL|ADD)|H(FMA|MUL|ADD)2)(_32I)?",
+    "fma2": r"F(FMA|MUL|ADD)2",
     "minmax": r"[FH]MNMX[23]?",
     "convert": r"[FI]2[FI]P?",
     "shared": r"(LD|ST|ATOM)S|LDSM|STSM",
@@ -32,8 +35,11 @@ KINDS: Mapping[str, str] = {
 }
 """Kind -> pattern of the names of its instructions (O), the first that matches; the rest is "other".
 
-"fma" has FFMA, FMUL, FADD and their packed forms, "integer" also selects, permuted bytes and moves, "uniform" what is
-done once for a warp."""
+"fma" has FFMA, FMUL, FADD and those on two halves of a register, "fma2" the forms that do two float32 operations of a
+thread at once, "integer" also selects, permuted bytes and moves, "uniform" what is done once for a warp."""
+
+COMPUTES = {"matrix", "mufu", "fma", "fma2", "minmax", "tensor_memory"}
+"""Kinds of which an inner loop that computes has at least one."""
 
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
 _LINE = re.compile(
@@ -51,10 +57,15 @@ class Loop:
     Attributes:
       instructions: that a thread issues in a trip.
       kinds: kind -> how many of them, of `KINDS` and "other", those that occur.
+      shortest: the same of the trip with fewest instructions: where a tile needs no mask, without it.
+      around: the same of a trip of the loop around this one, outside of all inner loops: what a stationary tile takes
+        besides the tiles that stream past it. Empty where there is no such loop.
     """
 
     instructions: int
     kinds: dict[str, int]
+    shortest: dict[str, int] = dataclasses.field(default_factory=dict)
+    around: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -156,7 +167,12 @@ def _natural_loops(order: list[int], edges: list[list[int]]) -> dict[int, set[in
 
 
 def _trip(
-    header: int, members: set[int], counted: Mapping[int, int], order: list[int], edges: list[list[int]]
+    header: int,
+    members: set[int],
+    counted: Mapping[int, int],
+    order: list[int],
+    edges: list[list[int]],
+    sign: Literal[1, -1] = 1,
 ) -> list[int]:
     """The blocks on the way from a loop's header back to it that has most instructions.
 
@@ -166,15 +182,16 @@ def _trip(
       counted: block -> instructions that count, 0 if it only waits.
       order: see `_order`; an edge against it closes a loop and is not on a way.
       edges: see `_edges`.
+      sign: -1 for the way that has fewest.
     """
     place = {block: i for i, block in enumerate(order)}
-    best, previous = {header: counted[header]}, {}
+    best, previous = {header: sign * counted[header]}, {}
     for block in sorted(members, key=place.__getitem__):
         for successor in edges[block]:
             if successor not in members or place[successor] <= place[block]:
                 continue
-            length = best[block] + counted[successor]
-            if length > best.get(successor, -1):
+            length = best[block] + sign * counted[successor]
+            if length > best.get(successor, -math.inf):
                 best[successor], previous[successor] = length, block
     block = max((block for block in members if header in edges[block]), key=best.__getitem__)
     way = [block]
@@ -190,7 +207,7 @@ def _only_waits(blocks: list[_Block], members: set[int]) -> bool:
 
 
 def inner_loops(text: str) -> tuple[Loop, ...]:
-    """The inner loops of a disassembly that compute: those with products, MUFU, FMA, FMNMX or tensor memory.
+    """The inner loops of a disassembly that compute, see `COMPUTES`.
 
     Args:
       text: what nvdisasm prints of one kernel, other lines among them.
@@ -201,31 +218,47 @@ def inner_loops(text: str) -> tuple[Loop, ...]:
     Returns:
       in the order of the text.
     """
-    return tuple(_inner_loops(text))
-
-
-def _inner_loops(text: str) -> Iterator[Loop]:
     functions = [part for part in re.split(r"(?m)^\s*\.section\s+\.text\b", text)[1:] if _LINE.search(part)]
     if not functions:
         raise ValueError("no disassembly in the compiler's output: nvdisasm must lie beside ptxas")
-    for function in functions:
-        blocks, labels = _blocks(function)
-        edges = _edges(blocks, labels)
-        order = _order(edges)
-        loops = _natural_loops(order, edges)
-        waits = {header for header, members in loops.items() if _only_waits(blocks, members)}
-        waiting = set().union(*(loops[header] for header in waits))
-        counted = {i: 0 if i in waiting else len(block.names) for i, block in enumerate(blocks)}
-        for header, members in sorted(loops.items()):
-            if header in waits or any(h in members for h in loops.keys() - waits - {header}):
-                continue
-            way = [i for i in _trip(header, members, counted, order, edges) if counted[i]]
-            kinds = collections.Counter(kind_of(name) for i in way for name in blocks[i].names)
-            if kinds.keys() & {"matrix", "mufu", "fma", "minmax", "tensor_memory"}:
-                yield Loop(kinds.total(), dict(sorted(kinds.items())))
+    return tuple(loop for function in functions for loop in _inner_loops(function))
+
+
+def _inner_loops(function: str) -> Iterator[Loop]:
+    blocks, labels = _blocks(function)
+    edges = _edges(blocks, labels)
+    order = _order(edges)
+    every = _natural_loops(order, edges)
+    loops = {header: members for header, members in every.items() if not _only_waits(blocks, members)}
+    waiting = set().union(*(every[header] for header in every.keys() - loops.keys()))
+    counted = {i: 0 if i in waiting else len(block.names) for i, block in enumerate(blocks)}
+
+    def trip(header: int, counted: Mapping[int, int], sign: Literal[1, -1] = 1) -> dict[str, int]:
+        way = _trip(header, loops[header], counted, order, edges, sign)
+        kinds = collections.Counter(kind_of(name) for i in way if counted[i] for name in blocks[i].names)
+        return dict(sorted(kinds.items()))
+
+    def around(header: int) -> dict[str, int]:
+        outer = [h for h in loops if h != header and header in loops[h]]
+        if not outer:
+            return {}
+        closest = min(outer, key=lambda h: len(loops[h]))
+        inside = set().union(*(loops[h] for h in loops.keys() & loops[closest] - {closest}))
+        return trip(closest, {i: 0 if i in inside else number for i, number in counted.items()})
+
+    for header, members in sorted(loops.items()):
+        if loops.keys() & members - {header}:
+            continue
+        kinds = trip(header, counted)
+        if kinds.keys() & COMPUTES:
+            yield Loop(sum(kinds.values()), kinds, trip(header, counted, -1), around(header))
 
 
 def compute_loop(loops: Sequence[Loop]) -> Loop | None:
     """The loop with the score function: the one with most MUFU and FMA; None if no loop has any."""
-    found = max(loops, key=lambda loop: loop.kinds.get("mufu", 0) + loop.kinds.get("fma", 0), default=None)
-    return found if found and found.kinds.keys() & {"mufu", "fma"} else None
+
+    def work(loop: Loop) -> int:
+        return sum(loop.kinds.get(kind, 0) for kind in ("mufu", "fma", "fma2"))
+
+    found = max(loops, key=work, default=None)
+    return found if found and work(found) else None

@@ -41,9 +41,19 @@ class Case:
     sizes: blocks.Block | None = None
 
     @property
+    def scores(self) -> float:
+        """How many a thread computes in a step: a program's threads share a tile."""
+        sizes = self._block
+        return sizes.rows * sizes.tile / (32 * sizes.warps)
+
+    @property
+    def _block(self) -> blocks.Block:
+        return self.sizes or blocks.block(self.direction, self.dim)
+
+    @property
     def name(self) -> str:
         """A unique name, including block sizes."""
-        sizes = self.sizes or blocks.block(self.direction, self.dim)
+        sizes = self._block
         return (
             f"{self.operator}-sm{self.capability}-{self.direction}-d{self.dim}-{self.dtype}-{self.activation}-"
             f"rows{sizes.rows}-tile{sizes.tile}-warps{sizes.warps}-stages{sizes.stages}"

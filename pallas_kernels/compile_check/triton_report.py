@@ -1,8 +1,9 @@
-"""What ptxas and jax-triton say about a Triton kernel, read from what `triton_worker` prints."""
+"""What ptxas, nvdisasm and jax-triton say about a Triton kernel, read from what `triton_worker` prints."""
 
 import re
 
 from pallas_kernels.compile_check.report import Kernel
+from pallas_kernels.compile_check.sass import inner_loops
 
 _ENTRY = re.compile(r"Compiling entry function '[^']+' for '([^']+)'")
 _LAUNCH = re.compile(r"Launch: (\d+) threads, (\d+) bytes of dynamic shared memory")
@@ -17,7 +18,8 @@ def parse(output: str) -> list[Kernel]:
     """The kernels in a worker's output, in its order.
 
     Raises:
-      ValueError: the output holds no kernel, or one without its report or its launch.
+      ValueError: the output holds no kernel, or one without its report, its launch or a disassembly that can be
+        followed.
     """
     kernels, begin = [], 0
     for launch in _LAUNCH.finditer(output):
@@ -37,6 +39,7 @@ def parse(output: str) -> list[Kernel]:
                 shared_memory=int(launch[2]) + _total(r"(\d+) bytes smem", report),
                 tensor_memory_columns=0,
                 serialized=warning[0] if warning else "",
+                loops=inner_loops(report),
             )
         )
     if not kernels or _ENTRY.search(output, begin):

@@ -7,6 +7,7 @@ reports on standard output because of what `check` set in its environment.
 
 import pickle
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,13 +23,17 @@ def description(chip: Chip) -> str:
     return (Path(__file__).parent / f"{chip.name}.txtpb").read_text()
 
 
-def compile_case(case: Case, chip: Chip) -> None:
-    """Lowers and compiles the case for one device of this chip."""
+def compile_for(chip: Chip, function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> jax.stages.Compiled:
+    """`function` of arrays like `arguments`, compiled for one device of this chip."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=description(chip), topology="1x1x1")
     sharding = NamedSharding(topologies.make_mesh(topology, (1,), ("devices",)), PartitionSpec())
-    function, arguments = case.build(case, chip)
     placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
-    jax.jit(function).lower(*placed).compile()
+    return jax.jit(function).lower(*placed).compile()
+
+
+def compile_case(case: Case, chip: Chip) -> None:
+    """Compiles the case."""
+    compile_for(chip, *case.build(case, chip))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ class Plan:
       backward: whether there are two stationary arrays.
       ragged: whether the streamed rows may end within a tile.
       window: which streamed rows count.
+      tails: whether streamed tiles that contain the end of an example come from arrays of their own.
       statistics: how many arrays of them there are.
       heads: of the stationary side.
       other_heads: of the streamed side.
@@ -67,6 +68,7 @@ class Plan:
     backward: bool
     ragged: bool
     window: tuple[int, int] | None
+    tails: bool
     statistics: int
     heads: int
     other_heads: int
@@ -100,7 +102,12 @@ class Plan:
             raise ValueError(
                 f"attend: {heads} heads stay and {other_heads} stream; one must be a multiple of the other"
             )
-        for name, present in (("window", plan.window), ("statistics", statistics), ("score.online", plan.online)):
+        for name, present in (
+            ("window", plan.window),
+            ("tails", plan.tails),
+            ("statistics", statistics),
+            ("score.online", plan.online),
+        ):
             if config.run > 1 and present:
                 raise ValueError(
                     f"attend: config.run={config.run} keeps streamed tiles, which rules out {name}; it must be 1"
@@ -177,6 +184,7 @@ class Operands(NamedTuple):
       used: how many of its items are in use.
       own: stationary arrays.
       other: streamed arrays.
+      tails: their tails, if any.
       numbers: statistics.
       outputs: results.
     """
@@ -185,15 +193,17 @@ class Operands(NamedTuple):
     used: Any
     own: Any
     other: Any
+    tails: Any
     numbers: Any
     outputs: Any
 
     @classmethod
     def of(cls, refs, plan: Plan) -> "Operands":
-        """The operands of a kernel called with the work list, stationary and streamed arrays and statistics."""
+        """The operands of a kernel called with the work list, stationary and streamed arrays, tails and statistics."""
         (items, used, *arrays), outputs = refs[: -len(plan.results)], refs[-len(plan.results) :]
         own = 1 + plan.backward
-        return cls(items, used, arrays[:own], arrays[own : own + 2], arrays[own + 2 :], outputs)
+        tails, numbers = own + 2, own + 2 + 2 * plan.tails
+        return cls(items, used, arrays[:own], arrays[own:tails], arrays[tails:numbers], arrays[numbers:], outputs)
 
 
 class Slots(NamedTuple):

@@ -10,13 +10,15 @@ last one, so that the kernel writes all of its output and nothing is zeroed firs
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pallas_kernels.jagged import ROW_ALIGNMENT
+from pallas_kernels.mosaic.tails import Ends
 
-FIELDS = 8
-ROW, COUNT, EXTENT, OTHER_ROW, OTHER_COUNT, SHIFT, OUT_ROW, OTHER_SECOND_ROW = range(FIELDS)
+FIELDS = 9
+ROW, COUNT, EXTENT, OTHER_ROW, OTHER_COUNT, SHIFT, OUT_ROW, OTHER_SECOND_ROW, TAIL = range(FIELDS)
 
 
 class Side(NamedTuple):
@@ -42,8 +44,10 @@ class WorkList(NamedTuple):
       items: int32; the columns are `ROW` (first stationary row), `COUNT` (its rows that hold something, may be 0),
         `EXTENT` (its rows to write), `OTHER_ROW` and `OTHER_COUNT` (streamed rows), `SHIFT` (position in its example of
         the first stationary row, less that of the first streamed one; 0 without a window), `OUT_ROW` (first row of the
-        results, of the second stationary array and of its statistics) and `OTHER_SECOND_ROW` (first row of the second
-        streamed array and of its statistics). The last two are `ROW` and `OTHER_ROW` except after `share_queries`.
+        results, of the second stationary array and of its statistics), `OTHER_SECOND_ROW` (first row of the second
+        streamed array and of its statistics) and `TAIL` (row of the tails at which the last streamed tile begins; -1
+        where that one comes from the array, too). `OUT_ROW` and `OTHER_SECOND_ROW` are `ROW` and `OTHER_ROW` except
+        after `share_queries`.
       used: ``[1]`` int32, items in use.
     """
 
@@ -69,7 +73,13 @@ def capacity(side: Side, item_rows: int) -> int:
 
 
 def work_list(
-    stationary: Side, streamed: Side, *, item_rows: int, balance: bool, window: tuple[int, int] | None = None
+    stationary: Side,
+    streamed: Side,
+    *,
+    item_rows: int,
+    balance: bool,
+    window: tuple[int, int] | None = None,
+    ends: Ends | None = None,
 ) -> WorkList:
     """Cuts the stationary rows of every example into items of `item_rows` rows, the last of them possibly shorter.
 
@@ -82,6 +92,7 @@ def work_list(
       window: None to stream all rows of the example. ``(below, above)``, with both sides at the same positions: only
         those from `below` positions before the first row of the item to `above` positions after its last one,
         both inclusive; the first is rounded down to a multiple of 8.
+      ends: where the examples of `streamed` end and their tails are; None to stream from the array alone.
     """
     stop = stationary.start[-1] + stationary.extent[-1]
     zero = jnp.zeros(1, jnp.int32)
@@ -91,18 +102,19 @@ def work_list(
     # Nothing streams past rows that hold nothing: they are only written as zeros.
     other_start = jnp.append(streamed.start, zero)
     other_length = jnp.append(streamed.length, zero)
+    order = jnp.arange(start.shape[0], dtype=jnp.int32)
     if balance:
         order = jnp.argsort(other_length, descending=True, stable=True)
         start, length, extent, other_start, other_length = (
             x[order] for x in (start, length, extent, other_start, other_length)
         )
 
-    ends = jnp.cumsum((extent + (item_rows - 1)) // item_rows, dtype=jnp.int32)
+    until = jnp.cumsum((extent + (item_rows - 1)) // item_rows, dtype=jnp.int32)
     item = jnp.arange(capacity(stationary, item_rows), dtype=jnp.int32)
     # Items after the last one in use are empty; the kernel does not reach them.
-    owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="compare_all"), start.shape[0] - 1)
+    owner = jnp.minimum(jnp.searchsorted(until, item, side="right", method="compare_all"), start.shape[0] - 1)
     owner = owner.astype(jnp.int32)
-    first = (item - jnp.append(zero, ends[:-1])[owner]) * item_rows
+    first = (item - jnp.append(zero, until[:-1])[owner]) * item_rows
     count = jnp.clip(length[owner] - first, 0, item_rows)
     low, high = jnp.zeros_like(item), other_length[owner]
     if window is not None:
@@ -111,17 +123,27 @@ def work_list(
         low = jnp.maximum(first - below, 0) & -ROW_ALIGNMENT
         high = jnp.minimum(first + count + above, high)
     row, other_row = start[owner] + first, other_start[owner] + low
+    other_count = jnp.where(count > 0, high - low, 0)
     columns = {
         ROW: row,
         COUNT: count,
         EXTENT: jnp.clip(extent[owner] - first, 0, item_rows),
         OTHER_ROW: other_row,
-        OTHER_COUNT: jnp.where(count > 0, high - low, 0),
+        OTHER_COUNT: other_count,
         SHIFT: jnp.zeros_like(item) if window is None else first - low,
         OUT_ROW: row,
         OTHER_SECOND_ROW: other_row,
+        TAIL: jnp.full_like(item, -1) if ends is None else _tail(ends, order[owner], other_row, other_count),
     }
-    return WorkList(jnp.stack([columns[i] for i in range(FIELDS)], axis=1), ends[-1:])
+    return WorkList(jnp.stack([columns[i] for i in range(FIELDS)], axis=1), until[-1:])
+
+
+def _tail(ends: Ends, example: jax.Array, other_row: jax.Array, other_count: jax.Array) -> jax.Array:
+    """The column `TAIL` of items that stream `other_count` rows from `other_row` on."""
+    # The segment after the last example streams nothing.
+    stop, offset = (jnp.append(x, jnp.zeros(1, jnp.int32))[example] for x in (ends.stop, ends.offset))
+    begin = other_row + jnp.maximum(other_count - 1, 0) // ends.block * ends.block
+    return jnp.where((other_count > 0) & (begin + ends.block > stop), begin + offset, -1)
 
 
 def share_queries(work: WorkList, queries: int, *, copies: int, of: int) -> WorkList:

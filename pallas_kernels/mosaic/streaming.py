@@ -55,6 +55,7 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
         turns, count = plan.tiles_of(items, item)
         own_rows = [items[item, field] for field in (schedule.ROW, schedule.OUT_ROW)[: len(arrays.own)]]
         other_rows = [items[item, field] for field in (schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW)]
+        tail = items[item, schedule.TAIL] if plan.tails else None
 
         def load_turn(t, first, last, steps):
             own_step, other_step = steps
@@ -81,11 +82,21 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
                 def load_tile(j, other_step):
                     slot = slot_of(other_step, stages)
                     starts = [aligned(row + j * block) for row in other_rows]
-                    for start, gmem, smem, full, free in zip(
-                        starts, arrays.other, slots.other, slots.full, slots.free, strict=True
-                    ):
+                    for i, (smem, full, free) in enumerate(zip(slots.other, slots.full, slots.free, strict=True)):
+
+                        def copy(arrays, start, i=i, smem=smem, full=full):
+                            source = arrays[i].at[pl.ds(start, block), other_head]
+                            plgpu.copy_gmem_to_smem(source, smem.at[slot], full.at[slot])
+
                         plgpu.barrier_wait(free.at[slot])
-                        plgpu.copy_gmem_to_smem(gmem.at[pl.ds(start, block), other_head], smem.at[slot], full.at[slot])
+                        if tail is None:
+                            copy(arrays.other, starts[i])
+                        else:
+                            lax.cond(
+                                (tail >= 0) & (j == count - 1),
+                                lambda copy=copy: copy(arrays.tails, aligned(tail)),
+                                lambda copy=copy, i=i: copy(arrays.other, starts[i]),
+                            )
                     for gmem, smem in zip(arrays.numbers, slots.numbers, strict=True) if plan.other_statistics else ():
                         plgpu.copy_gmem_to_smem(
                             gmem.at[other_head, pl.ds(starts[1], block)], smem.at[slot], slots.full[1].at[slot]
@@ -123,6 +134,7 @@ def attend[P: Plan](
     ragged: bool,
     config: Config,
     processors: int,
+    tails: tuple[Float[Array, "tail_rows other_heads dim"], ...] = (),
     statistics: tuple[Float[Array, "query_heads query_rows"], ...] = (),
     window: tuple[int, int] | None = None,
     out_rows: int | None = None,
@@ -137,16 +149,18 @@ def attend[P: Plan](
       reduction_bytes: shared memory for reductions, which all stay within a warp.
       stationary: ``(a,)`` for the forward pass, ``(a, b)`` for the backward passes, bfloat16 or float16; a is read at
         the items' `schedule.ROW`, b at `schedule.OUT_ROW`.
-      streamed: ``(x, y)``; rows in gaps hold no NaN (`pallas_kernels.jagged.zero_gaps`). Its heads may be fewer or more
-        than those that stay: one number is a multiple of the other, and the heads of a group are consecutive.
-      work: items of ``config.units * config.run * TILE_ROWS`` rows.
+      streamed: ``(x, y)``; without `tails` their gaps hold no NaN, see `pallas_kernels.mosaic.tails.guarded`. Their
+        heads may be fewer or more than those that stay: one number is a multiple of the other, and the heads of a group
+        are consecutive.
+      work: items of ``config.units * config.run * TILE_ROWS`` rows, made with the `tails.Ends` of `tails` if any.
       score: the score function.
       sums: which sums to keep, ``"value"`` or ``"key"`` or both, in the order of the results.
       ragged: False if the number of streamed rows is known to be a multiple of the block.
       config: block sizes.
       processors: multiprocessors of the chip, the number of persistent blocks.
+      tails: those of x and of y, with the same heads; none if all tiles come from `streamed`.
       statistics: float32, one per row of queries, for `score.backward`: with one sum, for dq, they stay with ``b``;
-        with two, for dk and dv, they stream with ``y``.
+        with two, for dk and dv, they stream with ``y``. Gaps may hold NaN, for scores are masked after their use.
       window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.
       out_rows: rows of the results, those of ``a`` unless given.
       out_dtype: of the sums, that of ``a`` unless given.
@@ -166,6 +180,7 @@ def attend[P: Plan](
         work,
         config=config,
         processors=processors,
+        tails=bool(tails),
         statistics=statistics,
         out_rows=out_rows,
         out_dtype=out_dtype,
@@ -187,7 +202,7 @@ def attend[P: Plan](
         num_threads=config.units + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=reduction_bytes),
-    )(work.items, work.used, *stationary, *streamed, *statistics)
+    )(work.items, work.used, *stationary, *streamed, *tails, *statistics)
 
 
 def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):

@@ -113,14 +113,13 @@ def _forward(static, q, k, v, row_splits, lengths):
 
 def _backward(static, saved, d_out):
     q, k, v, row_splits, lengths, z = saved
-    # Rows without an event may hold NaN, and so may their cotangents.
-    event = jagged.row_mask(row_splits, lengths, q.shape[0])
-    q, d_out = (jagged.zero_padding(x.astype(q.dtype), event) for x in (q, d_out))
+    d_out = d_out.astype(q.dtype)
     normed, pull_normed = jax.vjp(layer_norm, q)
     (d_z,) = jax.vjp(rms_norm, z)[1](d_out)
     flat = [x.reshape(-1, *x.shape[2:]) for x in (k, v)]
     d_normed, *d_weights = mosaic.backward(static, (normed, *flat, (row_splits, lengths, None, None)), d_z)[:3]
-    dq = jagged.zero_padding(pull_normed(d_normed + d_z)[0] + d_out, event)
+    # Rows without an event may hold NaN, and so may their cotangents; neither the norms nor the kernels mix rows.
+    dq = jagged.zero_gaps(pull_normed(d_normed + d_z)[0] + d_out, row_splits, lengths)
     return dq, *(x.reshape(k.shape) for x in d_weights), None, None
 
 

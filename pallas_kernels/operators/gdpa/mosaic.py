@@ -13,10 +13,10 @@ from typing import NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import Score, pointwise
+from pallas_kernels.mosaic.tails import Streamed, guarded
 from pallas_kernels.mosaic.target import Target
 
 
@@ -92,19 +92,28 @@ def _sides(keys, q, k, offsets):
     return queries, schedule.dense(lengths.shape[0], keys)
 
 
-def _run(static, pass_, stationary, streamed, sides, *, sums, keys) -> tuple[jax.Array, ...]:
-    """`keys`: dense keys that stream, None if what streams is jagged."""
-    config, chip = dict(static.configs)[pass_], static.chip
+def _of_keys(static, offsets):
+    return offsets[2:] if static.keys is None else None
+
+
+def _run(static, pass_, stationary, streamed, sides, *, sums, offsets=None) -> tuple[jax.Array, ...]:
+    """`offsets`: row_splits and lengths of what streams, None if that is the dense keys."""
+    config, chip, keys = dict(static.configs)[pass_], static.chip, static.keys if offsets is None else None
     if config.run > 1 and (keys is None or -(-keys // config.block) > config.stages):
         raise ValueError(
             f"gdpa: run={config.run} keeps all streamed tiles of an example, which needs dense keys in at most "
             f"stages={config.stages} tiles of block={config.block} rows; there are {keys} keys"
         )
-    work = schedule.work_list(*sides, item_rows=launch.item_rows(chip, config), balance=keys is None)
+    ready = Streamed(streamed)
+    if offsets is not None:
+        ready = guarded(*streamed, *offsets, block=config.block, starts=config.block)
+    rows = launch.item_rows(chip, config)
+    work = schedule.work_list(*sides, item_rows=rows, balance=keys is None, ends=ready.ends)
     return launch.kernel_of(chip).attend(
         stationary,
-        streamed,
+        ready.arrays,
         work,
+        tails=ready.tails,
         score=static.score,
         sums=sums,
         ragged=keys is None or keys % config.block != 0,
@@ -119,21 +128,17 @@ def _gdpa(static, q, k, v, offsets) -> jax.Array:
 
 
 def _forward(static, q, k, v, offsets):
-    if static.keys is None:
-        k, v = (zero_gaps(x, *offsets[2:]) for x in (k, v))
     sides = _sides(static.keys, q, k, offsets)
-    (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), keys=static.keys)
+    (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), offsets=_of_keys(static, offsets))
     return out, (q, k, v, offsets)
 
 
 def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for the offsets."""
     q, k, v, offsets = saved
-    row_splits, lengths, _, _ = offsets
-    sides = _sides(static.keys, q, k, offsets)
-    q, d_out = (zero_gaps(x.astype(q.dtype), row_splits, lengths) for x in (q, d_out))
-    (dq,) = _run(static, "dq", (q, d_out), (k, v), sides, sums=("key",), keys=static.keys)
-    dk, dv = _run(static, "dkv", (k, v), (q, d_out), sides[::-1], sums=("key", "value"), keys=None)
+    sides, d_out = _sides(static.keys, q, k, offsets), d_out.astype(q.dtype)
+    (dq,) = _run(static, "dq", (q, d_out), (k, v), sides, sums=("key",), offsets=_of_keys(static, offsets))
+    dk, dv = _run(static, "dkv", (k, v), (q, d_out), sides[::-1], sums=("key", "value"), offsets=offsets[:2])
     return dq, dk, dv, None
 
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.schedule import Side
 from pallas_kernels.mosaic.score import softmax
+from pallas_kernels.mosaic.tails import ANY_START, guarded
 
 MOST_PARTS = 32
 """Most parts into which the keys of an example are cut: each costs an output to be merged."""
@@ -65,16 +65,19 @@ def _copies(seeds: int, number: int) -> Side:
     return Side(start, jnp.full(number, seeds, jnp.int32), jnp.full(number, padded, jnp.int32), number * padded)
 
 
-def _against_keys(static, pass_, k, row_splits, lengths):
-    """The number of parts of the keys, and the work list of queries that stay and keys that stream."""
+def _against_keys(static, pass_, k, v, row_splits, lengths):
+    """The number of parts of the keys, keys and values to be streamed, and the work list of the queries that stay."""
     seeds, shared, _, items, chip = static
     config, batch, heads = dict(items)[pass_], lengths.shape[0], k.shape[1]
     rows = launch.item_rows(chip, config)
     parts = parts_of(chip.processors, batch * heads * -(-seeds // rows), k.shape[0], batch, config.block)
     keys = schedule.split(schedule.packed(row_splits, lengths, k.shape[0]), parts)
-    work = schedule.work_list(_copies(seeds, batch * parts), keys, item_rows=rows, balance=True)
+    starts = config.block if parts == 1 else ANY_START
+    ready = guarded(k, v, row_splits, lengths, block=config.block, starts=starts)
+    ends = ready.ends and ready.ends.of_parts(parts)
+    work = schedule.work_list(_copies(seeds, batch * parts), keys, item_rows=rows, balance=True, ends=ends)
     copies = batch * parts if shared else parts
-    return parts, schedule.share_queries(work, _padded(seeds), copies=copies, of=schedule.ROW)
+    return parts, ready, schedule.share_queries(work, _padded(seeds), copies=copies, of=schedule.ROW)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -85,12 +88,12 @@ def _seed_attention(static, q, k, v, row_splits, lengths):
 def _forward(static, q, k, v, row_splits, lengths):
     seeds, _, scale, items, chip = static
     configs, batch = dict(items), lengths.shape[0]
-    k, v = (zero_gaps(x, row_splits, lengths) for x in (k, v))
-    parts, work = _against_keys(static, "forward", k, row_splits, lengths)
+    parts, keys, work = _against_keys(static, "forward", k, v, row_splits, lengths)
     out, log_sum = launch.kernel_of(chip).attend(
         (q,),
-        (k, v),
+        keys.arrays,
         work,
+        tails=keys.tails,
         score=softmax(scale),
         sums=("value",),
         ragged=True,
@@ -131,13 +134,14 @@ def _backward(static, saved, d_out):
     arguments = {"score": softmax(scale), "ragged": True, "processors": chip.processors}
     attend = launch.kernel_of(chip).attend
 
-    parts, work = _against_keys(static, "dq", k, row_splits, lengths)
+    parts, keys, work = _against_keys(static, "dq", k, v, row_splits, lengths)
     # Each part of an example's keys is an example of its own, with a copy of the cotangent; there are few of them then.
     own = [_repeat(x, batch, parts, axis) for x, axis in ((d_out, 0), *((x, 1) for x in statistics))]
     (dq,) = attend(
         (q, own[0]),
-        (k, v),
+        keys.arrays,
         work,
+        tails=keys.tails,
         statistics=tuple(own[1:]),
         sums=("key",),
         config=configs["dq"],

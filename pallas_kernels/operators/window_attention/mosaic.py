@@ -15,10 +15,10 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.jagged import zero_gaps
 from pallas_kernels.mosaic import launch, schedule
 from pallas_kernels.mosaic.config import Config
 from pallas_kernels.mosaic.score import softmax
+from pallas_kernels.mosaic.tails import ANY_START, guarded
 
 
 def window_attention(
@@ -46,12 +46,17 @@ def window_attention(
     return out[:rows]
 
 
-def _run(stationary, streamed, side, window, *, chip, config, statistics=(), **arguments):
-    work = schedule.work_list(side, side, item_rows=launch.item_rows(chip, config), balance=True, window=window)
+def _run(stationary, streamed, offsets, window, *, chip, config, statistics=(), **arguments):
+    (x, y), (row_splits, lengths), rows = streamed, offsets, launch.item_rows(chip, config)
+    side = schedule.packed(row_splits, lengths, x.shape[0])
+    # Each item streams from where its own window begins.
+    ready = guarded(x, y, row_splits, lengths, block=config.block, starts=ANY_START)
+    work = schedule.work_list(side, side, item_rows=rows, balance=True, window=window, ends=ready.ends)
     return launch.kernel_of(chip).attend(
         stationary,
-        streamed,
+        ready.arrays,
         work,
+        tails=ready.tails,
         statistics=statistics,
         window=window,
         ragged=True,
@@ -68,12 +73,8 @@ def _window_attention(static, q, k, v, row_splits, lengths) -> jax.Array:
 
 def _forward(static, q, k, v, row_splits, lengths):
     left, right, scale, items, chip = static
-    configs = dict(items)
-    k, v = (zero_gaps(x, row_splits, lengths) for x in (k, v))
-    side = schedule.packed(row_splits, lengths, q.shape[0])
-    out, log_sum = _run(
-        (q,), (k, v), side, (left, right), score=softmax(scale), sums=("value",), config=configs["forward"], chip=chip
-    )
+    arguments = {"score": softmax(scale), "config": dict(items)["forward"], "chip": chip}
+    out, log_sum = _run((q,), (k, v), (row_splits, lengths), (left, right), sums=("value",), **arguments)
     return out, (q, k, v, row_splits, lengths, out, log_sum)
 
 
@@ -81,12 +82,11 @@ def _backward(static, saved, d_out):
     left, right, scale, items, chip = static
     configs = dict(items)
     q, k, v, row_splits, lengths, out, log_sum = saved
-    side = schedule.packed(row_splits, lengths, q.shape[0])
-    q, d_out = (zero_gaps(x.astype(q.dtype), row_splits, lengths) for x in (q, d_out))
+    offsets, d_out = (row_splits, lengths), d_out.astype(q.dtype)
     statistics = (log_sum, launch.delta(d_out, out))
     arguments = {"score": softmax(scale), "statistics": statistics, "chip": chip}
-    (dq,) = _run((q, d_out), (k, v), side, (left, right), sums=("key",), config=configs["dq"], **arguments)
-    dk, dv = _run((k, v), (q, d_out), side, (right, left), sums=("key", "value"), config=configs["dkv"], **arguments)
+    (dq,) = _run((q, d_out), (k, v), offsets, (left, right), sums=("key",), config=configs["dq"], **arguments)
+    dk, dv = _run((k, v), (q, d_out), offsets, (right, left), sums=("key", "value"), config=configs["dkv"], **arguments)
     return dq, dk, dv, None, None
 
 

@@ -52,6 +52,9 @@ def test_a_loop_holds_what_ptxas_put_behind_it_but_for_the_wait():
     # The branch back from the wait counts, the three instructions that wait do not.
     assert loop.kinds == {"barrier": 2, "control": 3, "convert": 1, "fma": 2, "matrix": 1, "mufu": 1}
     assert loop.instructions == 10
+    assert loop.shortest == loop.kinds | {"control": 2}  # what need not wait does not branch back
+    # The loop around it, without those of this one and without the wait.
+    assert loop.around == {"control": 1, "global": 1, "shared": 1}
 
 
 def test_a_trip_takes_the_longer_branch():
@@ -72,7 +75,8 @@ def test_a_trip_takes_the_longer_branch():
         "EXIT",
     )
     (loop,) = inner_loops(sass(*lines))
-    assert loop == Loop(7, {"control": 2, "fma": 4, "mufu": 1})
+    longest = {"control": 2, "fma": 2, "fma2": 2, "mufu": 1}
+    assert loop == Loop(7, longest, {"control": 3, "integer": 1, "minmax": 1, "mufu": 1}, {})
 
 
 def test_each_role_of_a_program_has_its_loop_and_the_loader_none():
@@ -102,6 +106,35 @@ def test_each_role_of_a_program_has_its_loop_and_the_loader_none():
     assert scores.kinds == {"control": 1, "mufu": 2, "tensor_memory": 2}
     assert compute_loop((issue, scores)) == scores
     assert compute_loop((issue,)) is None and compute_loop(()) is None
+    packed = Loop(3, {"fma2": 3})
+    assert compute_loop((issue, scores, packed)) == packed
+    assert issue.around == scores.around == {}
+
+
+def test_what_is_around_a_loop_leaves_out_its_sisters():
+    lines = (
+        "item:",
+        "LDG.E R1, desc[UR4][R2.64]",
+        "turn:",
+        "FSEL R9, R8, RZ, P0",
+        "first:",
+        "FADD R0, R1, R2",
+        "@P0 BRA first",
+        "@P2 BRA narrow",
+        "FMUL R0, R1, R2",
+        "FMUL R1, R1, R2",
+        "narrow:",
+        "second:",
+        "MUFU.EX2 R0, R0",
+        "@P1 BRA second",
+        "STS [R3], R0",
+        "@P3 BRA turn",
+        "@P4 BRA item",
+        "EXIT",
+    )
+    first, second = inner_loops(sass(*lines))
+    # The turn and not the item, the longer way past the branch.
+    assert first.around == second.around == {"control": 2, "fma": 2, "integer": 1, "shared": 1}
 
 
 def test_a_branch_back_to_what_does_not_dominate_it_is_no_loop():
@@ -111,7 +144,8 @@ def test_a_branch_back_to_what_does_not_dominate_it_is_no_loop():
 def test_instructions_have_kinds():
     kinds = {
         "matrix": ("HGMMA", "QGMMA", "HMMA", "UTCHMMA", "UTCQMMA"),
-        "fma": ("FFMA", "FFMA2", "FMUL", "FMUL2", "FADD", "FADD2", "HFMA2"),
+        "fma": ("FFMA", "FMUL", "FADD", "HFMA2", "HADD2"),
+        "fma2": ("FFMA2", "FMUL2", "FADD2"),
         "minmax": ("FMNMX", "FMNMX3"),
         "integer": ("SEL", "PRMT", "LOP3", "IADD3", "IMAD", "ISETP", "CS2R"),
         "convert": ("F2F", "F2FP", "I2F", "I2FP"),

@@ -1,12 +1,14 @@
 """The compile check of Triton kernels: what it reads, and a selection of the catalogue compiled in earnest."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
 from pallas_kernels.compile_check import check
 from pallas_kernels.compile_check import triton_catalogue as catalogue
+from pallas_kernels.compile_check.sass import Loop, compute_loop
 from pallas_kernels.compile_check.triton_report import parse
 from pallas_kernels.triton import blocks, target
 
@@ -26,13 +28,18 @@ SELECTION = [
 ]
 
 
-def report(spilled=0, architecture="sm_80", shared=65536, note=""):
+def report(spilled=0, architecture="sm_80", shared=65536, note="", special=32):
+    body = "        /*0010*/                   MUFU.EX2 R44, R6 ;\n" * special
     return f"""
 ptxas info    : 0 bytes gmem
 {note}ptxas info    : Compiling entry function 'forward' for '{architecture}'
 ptxas info    : Function properties for forward
     {spilled} bytes stack frame, {spilled} bytes spill stores, {spilled} bytes spill loads
 ptxas info    : Used 214 registers, used 1 barriers, 408 bytes cmem[0]
+\t.section\t.text.forward,"ax",@progbits
+.L_x_0:
+{body}        /*0800*/               @P0 BRA `(.L_x_0) ;
+        /*0810*/                   EXIT ;
 Launch: 256 threads, {shared} bytes of dynamic shared memory
 """
 
@@ -41,6 +48,8 @@ def test_a_report_is_read_and_its_faults_are_named():
     (kernel,) = parse(report())
     assert (kernel.architecture, kernel.registers, kernel.threads, kernel.shared_memory) == ("sm_80", 214, 256, 65536)
     assert kernel.faults(SM80) == []
+    kinds = {"control": 1, "mufu": 32}
+    assert kernel.loops == (Loop(33, kinds, kinds),)
     spilling, other = parse(report(spilled=8, shared=100 * 1024) + report(architecture="sm_90a"))
     assert spilling.faults(SM80) == ["spills: 8 bytes of stores, 8 of loads"]
     assert other.faults(SM80) == ["compiled for sm_90a, not sm_80"]
@@ -88,7 +97,30 @@ def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
     assert result.faults == ()
     (kernel,) = result.kernels
     assert kernel.architecture == chip.architecture
-    assert kernel.threads == 32 * blocks.block(case.direction, case.dim).warps
+    sizes = blocks.block(case.direction, case.dim)
+    assert kernel.threads == 32 * sizes.warps
+    loop = compute_loop(kernel.loops)
+    assert loop is not None and result.scores is not None
+    assert result.scores == sizes.rows * sizes.tile / kernel.threads
+    if case.direction == "forward" and chip.capability < 90:
+        # Both products in instructions of 16 x 8 x 16, and one exponential a score.
+        assert loop.kinds["matrix"] == 2 * sizes.rows * sizes.tile * case.dim / (16 * 8 * 16) / sizes.warps
+        assert loop.kinds["mufu"] == result.scores
+    else:
+        assert loop.kinds["matrix"] > 0 and loop.kinds["mufu"] >= result.scores
+
+
+def test_a_longer_loop_fails(folder, monkeypatch, capsys, tmp_path):
+    def fake(case, chip, folder, special=32):
+        return check.Result(case.name, tuple(parse(report(special=special))), (), 1.0, case.scores)
+
+    command = ["--chip", SM80.name, "--output", str(tmp_path)]
+    monkeypatch.setattr(check, "check", fake)
+    assert check.main(command) == 0
+    assert "predicted" not in (tmp_path / f"{SM80.name}.json").read_text() + capsys.readouterr().out
+    monkeypatch.setattr(check, "check", functools.partial(fake, special=34))
+    assert check.main(command) == 1
+    assert "the compute loop has 35 instructions, stored are 33" in capsys.readouterr().err
 
 
 def test_a_kernel_that_spills_or_does_not_fit_fails(folder, monkeypatch, capsys, tmp_path):

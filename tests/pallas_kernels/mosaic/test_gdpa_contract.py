@@ -49,6 +49,14 @@ def test_several_blocks_share_the_work():
     assert_error_of_16_bits(operators.gdpa(keys="self", dim=32, pre_scale=0.2), Layout((150, 3, 0, 64, 70)))
 
 
+@pytest.mark.gaps_zeroed
+@slow
+@pytest.mark.parametrize("keys", ["dense", "jagged"])
+def test_gaps_of_short_examples_are_zeroed(keys):
+    layout = Layout((0, 3, 20, 0), gaps=(16, 8, 16, 0), spare=40)
+    assert_error_of_16_bits(operators.gdpa(keys=keys, dim=32, pre_scale=0.2), layout)
+
+
 @slow
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 5, 8, 63, 64, 65, 128, 300]), min_size=1, max_size=5),

@@ -30,11 +30,11 @@ def test_every_row_is_written_once_against_its_own_example(item_rows, lengths, s
     assert used <= work.items.shape[0] == schedule.capacity(side, item_rows)
     written, held = np.zeros(rows, int), np.zeros(rows, int)
     streamed = []
-    for row, count, extent, other_row, other_count, shift, out_row, second_row in np.asarray(work.items)[
+    for row, count, extent, other_row, other_count, shift, out_row, second_row, tail in np.asarray(work.items)[
         :used
     ].tolist():
         assert row % 8 == extent % 8 == 0 and 0 < extent <= item_rows and 0 <= count <= extent
-        assert shift == 0 and out_row == row and second_row == other_row
+        assert shift == 0 and out_row == row and second_row == other_row and tail == -1
         written[row : row + extent] += 1
         held[row : row + count] += 1
         example = int(np.searchsorted(splits[1:], row, side="right"))
