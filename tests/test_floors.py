@@ -11,7 +11,7 @@ FLOORS = {
     "pallas_kernels": ("pallas_kernels",),
     "data": (
         "kunlun_jax.data",
-        *(f"kunlun_jax.{x}" for x in ("batch", "executed", "flops", "mfu", "parallel", "serialization")),
+        *(f"kunlun_jax.{x}" for x in ("batch", "executed", "flops", "mfu", "parallel", "ranges", "serialization")),
     ),
     "nn": ("kunlun_jax.nn",),
     "models": ("kunlun_jax.models",),

@@ -17,7 +17,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
 import jax
@@ -29,6 +29,7 @@ from kunlun_jax.data.dataset import Dataset, Source
 from kunlun_jax.data.pack import Counts, capacity_names, pack
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.shares import joined, shares
+from kunlun_jax.ranges import at_least, check
 from pallas_kernels.jagged import aligned
 
 logger = logging.getLogger(__name__)
@@ -67,16 +68,17 @@ class LoaderConfig:
     prefetch: int = 2
     """Batches packed ahead, per worker or thread."""
 
+    RANGES: ClassVar = {
+        "batch_size": at_least(1),
+        "max_events": at_least(1),
+        "max_rows_per_example": at_least(0),
+        "workers": at_least(0),
+        "threads": at_least(1),
+        "prefetch": at_least(1),
+    }
+
     def __post_init__(self):
-        for name, least in {
-            "batch_size": 1,
-            "max_events": 1,
-            "max_rows_per_example": 0,
-            "workers": 0,
-            "prefetch": 1,
-        }.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"loader field {name!r} is {getattr(self, name)}; it must be at least {least}")
+        check(self, "loader")
         if self.shuffle not in ("none", "global"):
             raise ValueError(f"loader field 'shuffle' is {self.shuffle!r}; use 'none' or 'global'")
         for event, number in self.max_events_of:

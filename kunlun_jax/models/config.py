@@ -4,11 +4,12 @@ Marks: P the paper's own words, M Meta's code, R two or more readers, r one read
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.system import SystemConfig, refuse_unknown
 from kunlun_jax.nn.rotary import RoteConfig
+from kunlun_jax.ranges import above, at_least, check
 
 if TYPE_CHECKING:
     from kunlun_jax.models.kunlun import Kunlun
@@ -29,13 +30,27 @@ class EventConfig:
     seeds: int = 16
     """Learned seeds of HSP, n_seeds; more than tokens."""
     layers: int = 3
-    """Layers in which it takes part; after them its last state is kept."""
+    """Layers in which it takes part, at least 1 (skip_events leaves a type out); after them its last state is kept."""
     window: int = 50
     """Half-width of the self-attention window, in events, inclusive."""
     ffn_width: int = 64
     """F, the personalized hidden width (M: 128..256); with ffn_kind "plain" the hidden width of the shared weights."""
     kron_rank: int = 4
     """k, number of products in SumKronLinear (r: 8)."""
+
+    RANGES: ClassVar = {
+        "dim": at_least(1),
+        "heads": at_least(1),
+        "tokens": at_least(1),
+        "seeds": at_least(1),
+        "layers": at_least(1),
+        "window": at_least(0),
+        "ffn_width": at_least(1),
+        "kron_rank": at_least(1),
+    }
+
+    def __post_init__(self):
+        check(self, "model.event")
 
     def halved(self) -> "EventConfig":
         """What readers print for impressions beside clicks: half of every size, two layers (r)."""
@@ -108,6 +123,19 @@ class KunlunConfig(SystemConfig):
     head_reads: Literal["all", "last"] = "all"
     """Whether the head reads X of every layer (O) or of the last one (r)."""
 
+    RANGES: ClassVar = {
+        "layers": at_least(1),
+        "summary_tokens": at_least(1),
+        "ffn_tau": above(0),
+        "ffn_free_values": at_least(0),
+        "ffn_values_start": at_least(0),
+        "experts": at_least(1),
+        "fm_tokens": at_least(1),
+        "linear_tokens": at_least(1),
+        "fm_rank": at_least(1),
+        "fm_hidden": at_least(1),
+    }
+
     def __post_init__(self):
         super().__post_init__()
         for index, layer in enumerate(self.pattern):
@@ -118,10 +146,6 @@ class KunlunConfig(SystemConfig):
         for name, event in {"event": self.event, **self.events}.items():
             if event.dim % event.heads or event.dim // event.heads % 2:
                 raise ValueError(f"{name}.dim is {event.dim}, heads {event.heads}; dim / heads must be even")
-            if event.layers < 1:
-                raise ValueError(
-                    f"{name}.layers is {event.layers}; it must be at least 1; skip_events leaves a type out"
-                )
 
     def for_event(self, name: str) -> EventConfig:
         """What the event type `name` gets."""

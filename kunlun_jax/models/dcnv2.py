@@ -9,7 +9,7 @@ head here is the output layer unless ``head_hidden`` makes more of it.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,7 @@ from kunlun_jax.nn.cross import CrossNetwork
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.mlp import MLP, activation
 from kunlun_jax.nn.pooling import MeanPooling
+from kunlun_jax.ranges import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +48,10 @@ class DCNv2Config(SystemConfig):
     activation: str = "relu"
     """Activation of every plain MLP (P: ReLU)."""
 
+    RANGES: ClassVar = {"cross_layers": at_least(1), "cross_rank": at_least(0), "deep_hidden": at_least(1)}
+
     def __post_init__(self):
         super().__post_init__()
-        if self.cross_layers < 1:
-            raise ValueError(f"cross_layers is {self.cross_layers}; it must be at least 1")
         if not self.deep_hidden:
             raise ValueError("deep_hidden is empty; name at least one width")
 

@@ -12,7 +12,7 @@ of their own would have to be brought into line first.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,7 @@ from kunlun_jax.flops import Part, part
 from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.target_attention import TargetAttention
+from kunlun_jax.ranges import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class DINConfig(SystemConfig):
     """From event fields to tokens: a two-layer MLP (O), or masknet."""
     activation: str = "silu"
     """Activation of every plain MLP (P: Dice; O: SiLU, which like it is smooth around a zero of its own)."""
+
+    RANGES: ClassVar = {"unit_hidden": at_least(1)}
 
     def build(self, schema: Schema, **rest: Any) -> "DIN":
         """A new DIN; arguments as `ModelConfig.build`."""

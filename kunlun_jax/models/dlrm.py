@@ -9,7 +9,7 @@ event's fields pass an event input first is ours (O), and so is a mean for DLRM'
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,7 @@ from kunlun_jax.nn.cross import dot_flops, dot_products, pairs_of
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.mlp import MLP
 from kunlun_jax.nn.pooling import MeanPooling
+from kunlun_jax.ranges import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DLRMConfig(SystemConfig):
     """From event fields to tokens: a two-layer MLP (O), or masknet."""
     activation: str = "relu"
     """Activation of every plain MLP (P: ReLU)."""
+
+    RANGES: ClassVar = {"bottom_hidden": at_least(1)}
 
     def __post_init__(self):
         super().__post_init__()

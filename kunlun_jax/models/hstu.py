@@ -11,7 +11,7 @@ lack and runs as plain XLA (`nn.causal_pointwise`); ``--model.no-biased`` takes 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,7 @@ from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.hstu import HSTUBlock
 from kunlun_jax.nn.mlp import MLP
 from kunlun_jax.nn.sequence import append, last_rows, merge, no_rows
+from kunlun_jax.ranges import above, at_least, rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +56,20 @@ class HSTUConfig(SystemConfig):
     activation: str = "silu"
     """Activation of every plain MLP (O)."""
 
+    RANGES: ClassVar = {
+        "layers": at_least(1),
+        "heads": at_least(1),
+        "sequence_scale": above(0),
+        "positions": at_least(1),
+        "time_buckets": at_least(1),
+        "candidate_hidden": at_least(1),
+        "block_dropout": rate(),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        for name in ("layers", "positions", "time_buckets"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.dim % self.heads:
             raise ValueError(f"dim is {self.dim}, heads {self.heads}; a head needs a whole width")
-        if not self.sequence_scale > 0:
-            raise ValueError(f"sequence_scale is {self.sequence_scale}; it must be above 0")
-        if not 0 <= self.block_dropout < 1:
-            raise ValueError(f"block_dropout is {self.block_dropout}; it must lie in [0, 1)")
 
     def build(self, schema: Schema, **rest: Any) -> "HSTU":
         """A new HSTU; arguments as `ModelConfig.build`."""

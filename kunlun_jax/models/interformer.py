@@ -17,7 +17,7 @@ MHA runs on `window_attention` with a window longer than any history, PMA on `se
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +40,7 @@ from kunlun_jax.nn.personalized_linear import PersonalizedLinear
 from kunlun_jax.nn.pooling import SeedAttention
 from kunlun_jax.nn.rotary import RoteConfig
 from kunlun_jax.nn.sequence import first_rows, last_rows, prepend
+from kunlun_jax.ranges import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,19 @@ class InterFormerConfig(SystemConfig):
     activation: str = "silu"
     """Activation of every plain MLP (P: Swish)."""
 
+    RANGES: ClassVar = {
+        "layers": at_least(1),
+        "heads": at_least(1),
+        "cls_tokens": at_least(1),
+        "pma_tokens": at_least(1),
+        "recent_tokens": at_least(1),
+        "cross_layers": at_least(1),
+        "cross_rank": at_least(0),
+        "interaction_hidden": at_least(1),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        for name in ("layers", "cls_tokens", "pma_tokens", "recent_tokens", "cross_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.dim % (2 * self.heads):
             raise ValueError(f"dim is {self.dim}, heads {self.heads}; dim / heads must be even")
 

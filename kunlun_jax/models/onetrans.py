@@ -18,7 +18,7 @@ Source: OneTrans, arXiv 2510.26104 (P). Ours (O):
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from einops import rearrange
@@ -34,6 +34,7 @@ from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.init import normal
 from kunlun_jax.nn.mixed import MixedBlock
 from kunlun_jax.nn.sequence import merge, no_rows
+from kunlun_jax.ranges import above, at_least
 from pallas_kernels.dispatch import accumulator
 
 
@@ -65,16 +66,21 @@ class OneTransConfig(SystemConfig):
     activation: str = "silu"
     """Activation of the FFN and of every plain MLP (O; the paper does not say)."""
 
+    RANGES: ClassVar = {
+        "layers": at_least(1),
+        "heads": at_least(1),
+        "ffn_multiple": above(0),
+        "first_queries": at_least(0),
+        "branch_start": at_least(0),
+        "type_scale": at_least(0),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        if self.layers < 1:
-            raise ValueError(f"layers is {self.layers}; it must be at least 1")
         if self.dim % self.heads:
             raise ValueError(f"dim is {self.dim}, heads {self.heads}; a head needs a whole width")
         if not self.ffn_multiple * self.dim >= 1:
             raise ValueError(f"ffn_multiple is {self.ffn_multiple}; times dim it must be at least 1")
-        if self.first_queries is not None and self.first_queries < 0:
-            raise ValueError(f"first_queries is {self.first_queries}; it must be 0 or more, or None")
 
     def queries(self) -> tuple[int | None, ...]:
         """How many events of an example go on from each block, None for all; 0 from the last."""

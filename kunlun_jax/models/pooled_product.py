@@ -14,7 +14,7 @@ Source: ours (O), after FM's inner product of pooled embeddings (Rendle 2010).
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.event_input import unit_age
 from kunlun_jax.nn.mlp import MLP
+from kunlun_jax.ranges import at_least
 from pallas_kernels.jagged import zero_padding
 
 
@@ -47,10 +48,7 @@ class PooledProductConfig(SystemConfig):
     event_input: Literal["masknet", "mlp"] = "mlp"
     """From event fields to tokens: a two-layer MLP (O), or masknet."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.gates < 1:
-            raise ValueError(f"gates is {self.gates}; it must be at least 1")
+    RANGES: ClassVar = {"gates": at_least(1), "gate_hidden": at_least(1)}
 
     def build(self, schema: Schema, **rest: Any) -> "PooledProduct":
         """A new PooledProduct; arguments as `ModelConfig.build`."""

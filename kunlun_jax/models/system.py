@@ -9,7 +9,7 @@ difference between two of them comes from what stands between.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.event_input import EventInput, unit_rank
 from kunlun_jax.nn.init import Linear
 from kunlun_jax.nn.mlp import MLP, linear_flops
+from kunlun_jax.ranges import at_least, check, rate
 from pallas_kernels.dispatch import accumulator
 from pallas_kernels.jagged import zero_padding
 
@@ -75,9 +76,18 @@ class SystemConfig(ModelConfig):
     implementation: str | None = None
     """Backend of the jagged operators; None picks one for the device and logs which."""
 
+    RANGES: ClassVar = {
+        "dim": at_least(1),
+        "embedding_dim": at_least(1),
+        "embedding_scale": at_least(0),
+        "dense_tokens": at_least(1),
+        "event_mlp_start": at_least(0),
+        "head_hidden": at_least(1),
+        "dropout": rate(),
+    }
+
     def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must lie in [0, 1)")
+        check(self, "model")
 
     @property
     def compute_dtype(self) -> jnp.dtype:

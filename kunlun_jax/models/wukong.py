@@ -10,7 +10,7 @@ length enters it, as learned queries or a mean, is ours (O). PMA runs on the ker
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +26,7 @@ from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.interaction import WukongExpert
 from kunlun_jax.nn.pooling import MeanPooling, SeedAttention
+from kunlun_jax.ranges import at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,18 @@ class WukongConfig(SystemConfig):
     activation: str = "relu"
     """Activation of every plain MLP (P: ReLU)."""
 
+    RANGES: ClassVar = {
+        "layers": at_least(1),
+        "fm_tokens": at_least(1),
+        "linear_tokens": at_least(1),
+        "fm_rank": at_least(1),
+        "fm_hidden": at_least(1),
+        "history_tokens": at_least(1),
+        "history_heads": at_least(1),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        if self.layers < 1:
-            raise ValueError(f"layers is {self.layers}; it must be at least 1")
         if self.history_pooling == "pma" and self.dim % self.history_heads:
             raise ValueError(f"dim is {self.dim}, history_heads {self.history_heads}; a head needs a whole width")
 

@@ -8,11 +8,13 @@ of positions, and of logarithms of time. Source: Kunlun (R for the logarithm, r 
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from kunlun_jax.ranges import above, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,11 @@ class RoteConfig:
     """theta_i = base^(-i / pairs)."""
     time_base: float = 100.0
     """phi_i = time_base^(-i / pairs) (O)."""
+
+    RANGES: ClassVar = {"t_scale": above(0), "base": above(0), "time_base": above(0)}
+
+    def __post_init__(self):
+        check(self, "model.rote")
 
 
 def event_times(

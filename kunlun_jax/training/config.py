@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.parallel import MeshConfig
+from kunlun_jax.ranges import at_least, check, within
 from kunlun_jax.training.optimizer import OptimizerConfig
 
 
@@ -38,13 +40,17 @@ class RunConfig:
     progress: bool = True
     """Show a progress bar."""
 
+    RANGES: ClassVar = {
+        "seed": within(0, 2**31 - 1),
+        "epochs": at_least(1),
+        "max_steps": at_least(0),
+        "log_every": at_least(1),
+        "eval_every": at_least(0),
+        "checkpoint_every": at_least(1),
+    }
+
     def __post_init__(self):
-        for name in ("epochs", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "eval_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"run.{name} is {getattr(self, name)}; it must be 0 or more")
+        check(self, "run")
         if not self.eval_splits:
             raise ValueError("run.eval_splits is empty; name at least one split")
 

@@ -8,7 +8,7 @@ Source: Wukong (P) for the pair of optimizers; rates O.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float
 
 from kunlun_jax.nn.embedding import Touched
+from kunlun_jax.ranges import at_least, check, rate, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,25 @@ class OptimizerConfig:
     table_epsilon: float = 1e-8
     """Added to the root of the accumulator."""
 
+    RANGES: ClassVar = {
+        "learning_rate": at_least(0),
+        "warmup": within(0, 1),
+        "b1": rate(),
+        "b2": rate(),
+        "weight_decay": at_least(0),
+        "clip_norm": at_least(0),
+        "table_learning_rate": at_least(0),
+        "table_initial": at_least(0),
+        "table_epsilon": at_least(0),
+    }
+
     def __post_init__(self):
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"optimizer.warmup is {self.warmup}; it must be a fraction of all steps, 0 to 1")
+        check(self, "optimizer")
+        if not self.table_initial + self.table_epsilon > 0:
+            raise ValueError(
+                "optimizer.table_initial and optimizer.table_epsilon are both 0, which makes 0 / 0 of a row without "
+                "gradient; one must be above 0"
+            )
 
 
 def dense_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

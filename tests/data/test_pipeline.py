@@ -242,10 +242,10 @@ def test_large_splits_are_sampled_with_a_margin(dataset, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "loader field 'batch_size' is 0; it must be at least 1"),
-        ({"max_events": 0}, "loader field 'max_events' is 0; it must be at least 1"),
-        ({"workers": -1}, "loader field 'workers' is -1; it must be at least 0"),
-        ({"prefetch": 0}, "loader field 'prefetch' is 0; it must be at least 1"),
+        ({"batch_size": 0}, "loader.batch_size is 0; it must be at least 1"),
+        ({"max_events": 0}, "loader.max_events is 0; it must be at least 1"),
+        ({"workers": -1}, "loader.workers is -1; it must be at least 0"),
+        ({"prefetch": 0}, "loader.prefetch is 0; it must be at least 1"),
         ({"shuffle": "local"}, "loader field 'shuffle' is 'local'; use 'none' or 'global'"),
         ({"max_events_of": (("click", 0),)}, "loader field 'max_events_of' gives 'click' 0 events; give at least 1"),
     ],

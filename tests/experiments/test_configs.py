@@ -57,8 +57,8 @@ def test_large_is_like_production():
         ("epochs", 0, "run.epochs is 0; it must be at least 1"),
         ("log_every", 0, "run.log_every is 0; it must be at least 1"),
         ("checkpoint_every", -1, "run.checkpoint_every is -1; it must be at least 1"),
-        ("max_steps", -1, "run.max_steps is -1; it must be 0 or more"),
-        ("eval_every", -5, "run.eval_every is -5; it must be 0 or more"),
+        ("max_steps", -1, "run.max_steps is -1; it must be at least 0"),
+        ("eval_every", -5, "run.eval_every is -5; it must be at least 0"),
         ("eval_splits", (), "run.eval_splits is empty"),
     ],
 )

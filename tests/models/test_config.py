@@ -109,7 +109,6 @@ def test_an_update_is_kept_just_if_a_pooling_reads_it(layers, final_pool, order)
         ({"pattern": ("ffn", "pool")}, "its first layer must have 'pool', else no H to start from"),
         ({"event": EventConfig(dim=6, heads=2)}, r"event\.dim is 6, heads 2;"),
         ({"events": {"click": EventConfig(dim=9, heads=2)}}, r"click\.dim is 9, heads 2"),
-        ({"events": {"click": EventConfig(layers=0)}}, r"click\.layers is 0; it must be at least 1"),
         ({"dropout": 1.0}, r"dropout is 1\.0; it must lie in \[0, 1\)"),
         ({"dropout": -0.1}, r"dropout is -0\.1"),
     ],

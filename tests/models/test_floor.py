@@ -166,7 +166,7 @@ BAD = [
     ("onetrans", {"layers": 0}, "layers is 0; it must be at least 1"),
     ("onetrans", {"heads": 3}, "dim is 8, heads 3; a head needs a whole width"),
     ("onetrans", {"ffn_multiple": 0.1}, r"ffn_multiple is 0\.1; times dim it must be at least 1"),
-    ("onetrans", {"first_queries": -1}, "first_queries is -1; it must be 0 or more, or None"),
+    ("onetrans", {"first_queries": -1}, "first_queries is -1; it must be at least 0"),
 ]
 
 

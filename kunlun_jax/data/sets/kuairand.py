@@ -19,7 +19,7 @@ before the user's first row of the split.
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ from kunlun_jax.data.sets.official import (
     write_prepared,
 )
 from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_count, log_gap, log_scaled, pair
+from kunlun_jax.ranges import above, check
 
 VERSION = 1
 """Part of the cache's fingerprint: raise it whenever the files written for the same input change."""
@@ -112,7 +113,10 @@ class KuaiRandConfig(DatasetConfig):
     signs = ("log_standard_*_pure.csv", "data/log_standard_*_pure.csv", "KuaiRand-Pure/data/log_standard_*")
     public = True
 
+    RANGES: ClassVar = {"smoothing": above(0)}
+
     def __post_init__(self):
+        check(self, "data")
         before = "", datetime.date.min
         for field in ("train_days", "valid_days", "test_days"):
             first, last = (_date(field, day) for day in getattr(self, field))
@@ -121,8 +125,6 @@ class KuaiRandConfig(DatasetConfig):
             if first <= before[1]:
                 raise ValueError(f"{field} starts on {first}; it must start after {before[0]}, which ends {before[1]}")
             before = field, last
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing is {self.smoothing}; it must be a positive number of impressions")
 
     def days(self, split: str) -> tuple[int, int]:
         """First and last day of a split, days since 1970-01-01."""

@@ -18,7 +18,7 @@ genres (301 sets, so nothing is lost). The context has the genres as a multi-val
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ from kunlun_jax.data.sets.official import (
     write_prepared,
 )
 from kunlun_jax.data.sets.rates import UNIT, Rate, RunningRates, first_times, log_gap, pair
+from kunlun_jax.ranges import above, check, within
 
 VERSION = 1
 """Part of the cache's fingerprint: raise it whenever the files written for the same input change."""
@@ -77,13 +78,12 @@ class MovieLensConfig(DatasetConfig):
     signs = ("ratings.dat", "ml-1m/ratings.dat")
     public = True
 
+    RANGES: ClassVar = {"seed": within(0, 2**31 - 1), "smoothing": above(0)}
+
     def __post_init__(self):
+        check(self, "data")
         if self.split not in ("random", "last"):
             raise ValueError(f"split is {self.split!r}; use 'random' or 'last'")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must not be negative")
-        if not self.smoothing > 0:
-            raise ValueError(f"smoothing is {self.smoothing}; it must be a positive number of ratings")
 
     def open(self, root: Path | None, cache: Path | None) -> Dataset:
         """`open_dataset`."""

@@ -36,6 +36,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -54,6 +55,7 @@ from kunlun_jax.data.sets.synthetic_world import (
     stream,
     uniform,
 )
+from kunlun_jax.ranges import at_least, check, within
 
 SPLIT_DAYS = {"train": 28, "valid": 7, "test": 7}
 P_TRAIN_ROWS = 16_384
@@ -101,27 +103,29 @@ class SyntheticConfig(DatasetConfig):
     conversion: bool = False
     """Adds a second task, conversion: a click with a purchase."""
 
-    def __post_init__(self):
-        least = {"train_rows": 1, "valid_rows": 0, "test_rows": 0, "brands_per_topic": 1, "tags": 4, "history_limit": 1}
-        least |= dict.fromkeys(("users", "items_per_brand"), 1)
+    RANGES: ClassVar = {
+        "seed": within(0, 2**31 - 1),
+        "train_rows": at_least(1),
+        "valid_rows": at_least(0),
+        "test_rows": at_least(0),
+        "users": at_least(1),
+        "brands_per_topic": at_least(1),
+        "items_per_brand": at_least(1),
+        "tags": within(4, _LARGEST_VOCABULARY),
+        "history_limit": at_least(1),
+        "impressions_per_day": within(1e-3, 1e4),
+        "drift_days": within(1e-3, 1e4),
         # Crosses need two values of each factor.
-        least |= dict.fromkeys(("topics", "brands", "segments", "countries", "prices"), 2)
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"synthetic field {name!r} is {getattr(self, name)}; it must be at least {bound}")
-        for name in ("topics", "brands", "segments", "countries", "prices", "tags"):
-            if getattr(self, name) > _LARGEST_VOCABULARY:
-                raise ValueError(
-                    f"synthetic field {name!r} is {getattr(self, name)}; it must be at most {_LARGEST_VOCABULARY}"
-                )
+        **dict.fromkeys(("topics", "brands", "segments", "countries", "prices"), within(2, _LARGEST_VOCABULARY)),
+    }
+
+    def __post_init__(self):
+        check(self, "data")
         if self.brands_per_topic > min(self.brands, 256):
             raise ValueError(
                 f"synthetic field 'brands_per_topic' is {self.brands_per_topic}; it must be at most 256 and at most "
                 f"'brands', {self.brands}"
             )
-        for name in ("impressions_per_day", "drift_days"):
-            if not 1e-3 <= getattr(self, name) <= 1e4:
-                raise ValueError(f"synthetic field {name!r} is {getattr(self, name)}; it must lie in 0.001 .. 10000")
         rows = self.train_rows + self.valid_rows + self.test_rows
         if rows >= 2**31:
             raise ValueError(f"synthetic fields train_rows + valid_rows + test_rows are {rows}; row numbers are int32")

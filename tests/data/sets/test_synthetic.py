@@ -538,13 +538,13 @@ def test_pure_cross_of_a_seed_is_its_own():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_rows": 0}, "'train_rows' is 0; it must be at least 1"),
-        ({"valid_rows": -1}, "'valid_rows' is -1; it must be at least 0"),
-        ({"tags": 3}, "'tags' is 3; it must be at least 4"),
-        ({"segments": 1}, "'segments' is 1; it must be at least 2"),
+        ({"train_rows": 0}, r"data\.train_rows is 0; it must be at least 1"),
+        ({"valid_rows": -1}, r"data\.valid_rows is -1; it must be at least 0"),
+        ({"tags": 3}, r"data\.tags is 3; it must lie in \[4, 16384\]"),
+        ({"segments": 1}, r"data\.segments is 1; it must lie in \[2, 16384\]"),
         ({"brands_per_topic": 33}, "'brands_per_topic' is 33; it must be at most 256 and at most 'brands', 32"),
-        ({"topics": 20_000}, "'topics' is 20000; it must be at most 16384"),
-        ({"drift_days": float("nan")}, "'drift_days' is nan"),
+        ({"topics": 20_000}, r"data\.topics is 20000; it must lie in \[2, 16384\]"),
+        ({"drift_days": float("nan")}, r"data\.drift_days is nan"),
         ({"train_rows": 2**31}, "row numbers are int32"),
     ],
 )
