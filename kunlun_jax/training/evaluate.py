@@ -13,6 +13,7 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.step import Trainer, TrainState
+from kunlun_jax.training.stop import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,9 @@ def predict(
     total: int,
     progress: bool,
     name: str,
-) -> Predictions:
-    """Runs the model over `loader`; `total` batches, for the progress bar alone."""
+    stop: Stop | None = None,
+) -> Predictions | None:
+    """Runs the model over `loader`; `total` batches, for the progress bar alone. None once `stop` has a signal."""
     logits, batches, counts = [], [], Counts()
     for batch, new in tqdm(
         loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False
@@ -51,6 +53,8 @@ def predict(
         logits.append(trainer.predict(state, trainer.put(batch)))
         batches.append((batch.row, batch.labels, batch.weights))
         counts += new
+        if stop is not None and stop.signal is not None:
+            return None
     # Filling rows have number -1; a real row may have weight 0 and still wants its prediction.
     row, labels, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
     real = row >= 0

@@ -78,7 +78,8 @@ def shown(counts: Counts) -> dict[str, int]:
 
 def progress_text(line: dict[str, Any]) -> str:
     """The newest training line for the progress bar."""
-    ne = [f"{name} {value:.4f}" for name, value in line.items() if name.split("/")[-1] == "ne"]
+    known = {name: value for name, value in line.items() if name.split("/")[-1] == "ne" and value is not None}
+    ne = [f"{name} {value:.4f}" for name, value in known.items()]
     return ", ".join(
         [*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])]
     )

@@ -44,20 +44,25 @@ def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) ->
 
 def train_run(run: Run, path: Path) -> dict[str, Any]:
     """`train` for what `prepare` made."""
-    config = run.config
     directory = RunDirectory(
         path,
         {
-            "config": to_json(config),
+            "config": to_json(run.config),
             "data": {"name": run.dataset.schema.name, "fingerprint": run.dataset.fingerprint},
             "p_train": to_json(run.dataset.p_train),
             "capacity": run.capacity,
             "steps": run.steps,
         },
     )
+    with directory.locked():
+        return _train(run, directory)
+
+
+def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
+    config = run.config
     checkpoints = Checkpoints(directory.checkpoints)
     loader = run.loader("train", epochs=config.run.epochs, training=True)
-    mirror = tensorboard_writer(path) if config.run.tensorboard else None
+    mirror = tensorboard_writer(directory.path) if config.run.tensorboard else None
     start = checkpoints.latest() or 0
     counts = Counts()
     if start:
@@ -74,30 +79,43 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
         with jax.transfer_guard("allow"):
             checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(counts)})
 
-    def evaluate(step: int, splits: tuple[str, ...]) -> None:
-        log.flush()
-        for split in splits:
+    def owed(step: int) -> list[str]:
+        """The splits that are to be evaluated at `step` and have no line in metrics.jsonl."""
+        splits = config.run.eval_splits
+        if step < run.steps:
+            splits = splits[:1] if config.run.eval_every and step and step % config.run.eval_every == 0 else ()
+        if not splits:
+            return []
+        lines = read_metrics(directory.metrics)
+        done = {line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step}
+        return [split for split in splits if split not in done]
+
+    def evaluate(step: int, stop: Stop) -> None:
+        for split in owed(step):
+            log.flush()
             began = time.monotonic()
-            predictions = run.predict(state, split)
-            values = metrics_of(run.dataset, predictions)
+            predictions = run.predict_until(stop, state, split)
+            if predictions is None:
+                return
             floor = run.dataset.floor(split)
             log.write(
                 kind="eval",
                 split=split,
                 step=step,
                 examples=step * config.loader.batch_size,
-                **values,
+                **metrics_of(run.dataset, predictions),
                 **({} if floor is None else {"floor": floor}),
                 **shown(predictions.counts),
                 seconds=round(time.monotonic() - began, 2),
             )
-        log.restart_clock()
+            log.restart_clock()
 
     step, executed = start, dict[str, Any]()
     bar = tqdm(
         total=run.steps, initial=start, desc="train", unit="step", disable=not config.run.progress, smoothing=0.05
     )
     with loader, bar, Stop() as stop, jax.transfer_guard("disallow"):
+        evaluate(start, stop)  # what an earlier process was stopped in
         while step < run.steps and stop.signal is None:
             if config.run.fresh_tables and step and step % run.batches("train") == 0:
                 with jax.transfer_guard("allow"):
@@ -120,15 +138,13 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
                 with jax.transfer_guard("allow"):
                     limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
                     log.write(kind="peak", step=step, **limit, **executed)
-                evaluate(step, config.run.eval_splits)
-            elif config.run.eval_every and step % config.run.eval_every == 0:
-                evaluate(step, config.run.eval_splits[:1])
+            # Before the evaluation, so that a signal need not wait for its end.
             if step % config.run.checkpoint_every == 0 or step == run.steps:
                 save(step)
-        if step < run.steps:
-            save(step)
+            evaluate(step, stop)
+        save(step)
     checkpoints.close()
-    if step < run.steps:
+    if step < run.steps or owed(step):
         return {"stopped": step, "signal": stop.signal, "steps": run.steps}
     return finish(run, directory)
 

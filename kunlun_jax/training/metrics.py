@@ -215,10 +215,11 @@ class MetricSums:
     def metrics(self, p_train: Sequence[float], tasks: Sequence[str] | None = None) -> dict[str, float | None]:
         """``loss`` (mean LogLoss in nats), ``ne`` and ``calibration`` (None while no label is positive), on the host.
 
-        With several tasks each is named ``task/metric``, by the names in `tasks`, else by number.
+        All three are None while no example has weight. With several tasks each is named ``task/metric``, by the names
+        in `tasks`, else by number.
 
         Raises:
-          ValueError: `p_train` is not one rate a task, or no example had weight.
+          ValueError: `p_train` is not one rate a task.
         """
         count = len(self.weight)
         names = [str(index) for index in range(count)] if tasks is None else list(tasks)
@@ -229,14 +230,12 @@ class MetricSums:
         logloss, prediction, label, weight = (
             np.asarray(sums, np.float64) for sums in (self.logloss, self.prediction, self.label, self.weight)
         )
-        if not (weight > 0).all():
-            raise ValueError(f"weights of the examples since the last log line sum to {weight.min():g}; expected > 0")
         result: dict[str, float | None] = {}
         for index, name in enumerate(names):
             prefix = f"{name}/" if count > 1 else ""
-            loss = float(logloss[index] / weight[index])
+            loss = float(logloss[index] / weight[index]) if weight[index] > 0 else None
             result[f"{prefix}loss"] = loss
-            result[f"{prefix}ne"] = loss / entropy(p_train[index])
+            result[f"{prefix}ne"] = None if loss is None else loss / entropy(p_train[index])
             result[f"{prefix}calibration"] = float(prediction[index] / label[index]) if label[index] > 0 else None
         return result
 

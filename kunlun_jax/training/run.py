@@ -17,6 +17,7 @@ from kunlun_jax.parallel import make_mesh
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, predict
 from kunlun_jax.training.step import Trainer, TrainState
+from kunlun_jax.training.stop import Stop
 from kunlun_jax.training.work import work_of_step
 
 
@@ -70,10 +71,15 @@ class Run:
 
     def predict(self, state: TrainState, split: str) -> Predictions:
         """Predictions for a split."""
+        predictions = self.predict_until(None, state, split)
+        assert predictions is not None
+        return predictions
+
+    def predict_until(self, stop: Stop | None, state: TrainState, split: str) -> Predictions | None:
+        """`predict`; None if a signal comes meanwhile."""
+        total, progress = self.batches(split), self.config.run.progress
         with self.loader(split) as loader:
-            return predict(
-                self.trainer, state, loader, total=self.batches(split), progress=self.config.run.progress, name=split
-            )
+            return predict(self.trainer, state, loader, total=total, progress=progress, name=split, stop=stop)
 
 
 def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:

@@ -1,28 +1,32 @@
 """A run's folder: ``config.json metrics.jsonl env.json checkpoints/``, from which tables and plots are made."""
 
+import contextlib
+import fcntl
 import json
 import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kunlun_jax.provenance import environment
 
 MAY_DIFFER = (
-    "config.data.root",
-    "config.data.cache",
-    "config.run.dir",
-    "config.run.progress",
-    "config.mesh",
-    "capacity",
+    *("config.data.root", "config.data.cache", "config.run.dir", "config.run.progress"),
+    *("config.loader.workers", "config.loader.threads", "config.loader.prefetch", "config.mesh", "capacity"),
 )
-"""Fields of config.json that a continued run may change, with all below them: where things are, what is shown, and the
-devices that share the run, on which the capacities depend."""
+"""Fields of config.json that a continued run may change, with all below them: where things are, what is shown, who
+packs batches, and the devices that share the run, on which the capacities depend."""
 TIMING = ("seconds", "examples_per_second", "flops_per_second")
 """Fields of a metrics line that differ from run to run; all others are the same bit for bit."""
 
 
 class ConfigMismatch(ValueError):
     """A run directory holds another config than the one asked for."""
+
+
+class RunInUse(ValueError):
+    """Another process trains in the run directory."""
 
 
 class RunDirectory:
@@ -58,6 +62,26 @@ class RunDirectory:
             # The config comes last: a directory without one is a new one, whatever a kill left in it.
             write_atomic(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             write_atomic(stored, json.dumps(config, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training here, until the end or until this process dies, however it does.
+
+        Raises:
+          RunInUse: another process does; the message names it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunInUse(
+                    f"{self.path} is in use by {file.read()}; wait until it has ended, or name another --run.dir"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after `step`, and a line that a kill cut short: a restart writes them again."""

@@ -1,10 +1,12 @@
-"""Signals that ask a run to stop, as a flag that is checked between steps."""
+"""Signals that ask a run to stop, as a flag that is checked between batches."""
 
+import os
 import signal
+import sys
 
 
 class Stop:
-    """Remembers SIGTERM and SIGINT, for the loop to look at between steps."""
+    """Remembers SIGTERM and SIGINT, for loops to look at between batches; a second SIGINT ends the process at once."""
 
     def __init__(self):
         self.signal: str | None = None
@@ -18,4 +20,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            print("\nended at once, as asked twice; the last checkpoint stays", file=sys.stderr, flush=True)
+            os._exit(128 + number)
         self.signal = signal.Signals(number).name

@@ -2,7 +2,8 @@
 
 Points: ``step:K`` after the K-th step of the run, ``line:K`` in the middle of writing its metrics line,
 ``commit:K`` when its checkpoint is written but not yet renamed to its final name, ``eval:SPLIT`` before the line of
-that split's evaluation at the end, each by SIGKILL; ``term:K`` is SIGTERM after the K-th step, ``int:K`` SIGINT.
+that split's evaluation at the end, each by SIGKILL; ``term:K`` is SIGTERM after the K-th step, ``int:K`` SIGINT, and
+``evaluated:K`` SIGTERM between the evaluations of two splits after it.
 """
 
 import os
@@ -66,6 +67,17 @@ def kill_before_evaluation(split: str) -> None:
     RunDirectory.log = cut_log
 
 
+def stop_between_evaluations(number: int) -> None:
+    log = RunDirectory.log
+
+    def logged(self, **line):
+        log(self, **line)
+        if line["kind"] == "eval" and line["step"] == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    RunDirectory.log = logged
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -85,6 +97,8 @@ if __name__ == "__main__":
             kill_in_commit(int(where))
         case "eval":
             kill_before_evaluation(where)
+        case "evaluated":
+            stop_between_evaluations(int(where))
         case _:
             raise ValueError(f"unknown point {sys.argv[1]!r}")
     sys.exit(main(sys.argv[2:]))

@@ -103,7 +103,8 @@ def killed(command, killed_early) -> Path:
     assert STEPS not in checkpoints(directory)
 
     finish(command(directory, point="eval:test"), -signal.SIGKILL)
-    assert STEPS not in checkpoints(directory)
+    ended = [line.get("split") for line in read_metrics(directory / "metrics.jsonl") if line["step"] == STEPS]
+    assert "valid" in ended and "test" not in ended
     finish(command(directory), 0)
     return directory
 
@@ -147,7 +148,8 @@ def test_killed_run_makes_the_predictions_of_an_undisturbed_one(undisturbed, kil
 
 def test_signals_save_and_the_same_command_goes_on(command, undisturbed, tmp_path):
     directory = tmp_path / "run"
-    for point, name, step in (("term:7", "SIGTERM", 7), ("int:19", "SIGINT", FIRST_PASS)):
+    points = ("term:7", "SIGTERM", 7), ("int:19", "SIGINT", FIRST_PASS), ("evaluated:30", "SIGTERM", STEPS)
+    for point, name, step in points:
         printed = finish(command(directory, point=point), 0)
         assert f"{name}: saved after {step} of {STEPS} steps; the same command goes on there" in printed
         assert checkpoints(directory)[-1] == step
@@ -186,6 +188,12 @@ def test_finished_run_is_not_trained_again(undisturbed, capsys, monkeypatch):
 def test_prepare_refuses_a_split_that_is_not_there():
     with pytest.raises(KeyError, match=r"no split 'nights'.*valid"):
         prepare(tiny_config("--run.eval-splits", "nights"))
+
+
+def test_a_second_interrupt_ends_at_once():
+    code = "import signal, kunlun_jax.training.stop as s\nwith s.Stop():\n  [signal.raise_signal(2) for _ in range(2)]"
+    done = processes.Process([sys.executable, "-c", code], cwd=REPOSITORY, env=dict(os.environ)).finish()
+    assert done.returncode == 130 and "the last checkpoint stays" in done.stderr
 
 
 def test_stop_gives_the_handlers_back():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from kunlun_jax.training.log import progress_text
 from kunlun_jax.training.metrics import MetricSums, auc, entropy, evaluate_predictions, grouped_auc, log_losses
 
 
@@ -231,8 +232,11 @@ def test_sums_are_finite_for_large_logits_and_keep_small_losses():
     assert float(small.logloss[0]) == pytest.approx(np.exp(-30.0), rel=1e-5)
 
 
-def test_sums_without_weight_or_with_rates_missing_are_errors():
-    with pytest.raises(ValueError, match=r"sum to 0; .*> 0"):
-        jax.device_get(MetricSums.zeros(1)).metrics((0.5,))
+def test_sums_without_weight_are_unknown():
+    assert jax.device_get(MetricSums.zeros(1)).metrics((0.5,)) == {"loss": None, "ne": None, "calibration": None}
+    assert progress_text({"ne": None, "examples_per_second": 1234.0}) == "1,234 examples/s"
+
+
+def test_sums_with_rates_missing_are_errors():
     with pytest.raises(ValueError, match="1 rates and 2 names for 2 tasks"):
         jax.device_get(MetricSums.zeros(2)).metrics((0.5,))

@@ -8,6 +8,7 @@ from kunlun_jax.training import run_directory
 from kunlun_jax.training.run_directory import (
     ConfigMismatch,
     RunDirectory,
+    RunInUse,
     diff,
     read_metrics,
     write_atomic,
@@ -58,6 +59,29 @@ def test_another_config_is_refused_with_each_difference(tmp_path):
         "config.data: there {'root': '/a'}, now '(absent)'",
     ):
         assert f"\n  {line}" in message
+
+
+def test_one_process_at_a_time(tmp_path):
+    directory = RunDirectory(tmp_path, CONFIG)
+    in_use = pytest.raises(RunInUse, match=rf"in use by process {os.getpid()} on \S+; .*--run\.dir")
+    with directory.locked(), in_use, RunDirectory(tmp_path, CONFIG).locked():
+        pass
+    with pytest.raises(ZeroDivisionError), directory.locked():
+        raise ZeroDivisionError
+    with directory.locked():
+        pass
+
+
+def test_who_packs_batches_and_on_what_devices_may_change(tmp_path):
+    config = {"config": {"loader": {"threads": 1, "batch_size": 8}, "mesh": {"data": 1}}, "capacity": {"click": 128}}
+    RunDirectory(tmp_path, config)
+    other = {"config": {"loader": {"threads": 4, "batch_size": 8}, "mesh": {"data": 8}}, "capacity": {"click": 256}}
+    RunDirectory(tmp_path, other)
+    del config["config"]["mesh"]  # of a run from before there were meshes
+    RunDirectory(tmp_path, config)
+    other["config"]["loader"]["batch_size"] = 16
+    with pytest.raises(ConfigMismatch, match=r"config\.loader\.batch_size: there 8, now 16"):
+        RunDirectory(tmp_path, other)
 
 
 def test_a_kill_between_the_two_files_leaves_no_run_without_environment(tmp_path, monkeypatch):
