@@ -2,7 +2,8 @@
 
     python -m experiments.train dcnv2/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): to be measured.
+Cost: three minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5916, test AUC .7405, NE .8587,
+frozen gAUC .6354 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand

@@ -2,7 +2,8 @@
 
     python -m experiments.train dlrm/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): to be measured.
+Cost: five minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5906, test AUC .7424, NE .8558,
+frozen gAUC .6396 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand
