@@ -1,15 +1,9 @@
-"""The devices that share a run: a mesh, and what lies where on it.
-
-Each device of the mesh has an equal share of every batch, packed by itself, and an equal run of the rows of every large
-table; small tables, dense parameters and what belongs to them are on all devices.
-
-Source: ours (O).
-"""
+"""The devices that share a run, as a mesh; `kunlun_jax.training.placement` says what lies where on it."""
 
 import dataclasses
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
 MOST_DEVICES = 512
 """A mesh has a power of two of devices, this at most."""
@@ -45,13 +39,3 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
             f"on a CPU set JAX_NUM_CPU_DEVICES={config.data}"
         )
     return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[: config.data])
-
-
-def shared(mesh: Mesh) -> NamedSharding:
-    """For what is cut along its first axis, a share for each device."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
-
-
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """For what every device has whole."""
-    return NamedSharding(mesh, PartitionSpec())

@@ -101,10 +101,12 @@ class LoaderConfig:
 
     def local_batch_size(self, process_count: int, share_count: int = 1) -> int:
         """Examples of a batch per process; ValueError if they, or its shares, cannot be divided evenly."""
-        if self.batch_size % (process_count * share_count):
+        shares = process_count * share_count
+        if self.batch_size % shares:
+            devices = f"{shares}, the number of devices that share it in all processes"
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of the number of processes {process_count}"
-                + (f" times that of devices in each that share a batch, {share_count}" if share_count > 1 else "")
+                f"batch_size {self.batch_size} must be a multiple of "
+                + (devices if share_count > 1 else f"the number of processes {process_count}")
             )
         return self.batch_size // process_count
 

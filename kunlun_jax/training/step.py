@@ -16,17 +16,18 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.extend.core import ClosedJaxpr
-from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.models.base import Model
 from kunlun_jax.nn.embedding import embed, init_tables, touch
 from kunlun_jax.nn.table_rows import is_dealt
-from kunlun_jax.parallel import DATA, everywhere, shared
+from kunlun_jax.parallel import DATA
 from kunlun_jax.training import tables
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
+from kunlun_jax.training.placement import CUT, over_devices, shardings
 
 
 @pytree_dataclass
@@ -81,7 +82,7 @@ class Trainer:
         self._axis = None if mesh is None else DATA
         self._compiled: jax.stages.Compiled | None = None
         self.traced: tuple[ClosedJaxpr, Any] | None = None
-        self.predict = jax.jit(self._over_devices(self._predict, PartitionSpec(DATA)))
+        self.predict = jax.jit(over_devices(self._predict, self.schema, mesh, logits=True))
 
     def init(self) -> TrainState:
         """A new state: the model's parameters (copied, since a step donates them) and new tables.
@@ -100,58 +101,17 @@ class Trainer:
             sums=MetricSums.zeros(len(self.schema.tasks)),
             key=jax.random.key_data(steps_key),
         )
-        return jax.device_put(state, self._shardings(state))
+        return jax.device_put(state, shardings(self.schema, state, self.mesh))
 
     def _new_rows(self, name: str, table: Float[Array, "rows dim"]) -> Any:
         """A new state of the table optimizer, made where the rows of the table lie."""
         if self.mesh is None or not is_dealt(self.schema.tables[name].rows):
             return self.rows.init(table)
-        return jax.jit(self.rows.init, out_shardings=shared(self.mesh))(table)
+        return jax.jit(self.rows.init, out_shardings=NamedSharding(self.mesh, CUT))(table)
 
     def put(self, batch: Batch) -> Batch:
         """A batch of the loader on the devices, each its own share."""
-        return jax.device_put(batch, None if self.mesh is None else shared(self.mesh))
-
-    def _places(self, state: TrainState, spread: Any, whole: Any) -> TrainState:
-        """For each leaf of a state `spread` if it lies in parts on the devices, `whole` if every device has it."""
-        of = {name: spread if is_dealt(self.schema.tables[name].rows) else whole for name in state.tables}
-        everything = jax.tree.map(lambda _: whole, state)
-        optimizer = {name: jax.tree.map(lambda _, n=name: of[n], x) for name, x in state.table_optimizer.items()}
-        return dataclasses.replace(everything, tables=of, table_optimizer=optimizer)
-
-    def _shardings(self, state: TrainState) -> TrainState:
-        if self.mesh is None:
-            device = SingleDeviceSharding(jax.local_devices()[0])
-            return self._places(state, device, device)
-        return self._places(state, shared(self.mesh), everywhere(self.mesh))
-
-    def _over_devices(self, function, out: Any):
-        """``function(state, batch)`` of one device, over all of them; `out` is the spec of the result."""
-        if self.mesh is None:
-            return function
-        devices = self.mesh.size
-
-        def spread(state: TrainState, batch: Batch):
-            specs = self._places(state, PartitionSpec(DATA), PartitionSpec())
-            leaves, structure = jax.tree.flatten(batch)
-
-            def of_device(state: TrainState, held: list[jax.Array]):
-                rest = iter(held)
-                # XLA of jaxlib 0.11.2 dies of a spread argument without elements, so those are made anew.
-                share = [
-                    next(rest) if x.size else jnp.zeros((len(x) // devices, *x.shape[1:]), x.dtype) for x in leaves
-                ]
-                return function(state, structure.unflatten(share))
-
-            return jax.shard_map(
-                of_device,
-                mesh=self.mesh,
-                in_specs=(specs, PartitionSpec(DATA)),
-                out_specs=(specs, PartitionSpec()) if out is None else out,
-                check_vma=False,
-            )(state, [x for x in leaves if x.size])
-
-        return spread
+        return jax.device_put(batch, None if self.mesh is None else NamedSharding(self.mesh, CUT))
 
     def renew_tables(self, state: TrainState) -> TrainState:
         """The state with the tables and table optimizer of `init`. As a step does, it takes the old ones."""
@@ -167,7 +127,7 @@ class Trainer:
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             state,
-            self._shardings(state),
+            shardings(self.schema, state, self.mesh),
         )
 
     def model(self, params: Any) -> Model:
@@ -181,7 +141,8 @@ class Trainer:
 
         It takes the state (its buffers are donated) and a batch, and returns the next state and the metric sums.
         """
-        traced = jax.jit(self._over_devices(self._step, None), donate_argnums=0).trace(state, batch)
+        step = over_devices(self._step, self.schema, self.mesh)
+        traced = jax.jit(step, donate_argnums=0).trace(state, batch)
         self.traced = traced.jaxpr, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
         return traced.lower().compile(options)
 

@@ -19,6 +19,7 @@ from kunlun_jax.training import exchange
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
+from kunlun_jax.training.placement import over_devices
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.step import Trainer
@@ -106,7 +107,7 @@ def test_what_travels_in_a_step():
     with run.loader("train") as loader:
         batch = run.trainer.put(next(loader)[0])
     state = run.trainer.init()
-    step = jax.jit(run.trainer._over_devices(run.trainer._step, None))
+    step = jax.jit(over_devices(run.trainer._step, run.trainer.schema, run.trainer.mesh))
     text = step.trace(state, batch).lower().as_text()
     dealt = [name for name, table in run.trainer.schema.tables.items() if table_rows.is_dealt(table.rows)]
     assert dealt

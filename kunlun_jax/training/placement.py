@@ -1,0 +1,72 @@
+"""What lies where on a mesh: the rules for every leaf of a training state, and one device's program over all devices.
+
+| | where |
+|---|---|
+| large tables, and what the optimizer keeps of their rows | cut by rows, an equal run on each device |
+| small tables, dense parameters, their optimizer, the rest | whole on every device |
+| batches | an equal share on each device, packed by itself |
+
+Source: ours (O).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from kunlun_jax.data.schema import Schema
+from kunlun_jax.nn.table_rows import is_dealt
+from kunlun_jax.parallel import DATA
+
+CUT, WHOLE = PartitionSpec(DATA), PartitionSpec()
+
+
+def specs(schema: Schema, state: Any) -> Any:
+    """`CUT` or `WHOLE` for each leaf of a `TrainState`."""
+    of = {name: CUT if is_dealt(schema.tables[name].rows) else WHOLE for name in state.tables}
+    optimizer = {name: jax.tree.map(lambda _, spec=of[name]: spec, x) for name, x in state.table_optimizer.items()}
+    return dataclasses.replace(jax.tree.map(lambda _: WHOLE, state), tables=of, table_optimizer=optimizer)
+
+
+def shardings(schema: Schema, state: Any, mesh: Mesh | None) -> Any:
+    """Where each leaf of a `TrainState` lies; without a mesh all on the first device."""
+    if mesh is None:
+        device = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda _: device, state)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(schema, state))
+
+
+def over_devices(function: Callable, schema: Schema, mesh: Mesh | None, *, logits: bool = False) -> Callable:
+    """One device's ``function(state, batch)`` over all of a mesh, each with its share; itself without a mesh.
+
+    Args:
+      function: returns ``(state, sums)``, the sums being the same on all devices, or with `logits` those of its share.
+      schema: of the data.
+      mesh: the devices.
+      logits: see above.
+    """
+    if mesh is None:
+        return function
+
+    def spread(state: Any, batch: Any) -> Any:
+        leaves, structure = jax.tree.flatten(batch)
+
+        def of_device(state: Any, held: list[jax.Array]) -> Any:
+            rest = iter(held)
+            # XLA of jaxlib 0.11.2 dies of a spread argument without elements, so those are made anew.
+            share = [next(rest) if x.size else jnp.zeros((len(x) // mesh.size, *x.shape[1:]), x.dtype) for x in leaves]
+            return function(state, structure.unflatten(share))
+
+        of_state = specs(schema, state)
+        return jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(of_state, CUT),
+            out_specs=CUT if logits else (of_state, WHOLE),
+            check_vma=False,
+        )(state, [x for x in leaves if x.size])
+
+    return spread
