@@ -101,9 +101,9 @@ class LoaderConfig:
 
     def local_batch_size(self, process_count: int, share_count: int = 1) -> int:
         """Examples of a batch per process; ValueError if they, or its shares, cannot be divided evenly."""
-        shares = process_count * share_count
-        if self.batch_size % shares:
-            devices = f"{shares}, the number of devices that share it in all processes"
+        total = process_count * share_count
+        if self.batch_size % total:
+            devices = f"{total}, the number of devices that share it in all processes"
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of "
                 + (devices if share_count > 1 else f"the number of processes {process_count}")
