@@ -8,7 +8,7 @@ is left with one at the end. Items cover every row of the stationary array that 
 last one, so that the kernel writes all of its output and nothing is zeroed first.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,23 +53,6 @@ class WorkList(NamedTuple):
 
     items: Int[Array, "items fields"]
     used: Int[Array, "1"]
-
-
-class Item(NamedTuple):
-    """An item of a work list in global memory: ``item[column]``, like a row of `WorkList.items`.
-
-    Attributes:
-      items: the list.
-      index: which one.
-      known: columns that have been read; the others are read where they are asked for.
-    """
-
-    items: Any
-    index: jax.Array
-    known: dict[int, jax.Array]
-
-    def __getitem__(self, column: int) -> jax.Array:
-        return self.known[column] if column in self.known else self.items[self.index, column]
 
 
 def packed(row_splits: Int[Array, " splits"], lengths: Int[Array, " batch"], rows: int) -> Side:

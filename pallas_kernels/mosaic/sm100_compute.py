@@ -81,7 +81,7 @@ def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scra
         jnp.int32(0) if plan.own_statistics else None,
         jnp.int32(0) if plan.other_statistics else None,
     )
-    for_each_item(arrays.work, plan.heads, plan.blocks, compute_item, steps, ahead=plan.compute_columns)
+    for_each_item(arrays.work, plan.compute_columns, plan.heads, plan.blocks, compute_item, steps)
     plgpu.wait_smem_to_gmem(0)
 
 

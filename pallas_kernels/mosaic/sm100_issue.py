@@ -49,7 +49,7 @@ def issue(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratc
         return lax.cond(count > 0, lambda: plan.over_turns(turns, issue_turn, steps), lambda: steps)
 
     steps = (jnp.int32(0),) * 3
-    for_each_item(arrays.work, plan.heads, plan.blocks, issue_item, steps, ahead=plan.issue_columns)
+    for_each_item(arrays.work, plan.issue_columns, plan.heads, plan.blocks, issue_item, steps)
     if scratch.score_free is not None:
         for slot in range(config.score_stages):
             plgpu.barrier_wait(scratch.score_free.at[unit * config.score_stages + slot])

@@ -78,7 +78,7 @@ def compute(wg, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) ->
         return plan.over_turns(turns, compute_turn, steps)
 
     steps = (jnp.int32(0), jnp.int32(0))
-    for_each_item(arrays.work, plan.heads, plan.blocks, compute_item, steps, ahead=plan.compute_columns)
+    for_each_item(arrays.work, plan.compute_columns, plan.heads, plan.blocks, compute_item, steps)
     plgpu.wait_smem_to_gmem(0)
 
 

@@ -3,7 +3,7 @@
 No warp directs another: each walks the work list by itself and reaches the same tiles in the same order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.experimental.pallas as pl
@@ -112,7 +112,7 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
         return lax.cond(count > 0, lambda: plan.over_turns(turns, load_turn, steps), lambda: steps)
 
     steps = (jnp.int32(0), jnp.int32(0))
-    for_each_item(arrays.work, plan.heads, plan.blocks, load_item, steps, ahead=plan.load_columns)
+    for_each_item(arrays.work, plan.load_columns, plan.heads, plan.blocks, load_item, steps)
     # Every slot has been freed once more than it was filled.
     for slot in range(units * own_slots):
         plgpu.barrier_wait(slots.own_free.at[slot])
@@ -206,7 +206,7 @@ def attend[P: Plan](
     )(work.items, work.used, *stationary, *streamed, *tails, *statistics)
 
 
-def for_each_item(work: WorkList, heads: int, blocks: int, body: Callable, carry, ahead: Sequence[int] = ()):
+def for_each_item(work: WorkList, columns: Sequence[int], heads: int, blocks: int, body: Callable, carry):
     """Runs ``body(item, head, carry) -> carry`` for the items of this block, and returns the last `carry`.
 
     The pairs of item and head are dealt to the blocks in turn. Everything is read here, hence in the branch of the
@@ -214,29 +214,28 @@ def for_each_item(work: WorkList, heads: int, blocks: int, body: Callable, carry
 
     Args:
       work: the work list, in global memory.
+      columns: those of `schedule` that the body reads. They are read while the item before is worked on, so that no
+        work waits for them; each takes two registers, for this item and for the next one.
       heads: how many; each item is worked on for each.
       blocks: persistent blocks, the size of the grid axis ``"processor"``.
-      body: work on one `schedule.Item`.
+      body: work on one item, given as ``{column: value}``.
       carry: what the body carries from item to item.
-      ahead: columns of `schedule` to be read while the item before is worked on, so that no work waits for them. Each
-        takes two registers, for this item and the next one; the other columns are read where they are used.
     """
     processor = lax.axis_index("processor")
     mine = lax.div(work.used[0] * heads - processor + (blocks - 1), jnp.int32(blocks))
 
     def read(index):
         # After a block's last item the next one may be past the list's end; what is read in its place is not used.
-        index = jnp.minimum(index, work.items.shape[0] - 1)
-        return {column: work.items[index, column] for column in ahead}
+        item = jnp.minimum(lax.div(index, jnp.int32(heads)), work.items.shape[0] - 1)
+        return {column: work.items[item, column] for column in columns}
 
     def deal(turn, state):
-        known, carry = state
+        item, carry = state
         index = turn * blocks + processor
-        following = read(lax.div(index + blocks, jnp.int32(heads)))
-        item = schedule.Item(work.items, lax.div(index, jnp.int32(heads)), known)
+        following = read(index + blocks)
         return following, body(item, lax.rem(index, jnp.int32(heads)), carry)
 
-    _, carry = lax.fori_loop(0, mine, deal, (read(lax.div(processor, jnp.int32(heads))), carry))
+    _, carry = lax.fori_loop(0, mine, deal, (read(processor), carry))
     return carry
 
 
@@ -305,7 +304,7 @@ VECTOR, SHIFT, STAGED = 64, 16, 96
 
 
 def tiles_in_reach(
-    first: jax.Array, rows: int, item: schedule.Item | Array, window: tuple[int, int], block: int
+    first: jax.Array, rows: int, item: Mapping[int, Array] | Array, window: tuple[int, int], block: int
 ) -> tuple[jax.Array, jax.Array]:
     """The streamed tiles from the first to the last that any of a unit's rows can see through the window.
 

@@ -113,7 +113,7 @@ def attend(
         sum_free,
     ):
         *in_memory, q, k, v = inputs
-        items = WorkList(*in_memory)
+        listed = WorkList(*in_memory)
         out, z_out = outputs
         wg = lax.axis_index("wg")
         halves = [pl.ds(i * block, block) for i in range(2)]  # per slot: keys and values
@@ -150,8 +150,8 @@ def attend(
 
                 return lax.fori_loop(0, heads, load_rows, lax.fori_loop(0, heads, load_head, step))
 
-            ahead = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
-            for_each_item(items, 1, blocks, load_item, jnp.int32(0), ahead)
+            columns = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
+            for_each_item(listed, columns, 1, blocks, load_item, jnp.int32(0))
             # Every slot has been freed once more than it was filled.
             plgpu.barrier_wait(own_free)
             for slot in range(stages):
@@ -208,8 +208,8 @@ def attend(
 
                 return step + total + heads, score_step + total, head_step + jnp.where(count > 0, heads, 0)
 
-            ahead = (schedule.OTHER_COUNT,)
-            for_each_item(items, 1, blocks, issue_item, (jnp.int32(0),) * 3, ahead)
+            columns = (schedule.OTHER_COUNT,)
+            for_each_item(listed, columns, 1, blocks, issue_item, (jnp.int32(0),) * 3)
             for slot in range(2):
                 plgpu.barrier_wait(score_free.at[slot])
                 plgpu.barrier_wait(sum_free.at[slot])
@@ -369,8 +369,8 @@ def attend(
                 plgpu.barrier_arrive(own_free)
                 return step, score_step + heads * count, head_step + jnp.where(count > 0, heads, 0)
 
-            ahead = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
-            for_each_item(items, 1, blocks, compute_item, (jnp.int32(0),) * 3, ahead)
+            columns = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
+            for_each_item(listed, columns, 1, blocks, compute_item, (jnp.int32(0),) * 3)
             plgpu.wait_smem_to_gmem(0)
 
         def serve():

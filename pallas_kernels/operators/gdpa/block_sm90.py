@@ -94,7 +94,7 @@ def attend(
 
     def kernel(inputs, outputs, own_smem, other_smem, weight_smem, own_full, own_free, full, free):
         *in_memory, q, k, v = inputs
-        items = WorkList(*in_memory)
+        listed = WorkList(*in_memory)
         out, z_out = outputs
         wg = lax.axis_index("wg")
 
@@ -135,8 +135,8 @@ def attend(
                     0, heads, lambda head, step: load_pair(step, [own_rows(unit, head) for unit in range(2)]), step
                 )
 
-            ahead = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
-            for_each_item(items, 1, blocks, load_item, jnp.int32(0), ahead)
+            columns = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
+            for_each_item(listed, columns, 1, blocks, load_item, jnp.int32(0))
             # Every slot has been freed once more than it was filled.
             for unit in range(2):
                 plgpu.barrier_wait(own_free.at[unit])
@@ -274,8 +274,8 @@ def attend(
                 plgpu.barrier_arrive(own_free.at[wg])
                 return step
 
-            ahead = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
-            for_each_item(items, 1, blocks, compute_item, jnp.int32(0), ahead)
+            columns = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
+            for_each_item(listed, columns, 1, blocks, compute_item, jnp.int32(0))
             plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(

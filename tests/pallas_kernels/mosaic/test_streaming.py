@@ -10,8 +10,6 @@ from jax import lax
 from pallas_kernels.mosaic import schedule, sm90, sm100, target
 from pallas_kernels.mosaic.streaming import LAUNCH_REGISTERS, for_each_item
 
-AHEAD = (schedule.ROW, schedule.OTHER_COUNT)
-
 
 @pytest.mark.parametrize("kernel", [sm90, sm100])
 def test_warpgroups_ask_for_no_more_registers_than_there_are(kernel):
@@ -24,19 +22,20 @@ def test_warpgroups_ask_for_no_more_registers_than_there_are(kernel):
 
 @pytest.mark.parametrize("used", [5, 3, 0])
 def test_items_of_a_block_come_with_their_own_fields(used):
-    """Those read ahead and those that are not; in a full list nothing past its end is read, for that raises."""
+    """They are read one item ahead; in a full list nothing past its end is read, for that raises."""
     heads, blocks, capacity = 2, 3, 5
     listed = np.arange(capacity * schedule.FIELDS, dtype=np.int32).reshape(capacity, schedule.FIELDS)
-    columns = [*AHEAD, schedule.COUNT]
+    columns = [schedule.ROW, schedule.COUNT, schedule.OTHER_COUNT]
 
     def kernel(items, number, seen, turns):
         def body(item, head, turn):
             for column in columns:
-                seen[item.index, head, column] = item[column]
+                # A row of the list begins with a multiple of its length.
+                seen[item[schedule.ROW] // schedule.FIELDS, head, column] = item[column]
             return turn + 1
 
         work = schedule.WorkList(items, number)
-        turns[lax.axis_index("processor")] = for_each_item(work, heads, blocks, body, jnp.int32(0), AHEAD)
+        turns[lax.axis_index("processor")] = for_each_item(work, columns, heads, blocks, body, jnp.int32(0))
 
     with target.interpret("sm90"):
         seen, turns = plgpu.kernel(
