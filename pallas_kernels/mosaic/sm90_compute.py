@@ -144,7 +144,7 @@ class Turn:
             when(self.loads, lambda: plgpu.barrier_wait(full[0].at[slot]))
             if plan.backward:
                 when(self.loads, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                # Two sums, or statistics, leave no registers for descriptors; without them the loop of one sum is shorter.
+                # Two sums, or statistics, leave no registers for descriptors; with one sum the loop is shorter without.
                 a, b = self.own_tiles(opaque=True)
                 weights, ds = self.masked(j, 0, *self.weights_and_ds(self.scores((a, x), (b, y)), slot))
             else:
