@@ -144,8 +144,8 @@ class Turn:
             when(self.loads, lambda: plgpu.barrier_wait(full[0].at[slot]))
             if plan.backward:
                 when(self.loads, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                # Two sums, or statistics, leave no registers for descriptors; with one sum the loop is shorter without.
-                a, b = self.own_tiles(opaque=True)
+                # Two sums, statistics, or heads wider than 64 leave no registers for descriptors.
+                a, b = self.own_tiles(opaque=len(plan.sums) == 2 or plan.statistics > 0 or plan.dim > 64)
                 weights, ds = self.masked(j, 0, *self.weights_and_ds(self.scores((a, x), (b, y)), slot))
             else:
                 scores = self.scores((self.own_tiles()[0], x))
