@@ -53,22 +53,21 @@ def _tiles(work: WorkList, config: Config, window: tuple[int, int] | None) -> tu
     turn_rows = config.units * tile_rows
 
     def of_unit(item: jax.Array, start: jax.Array) -> jax.Array:
-        count, held = plan.tiles_of(work.items, item, config.block), work.items[item, schedule.COUNT] - start
+        count, held = plan.tiles_of(item, config.block), item[schedule.COUNT] - start
         if window is None:
             # On sm_90 a unit without rows computes along with the other one; in a turn without rows neither does.
-            rows = work.items[item, schedule.EXTENT] if hopper and config.run > 1 else work.items[item, schedule.COUNT]
+            rows = item[schedule.EXTENT if hopper and config.run > 1 else schedule.COUNT]
             return jnp.where((start // turn_rows * turn_rows < rows) & (hopper | (held > 0)), count, 0)
         if hopper:
-            reach = (start, tile_rows, lambda field: work.items[item, field], window, config.block)
+            reach = (start, tile_rows, item, window, config.block)
             begin, end = streaming.tiles_in_reach(*reach)
         else:
-            first = work.items[item, schedule.SHIFT] + start
+            first = item[schedule.SHIFT] + start
             begin, end = sm100_rows.reached(first, held, count, config.block, window)
         return end - begin
 
-    items = jnp.arange(work.items.shape[0], dtype=jnp.int32)
     starts = jnp.arange(0, turn_rows * config.run, tile_rows, dtype=jnp.int32)
-    loaded = jax.vmap(lambda item: plan.tiles_of(work.items, item, config.block))(items)
-    computed = jax.vmap(lambda item: jax.vmap(lambda start: of_unit(item, start))(starts))(items)
-    used = items < work.used[0]
+    loaded = jax.vmap(lambda item: plan.tiles_of(item, config.block))(work.items)
+    computed = jax.vmap(lambda item: jax.vmap(lambda start: of_unit(item, start))(starts))(work.items)
+    used = jnp.arange(work.items.shape[0]) < work.used[0]
     return jnp.where(used, loaded, 0), jnp.where(used[:, None], computed, 0)

@@ -12,6 +12,7 @@ from jax import lax
 
 from pallas_kernels.mosaic import schedule
 from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.schedule import WorkList
 from pallas_kernels.mosaic.score import Score
 
 
@@ -35,9 +36,9 @@ def slot_of(step: jax.Array, number: int):
     return 0 if number == 1 else lax.rem(step, jnp.int32(number))
 
 
-def tiles_of(items, item, block: int):
+def tiles_of(item, block: int):
     """Tiles of `block` rows that stream past an item."""
-    return lax.div(items[item, schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
+    return lax.div(item[schedule.OTHER_COUNT] + (block - 1), jnp.int32(block))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +161,23 @@ class Plan:
         sums = [jax.ShapeDtypeStruct((self.out_rows, self.heads, self.dim), self.out_dtype) for _ in self.sums]
         return (*sums, *[jax.ShapeDtypeStruct((self.heads, self.out_rows), jnp.float32)] * self.online)
 
-    def tiles_of(self, items, item):
+    @property
+    def load_columns(self) -> list[int]:
+        """Columns of the work list that the loading warps read."""
+        columns = [schedule.OTHER_COUNT, schedule.ROW, schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW]
+        columns += [schedule.OUT_ROW] * self.backward + [schedule.TAIL] * self.tails
+        return columns + [schedule.EXTENT] * (self.config.run > 1)
+
+    @property
+    def compute_columns(self) -> list[int]:
+        """Columns of the work list that the compute warpgroups read."""
+        columns = [schedule.OTHER_COUNT, schedule.COUNT, schedule.EXTENT, schedule.OUT_ROW]
+        return columns + [schedule.SHIFT] * (self.window is not None)
+
+    def tiles_of(self, item):
         """Turns of the item, and streamed tiles of each turn and head."""
-        turns = 1 if self.config.run == 1 else pl.cdiv(items[item, schedule.EXTENT], self.config.units * self.TILE_ROWS)
-        return turns, tiles_of(items, item, self.config.block)
+        turns = 1 if self.config.run == 1 else pl.cdiv(item[schedule.EXTENT], self.config.units * self.TILE_ROWS)
+        return turns, tiles_of(item, self.config.block)
 
     def over_turns(self, turns, body, steps):
         """``body(turn, first, last, steps) -> steps``: streamed tiles arrive on the first turn, leave on the last."""
@@ -180,8 +194,7 @@ class Operands(NamedTuple):
     """Arrays in global memory.
 
     Attributes:
-      items: the work list.
-      used: how many of its items are in use.
+      work: the work list.
       own: stationary arrays.
       other: streamed arrays.
       tails: their tails, if any.
@@ -189,8 +202,7 @@ class Operands(NamedTuple):
       outputs: results.
     """
 
-    items: Any
-    used: Any
+    work: WorkList
     own: Any
     other: Any
     tails: Any
@@ -203,7 +215,9 @@ class Operands(NamedTuple):
         (items, used, *arrays), outputs = refs[: -len(plan.results)], refs[-len(plan.results) :]
         own = 1 + plan.backward
         tails, numbers = own + 2, own + 2 + 2 * plan.tails
-        return cls(items, used, arrays[:own], arrays[own:tails], arrays[tails:numbers], arrays[numbers:], outputs)
+        return cls(
+            WorkList(items, used), arrays[:own], arrays[own:tails], arrays[tails:numbers], arrays[numbers:], outputs
+        )
 
 
 class Slots(NamedTuple):

@@ -32,22 +32,22 @@ from pallas_kernels.mosaic.streaming import for_each_item, give_free, store
 
 def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
     """What a unit's compute warpgroup does."""
-    config, items, online, group = plan.config, arrays.items, plan.online, plan.group
+    config, online, group = plan.config, plan.online, plan.group
     give_free(plan, slots, unit)
     if scratch.score_free is not None:
         for slot in range(config.score_stages):
             plgpu.barrier_arrive(scratch.score_free.at[unit * config.score_stages + slot])
 
     def compute_item(item, head, steps):
-        turns, count = plan.tiles_of(items, item)
-        other_count = items[item, schedule.OTHER_COUNT]
+        turns, count = plan.tiles_of(item)
+        other_count = item[schedule.OTHER_COUNT]
 
         def compute_turn(t, first, last, steps):
             score_step, own_step, other_step = steps
             start = (t * config.units + unit) * TILE_ROWS
-            held, extent = items[item, schedule.COUNT] - start, items[item, schedule.EXTENT] - start
+            held, extent = item[schedule.COUNT] - start, item[schedule.EXTENT] - start
             # A unit without rows, or whose rows meet none, only writes zeros.
-            active, begin, end = plan.tiles_for(items, item, start, count)
+            active, begin, end = plan.tiles_for(item, start, count)
             tiles = jnp.where(active, count if plan.window is None else end - begin, 0)
             own_numbers = []
             if plan.own_statistics:
@@ -81,7 +81,7 @@ def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scra
         jnp.int32(0) if plan.own_statistics else None,
         jnp.int32(0) if plan.other_statistics else None,
     )
-    for_each_item(arrays.used[0], plan.heads, plan.blocks, compute_item, steps)
+    for_each_item(arrays.work, plan.compute_columns, plan.heads, plan.blocks, compute_item, steps)
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -184,9 +184,7 @@ class Turn:
         # In a softmax, rows that hold nothing may have infinite weights, or set the maximum.
         return Meeting(
             left=self.other_count - j * block,
-            ahead=None
-            if plan.window is None
-            else self.start + self.arrays.items[self.item, schedule.SHIFT] - j * block,
+            ahead=None if plan.window is None else self.start + self.item[schedule.SHIFT] - j * block,
             held=self.held if plan.softmax else None,
         )
 
@@ -295,7 +293,7 @@ class Turn:
         """Waits for the sums and writes `extent` rows of them, with the log-sum-exps of `kept` for an online score."""
         plan, scratch, unit, outputs = self.plan, self.scratch, self.unit, self.arrays.outputs
         pl.when(self.tiles > 0)(lambda: plgpu.barrier_wait(scratch.sum_full.at[unit]))
-        row = self.arrays.items[self.item, schedule.OUT_ROW] + self.start
+        row = self.item[schedule.OUT_ROW] + self.start
         inverse = None
         if plan.online:
             # Through shared memory, from the layout of tensor memory to the one written out.

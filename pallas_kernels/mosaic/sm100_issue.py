@@ -19,17 +19,17 @@ OPERAND = {"value": 1, "key": 0}
 
 def issue(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
     """Issues the products of a unit."""
-    items, config, group = arrays.items, plan.config, plan.group
+    config, group = plan.config, plan.group
 
     def issue_item(item, _, steps):
-        turns, count = plan.tiles_of(items, item)
+        turns, count = plan.tiles_of(item)
 
         def issue_turn(t, first, last, steps):
             own_step, other_step, score_step = steps
             own_slot = slot_of(own_step, config.stationary_stages)
             tiles = [smem.at[unit, own_slot] for smem in slots.own]
             own = unit * config.stationary_stages + own_slot
-            active, begin, end = plan.tiles_for(items, item, (t * config.units + unit) * TILE_ROWS, count)
+            active, begin, end = plan.tiles_for(item, (t * config.units + unit) * TILE_ROWS, count)
 
             def issue_head(i, _):
                 # Steps of the first tile of this head, and of the first one that the unit works on.
@@ -48,7 +48,8 @@ def issue(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratc
 
         return lax.cond(count > 0, lambda: plan.over_turns(turns, issue_turn, steps), lambda: steps)
 
-    for_each_item(arrays.used[0], plan.heads, plan.blocks, issue_item, (jnp.int32(0),) * 3)
+    steps = (jnp.int32(0),) * 3
+    for_each_item(arrays.work, plan.issue_columns, plan.heads, plan.blocks, issue_item, steps)
     if scratch.score_free is not None:
         for slot in range(config.score_stages):
             plgpu.barrier_wait(scratch.score_free.at[unit * config.score_stages + slot])

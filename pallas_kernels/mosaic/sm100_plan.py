@@ -76,12 +76,18 @@ class Plan(plans.Plan):
         scores = [here[name][0] if name in self.sums else here[name] for name in self.weight_names]
         return scores, {name: here[name][1] for name in self.sums}
 
-    def tiles_for(self, items, item, start, count):
+    @property
+    def issue_columns(self) -> list[int]:
+        """Columns of the work list that the issuing warps read."""
+        columns = [schedule.OTHER_COUNT, schedule.COUNT]
+        return columns + [schedule.EXTENT] * (self.config.run > 1) + [schedule.SHIFT] * (self.window is not None)
+
+    def tiles_for(self, item, start, count):
         """Whether the unit from row `start` of an item works on any of `count` tiles, and begin and end of those."""
-        held = items[item, schedule.COUNT] - start
+        held = item[schedule.COUNT] - start
         if self.window is None:
             return held > 0, 0, count
-        first = items[item, schedule.SHIFT] + start
+        first = item[schedule.SHIFT] + start
         begin, end = sm100_rows.reached(first, held, count, self.config.block, self.window)
         return end > begin, begin, end
 

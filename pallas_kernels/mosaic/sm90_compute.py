@@ -54,12 +54,12 @@ class Scratch(NamedTuple):
 
 def compute(wg, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
     """What warpgroup `wg` does."""
-    items, units, run = arrays.items, plan.config.units, plan.config.run
+    units, run = plan.config.units, plan.config.run
     give_free(plan, slots, wg)
 
     def compute_item(item, head, steps):
-        turns, count = plan.tiles_of(items, item)
-        other_count = items[item, schedule.OTHER_COUNT]
+        turns, count = plan.tiles_of(item)
+        other_count = item[schedule.OTHER_COUNT]
 
         def compute_turn(t, loads, last, steps):
             own_step, other_step = steps
@@ -77,7 +77,8 @@ def compute(wg, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) ->
 
         return plan.over_turns(turns, compute_turn, steps)
 
-    for_each_item(arrays.used[0], plan.heads, plan.blocks, compute_item, (jnp.int32(0), jnp.int32(0)))
+    steps = (jnp.int32(0), jnp.int32(0))
+    for_each_item(arrays.work, plan.compute_columns, plan.heads, plan.blocks, compute_item, steps)
     plgpu.wait_smem_to_gmem(0)
 
 
@@ -112,10 +113,6 @@ class Turn:
     loads: Any
     last: Any
 
-    def field(self, column: int):
-        """What the item holds in a column of `schedule`."""
-        return self.arrays.items[self.item, column]
-
     def sum_up(self) -> None:
         """Computes the sums and stages them."""
         if self.plan.online:
@@ -127,8 +124,8 @@ class Turn:
 
     def write(self, head) -> None:
         """Starts to store what is staged."""
-        extent = self.field(schedule.EXTENT) - self.first
-        at = self.field(schedule.OUT_ROW) + self.first
+        extent = self.item[schedule.EXTENT] - self.first
+        at = self.item[schedule.OUT_ROW] + self.first
         for smem, gmem in zip(self.scratch.out, self.arrays.outputs, strict=False):
             store(smem.at[self.wg], gmem.at[:, head], at, extent)
         if self.plan.online:
@@ -147,8 +144,8 @@ class Turn:
             when(self.loads, lambda: plgpu.barrier_wait(full[0].at[slot]))
             if plan.backward:
                 when(self.loads, lambda: plgpu.barrier_wait(full[1].at[slot]))
-                # Two sums, or statistics, leave no registers for descriptors.
-                a, b = self.own_tiles(opaque=len(plan.sums) == 2 or plan.statistics > 0)
+                # Two sums, statistics, or heads wider than 64 leave no registers for descriptors.
+                a, b = self.own_tiles(opaque=len(plan.sums) == 2 or plan.statistics > 0 or plan.dim > 64)
                 weights, ds = self.masked(j, 0, *self.weights_and_ds(self.scores((a, x), (b, y)), slot))
             else:
                 scores = self.scores((self.own_tiles()[0], x))
@@ -206,7 +203,7 @@ class Turn:
         plan, stages, window = self.plan, self.plan.config.stages, self.plan.window
         begin, end = 0, self.count
         if window is not None:
-            begin, end = tiles_in_reach(self.first, TILE_ROWS, self.field, window, plan.config.block)
+            begin, end = tiles_in_reach(self.first, TILE_ROWS, self.item, window, plan.config.block)
 
         def head_turn(number, carry):
             start = self.other_step if plan.group == 1 else self.other_step + number * self.count
@@ -312,7 +309,7 @@ class Turn:
         below, above = window or (0, 0)
         ahead = jnp.int32(0)  # how far the first column is ahead of the first row
         if window is not None:
-            ahead = j * block - self.first - self.field(schedule.SHIFT)
+            ahead = j * block - self.first - self.item[schedule.SHIFT]
             at_edge |= (ahead < TILE_ROWS - 1 - below) | (ahead > above - (block - 1))
 
         def mask():
@@ -354,7 +351,7 @@ class Turn:
         """Puts the sums, float32, into their staging tiles; returns the rows of the tile that hold something."""
         # The previous turn's store has read its staging tile by now.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        score, held = self.plan.score, self.field(schedule.COUNT) - self.first
+        score, held = self.plan.score, self.item[schedule.COUNT] - self.first
         row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, self.plan.dim), 0, layout=LAYOUT)
         for smem, name, value in zip(self.scratch.out, self.plan.sums, values, strict=True):
             scale = score.value_scale if name == "value" else score.key_scale

@@ -3,7 +3,7 @@
 No warp directs another: each walks the work list by itself and reaches the same tiles in the same order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.experimental.pallas as pl
@@ -48,14 +48,14 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
       aligned: shows the compiler that a row is a multiple of 8.
       empty: whether to load stationary tiles past which nothing streams, too.
     """
-    items, block, units, stages = arrays.items, plan.config.block, plan.config.units, plan.config.stages
+    block, units, stages = plan.config.block, plan.config.units, plan.config.stages
     own_slots = plan.config.stationary_stages
 
     def load_item(item, head, steps):
-        turns, count = plan.tiles_of(items, item)
-        own_rows = [items[item, field] for field in (schedule.ROW, schedule.OUT_ROW)[: len(arrays.own)]]
-        other_rows = [items[item, field] for field in (schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW)]
-        tail = items[item, schedule.TAIL] if plan.tails else None
+        turns, count = plan.tiles_of(item)
+        own_rows = [item[field] for field in (schedule.ROW, schedule.OUT_ROW)[: len(arrays.own)]]
+        other_rows = [item[field] for field in (schedule.OTHER_ROW, schedule.OTHER_SECOND_ROW)]
+        tail = item[schedule.TAIL] if plan.tails else None
 
         def load_turn(t, first, last, steps):
             own_step, other_step = steps
@@ -111,7 +111,8 @@ def load(plan: Plan, arrays: Operands, slots: Slots, *, aligned: Callable, empty
             return plan.over_turns(turns, load_turn, steps)
         return lax.cond(count > 0, lambda: plan.over_turns(turns, load_turn, steps), lambda: steps)
 
-    for_each_item(arrays.used[0], plan.heads, plan.blocks, load_item, (jnp.int32(0), jnp.int32(0)))
+    steps = (jnp.int32(0), jnp.int32(0))
+    for_each_item(arrays.work, plan.load_columns, plan.heads, plan.blocks, load_item, steps)
     # Every slot has been freed once more than it was filled.
     for slot in range(units * own_slots):
         plgpu.barrier_wait(slots.own_free.at[slot])
@@ -205,27 +206,37 @@ def attend[P: Plan](
     )(work.items, work.used, *stationary, *streamed, *tails, *statistics)
 
 
-def for_each_item(used: jax.Array, heads: int, blocks: int, body: Callable, carry):
+def for_each_item(work: WorkList, columns: Sequence[int], heads: int, blocks: int, body: Callable, carry):
     """Runs ``body(item, head, carry) -> carry`` for the items of this block, and returns the last `carry`.
 
     The pairs of item and head are dealt to the blocks in turn. Everything is read here, hence in the branch of the
     calling warps: warps with few registers would spill values read before it.
 
     Args:
-      used: int32, items in use.
+      work: the work list, in global memory.
+      columns: those of `schedule` that the body reads. They are read while the item before is worked on, so that no
+        work waits for them; each takes two registers, for this item and for the next one.
       heads: how many; each item is worked on for each.
       blocks: persistent blocks, the size of the grid axis ``"processor"``.
-      body: work on one item.
+      body: work on one item, given as ``{column: value}``.
       carry: what the body carries from item to item.
     """
     processor = lax.axis_index("processor")
-    mine = lax.div(used * heads - processor + (blocks - 1), jnp.int32(blocks))
+    mine = lax.div(work.used[0] * heads - processor + (blocks - 1), jnp.int32(blocks))
 
-    def deal(turn, carry):
+    def read(index):
+        # After a block's last item the next one may be past the list's end; what is read in its place is not used.
+        item = jnp.minimum(lax.div(index, jnp.int32(heads)), work.items.shape[0] - 1)
+        return {column: work.items[item, column] for column in columns}
+
+    def deal(turn, state):
+        item, carry = state
         index = turn * blocks + processor
-        return body(lax.div(index, jnp.int32(heads)), lax.rem(index, jnp.int32(heads)), carry)
+        following = read(index + blocks)
+        return following, body(item, lax.rem(index, jnp.int32(heads)), carry)
 
-    return lax.fori_loop(0, mine, deal, carry)
+    _, carry = lax.fori_loop(0, mine, deal, (read(processor), carry))
+    return carry
 
 
 def store(smem, gmem, row: jax.Array, extent: jax.Array) -> None:
@@ -293,14 +304,14 @@ VECTOR, SHIFT, STAGED = 64, 16, 96
 
 
 def tiles_in_reach(
-    first: jax.Array, rows: int, field: Callable[[int], jax.Array], window: tuple[int, int], block: int
+    first: jax.Array, rows: int, item: Mapping[int, Array] | Array, window: tuple[int, int], block: int
 ) -> tuple[jax.Array, jax.Array]:
     """The streamed tiles from the first to the last that any of a unit's rows can see through the window.
 
     Args:
       first: the unit's first row in its item.
       rows: how many the unit has.
-      field: what the item holds in a column of `pallas_kernels.mosaic.schedule`.
+      item: the item, or its row of the work list.
       window: ``(below, above)``, see `schedule.work_list`.
       block: rows of a tile.
 
@@ -308,9 +319,9 @@ def tiles_in_reach(
       The first tile, and the one after the last; equal for a unit without rows.
     """
     below, above = window
-    held = jnp.minimum(field(schedule.COUNT) - first, rows)
-    middle = first + field(schedule.SHIFT)
-    stop = jnp.minimum(middle + held + above, field(schedule.OTHER_COUNT))
+    held = jnp.minimum(item[schedule.COUNT] - first, rows)
+    middle = first + item[schedule.SHIFT]
+    stop = jnp.minimum(middle + held + above, item[schedule.OTHER_COUNT])
     begin = lax.div(jnp.maximum(middle - below, 0), jnp.int32(block))
     end = lax.div(jnp.maximum(stop, 0) + (block - 1), jnp.int32(block))
     begin = jnp.minimum(begin, end)

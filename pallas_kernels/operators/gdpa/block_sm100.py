@@ -112,7 +112,8 @@ def attend(
         sum_full,
         sum_free,
     ):
-        items, used, q, k, v = inputs
+        *in_memory, q, k, v = inputs
+        listed = WorkList(*in_memory)
         out, z_out = outputs
         wg = lax.axis_index("wg")
         halves = [pl.ds(i * block, block) for i in range(2)]  # per slot: keys and values
@@ -126,9 +127,9 @@ def attend(
                 return step + 1
 
             def load_item(item, _, step):
-                count = tiles_of(items, item, block)
+                count = tiles_of(item, block)
                 # Multiples of 8, written so that the compiler sees it.
-                row, other_row = items[item, schedule.ROW] & -8, items[item, schedule.OTHER_ROW] & -8
+                row, other_row = item[schedule.ROW] & -8, item[schedule.OTHER_ROW] & -8
                 plgpu.barrier_wait(own_free)
 
                 @pl.loop(0, heads)
@@ -149,7 +150,8 @@ def attend(
 
                 return lax.fori_loop(0, heads, load_rows, lax.fori_loop(0, heads, load_head, step))
 
-            for_each_item(used[0], 1, blocks, load_item, jnp.int32(0))
+            columns = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
+            for_each_item(listed, columns, 1, blocks, load_item, jnp.int32(0))
             # Every slot has been freed once more than it was filled.
             plgpu.barrier_wait(own_free)
             for slot in range(stages):
@@ -159,7 +161,7 @@ def attend(
         def issue():
             def issue_item(item, _, steps):
                 step, score_step, head_step = steps
-                count = tiles_of(items, item, block)
+                count = tiles_of(item, block)
                 total = heads * count
                 plgpu.barrier_wait(own_ready)
 
@@ -206,7 +208,8 @@ def attend(
 
                 return step + total + heads, score_step + total, head_step + jnp.where(count > 0, heads, 0)
 
-            for_each_item(used[0], 1, blocks, issue_item, (jnp.int32(0),) * 3)
+            columns = (schedule.OTHER_COUNT,)
+            for_each_item(listed, columns, 1, blocks, issue_item, (jnp.int32(0),) * 3)
             for slot in range(2):
                 plgpu.barrier_wait(score_free.at[slot])
                 plgpu.barrier_wait(sum_free.at[slot])
@@ -291,8 +294,8 @@ def attend(
 
             def compute_item(item, _, steps):
                 step, score_step, head_step = steps
-                count = tiles_of(items, item, block)
-                held, extent = items[item, schedule.COUNT], items[item, schedule.EXTENT]
+                count = tiles_of(item, block)
+                held, extent = item[schedule.COUNT], item[schedule.EXTENT]
 
                 def inside():
                     return plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, piece), 0, layout=layout) < held
@@ -317,7 +320,7 @@ def attend(
                 def attend_head(tile, head, squares):
                     @pl.loop(0, count)
                     def _step(j):
-                        left = items[item, schedule.OTHER_COUNT] - j * block
+                        left = item[schedule.OTHER_COUNT] - j * block
                         for_static((score_step + head * count + j) & 1, lambda slot: weigh(left, slot))
 
                     def with_sums(sum_slot):
@@ -342,7 +345,7 @@ def attend(
 
                     @pl.loop(0, heads)
                     def _head(head):
-                        store(own_smem.at[head], gmem.at[:, head], items[item, schedule.ROW], extent)
+                        store(own_smem.at[head], gmem.at[:, head], item[schedule.ROW], extent)
 
                     plgpu.commit_smem_to_gmem_group()
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -366,7 +369,8 @@ def attend(
                 plgpu.barrier_arrive(own_free)
                 return step, score_step + heads * count, head_step + jnp.where(count > 0, heads, 0)
 
-            for_each_item(used[0], 1, blocks, compute_item, (jnp.int32(0),) * 3)
+            columns = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
+            for_each_item(listed, columns, 1, blocks, compute_item, (jnp.int32(0),) * 3)
             plgpu.wait_smem_to_gmem(0)
 
         def serve():

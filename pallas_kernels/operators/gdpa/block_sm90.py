@@ -93,7 +93,8 @@ def attend(
         )
 
     def kernel(inputs, outputs, own_smem, other_smem, weight_smem, own_full, own_free, full, free):
-        items, used, q, k, v = inputs
+        *in_memory, q, k, v = inputs
+        listed = WorkList(*in_memory)
         out, z_out = outputs
         wg = lax.axis_index("wg")
 
@@ -109,8 +110,8 @@ def attend(
                 return step + 1
 
             def load_item(item, _, step):
-                count = tiles_of(items, item, block)
-                row, other_row = items[item, schedule.ROW], items[item, schedule.OTHER_ROW]
+                count = tiles_of(item, block)
+                row, other_row = item[schedule.ROW], item[schedule.OTHER_ROW]
 
                 def own_rows(unit, head):
                     return q.at[pl.ds(pl.multiple_of(row + unit * TILE_ROWS, 8), TILE_ROWS), head]
@@ -134,7 +135,8 @@ def attend(
                     0, heads, lambda head, step: load_pair(step, [own_rows(unit, head) for unit in range(2)]), step
                 )
 
-            for_each_item(used[0], 1, blocks, load_item, jnp.int32(0))
+            columns = (schedule.ROW, schedule.OTHER_COUNT, schedule.OTHER_ROW)
+            for_each_item(listed, columns, 1, blocks, load_item, jnp.int32(0))
             # Every slot has been freed once more than it was filled.
             for unit in range(2):
                 plgpu.barrier_wait(own_free.at[unit])
@@ -199,9 +201,9 @@ def attend(
                 return lax.cond(left < block, mask, lambda: weights)
 
             def compute_item(item, _, step):
-                count, first = tiles_of(items, item, block), wg * TILE_ROWS
-                held, extent = items[item, schedule.COUNT] - first, items[item, schedule.EXTENT] - first
-                at = items[item, schedule.ROW] + first
+                count, first = tiles_of(item, block), wg * TILE_ROWS
+                held, extent = item[schedule.COUNT] - first, item[schedule.EXTENT] - first
+                at = item[schedule.ROW] + first
 
                 def inside():
                     return plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, dim), 0, layout=plgpu.Layout.WGMMA) < held
@@ -220,7 +222,7 @@ def attend(
                             s = scores(tile, other_smem.at[0, slot])
                             plgpu.barrier_arrive(free.at[slot])
                             (weights,) = in_chunks(weigh, config.polynomial, s)
-                            weights = masked(weights, items[item, schedule.OTHER_COUNT] - j * block)
+                            weights = masked(weights, item[schedule.OTHER_COUNT] - j * block)
                             if weight_smem is not None:
                                 smem = weight_smem.at[wg]
                                 smem[...] = weights
@@ -272,7 +274,8 @@ def attend(
                 plgpu.barrier_arrive(own_free.at[wg])
                 return step
 
-            for_each_item(used[0], 1, blocks, compute_item, jnp.int32(0))
+            columns = (schedule.ROW, schedule.COUNT, schedule.EXTENT, schedule.OTHER_COUNT)
+            for_each_item(listed, columns, 1, blocks, compute_item, jnp.int32(0))
             plgpu.wait_smem_to_gmem(0)
 
     return plgpu.kernel(

@@ -102,10 +102,10 @@ def test_tiles_in_reach_are_those_with_an_allowed_column(window, block):
         length = int(rng.integers(1, 400))
         side = schedule.packed(jnp.array([0, 400]), jnp.array([length]), 400)
         work = schedule.work_list(side, side, item_rows=128, balance=False, window=window)
-        item = work.items[rng.integers(0, int(work.used[0]))]
-        field, item = item.__getitem__, np.asarray(item)
+        listed = work.items[rng.integers(0, int(work.used[0]))]
+        item = np.asarray(listed)
         for first in (0, 64):
-            begin, end = tiles_in_reach(jnp.int32(first), 64, field, window, block)
+            begin, end = tiles_in_reach(jnp.int32(first), 64, listed, window, block)
             row = np.arange(first, min(first + 64, item[schedule.COUNT]))[:, None]
             column = np.arange(item[schedule.OTHER_COUNT])[None, :]
             distance = column - row - item[schedule.SHIFT]
