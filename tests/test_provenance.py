@@ -13,7 +13,7 @@ from kunlun_jax.provenance import command, environment
 def test_environment_names_what_a_number_depends_on():
     values = environment()
     assert set(provenance.VERSIONS_OF) == set(values["versions"])
-    assert values["devices"] == 4
+    assert values["devices"] == 8
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", values["commit"])
     json.dumps(values)
 

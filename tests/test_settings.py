@@ -13,8 +13,8 @@ from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer
 from pallas_kernels.jagged import row_mask
 
 
-def test_there_are_four_cpu_devices():
-    assert [device.platform for device in jax.devices()] == ["cpu"] * 4
+def test_there_are_eight_cpu_devices():
+    assert [device.platform for device in jax.devices()] == ["cpu"] * 8
 
 
 def test_dtypes_are_not_promoted():
