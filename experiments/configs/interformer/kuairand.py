@@ -2,7 +2,8 @@
 
     python -m experiments.train interformer/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): to be measured.
+Cost: eight minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5939, test AUC .7394, NE .8600,
+frozen gAUC .6329 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand
