@@ -16,6 +16,7 @@ import tyro
 
 from experiments.compilation import keep_compiled
 from kunlun_jax.data.open import open_dataset
+from kunlun_jax.nn.table_rows import dealt
 from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.serialization import from_json
 from kunlun_jax.training.checkpoint import Checkpoints
@@ -76,6 +77,8 @@ def open_run(directory: Path, root: Path | None, split: str, progress: bool) -> 
             f"{stored_path}: the run was trained on data {stored['data']['fingerprint']}, "
             f"but the data there now is {dataset.fingerprint}"
         )
+    if stored.get("dealt_tables", []) != dealt(dataset.schema):
+        raise ValueError(f"{stored_path}: the run stored the rows of its large tables in another order; train it anew")
     dataset.split(split)
     run = dataclasses.replace(config.run, progress=progress)
     # On one device, however many it was trained on: a checkpoint is the same for all.

@@ -1,10 +1,7 @@
 """The values that the numbers of a config may have: told in one place of its class, checked when it is made.
 
-class OptimizerConfig:
-RANGES: ClassVar = {"learning_rate": at_least(0), "warmup": within(0, 1)}
-
-def __post_init__(self):
-check(self, "optimizer")
+A class has ``RANGES: ClassVar = {"learning_rate": at_least(0), "warmup": within(0, 1)}``, and its ``__post_init__``
+calls ``check(self, "optimizer")``.
 """
 
 import dataclasses

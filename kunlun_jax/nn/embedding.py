@@ -158,6 +158,6 @@ def gather_rows(
 
 
 def lookup(schema: Schema, batch: Batch, tables: dict[str, Float[Array, "_ dim"]]) -> Embedded:
-    """Embeddings of a batch, straight from the tables, as evaluation needs them."""
+    """Embeddings of a batch, straight from tables that are whole on one device."""
     touched = touch(schema, batch)
     return embed(schema, batch, touched, gather_rows(tables, touched))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.parallel import MOST_DEVICES
 
 PARTS = MOST_DEVICES
@@ -27,6 +28,11 @@ LARGE = 1 << 16
 def is_dealt(rows: int) -> bool:
     """Whether a table with this many rows is dealt to parts."""
     return rows >= LARGE
+
+
+def dealt(schema: Schema) -> list[str]:
+    """The tables of a schema that are dealt, by name."""
+    return sorted(name for name, table in schema.tables.items() if is_dealt(table.rows))
 
 
 def stored_rows(rows: int) -> int:

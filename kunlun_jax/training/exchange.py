@@ -3,8 +3,8 @@
 Each device has an equal run of the stored rows (`kunlun_jax.nn.table_rows`) and reads some ids, those of its share of
 the batch. It sends every other device the ids whose rows are there, in room for a little more than an even share, and
 gets the rows; the gradients go the same way, and the owner adds up those of one row before its optimizer sees them. So
-a device sends and receives about as many rows as it reads, however many devices there are, and nothing is as large as
-the table.
+a device sends and receives about as many rows as it reads, or `LEAST` for each device if that is more, and nothing is
+as large as the table.
 
 Ids that are uneven beyond that room go in rounds. The id alone decides in which one, so that all gradients of a row
 arrive together. Nothing is ever left out, and where ids are spread, as dealt rows are, there is one round.

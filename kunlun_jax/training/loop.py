@@ -18,6 +18,7 @@ from kunlun_jax import flops
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
+from kunlun_jax.nn.table_rows import dealt
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
@@ -52,6 +53,8 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             "p_train": to_json(run.dataset.p_train),
             "capacity": run.capacity,
             "steps": run.steps,
+            # Only where there are any, so that runs without go on; one from before rows were dealt is refused.
+            **({"dealt_tables": dealt(run.dataset.schema)} if dealt(run.dataset.schema) else {}),
         },
     )
     with directory.locked():

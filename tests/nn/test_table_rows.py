@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kunlun_jax.nn.embedding import init_tables
-from kunlun_jax.nn.table_rows import LARGE, PARTS, make_parts, place, stored_rows
+from kunlun_jax.nn.table_rows import LARGE, PARTS, dealt, make_parts, place, stored_rows
 from kunlun_jax.parallel import DATA, MeshConfig, make_mesh
 from tests.examples import SCHEMA
 
@@ -22,6 +22,11 @@ def test_every_row_has_a_place_of_its_own(rows):
     for devices in (2, 64, PARTS):
         owners = place(np.arange(5 * PARTS), rows) // (stored_rows(rows) // devices)
         np.testing.assert_array_equal(np.bincount(owners, minlength=devices), 5 * PARTS // devices)
+
+
+def test_only_large_tables_are_dealt():
+    assert dealt(SCHEMA) == []
+    assert dealt(SCHEMA.resized("user", LARGE)) == ["user"]
 
 
 def test_the_last_row_of_the_largest_table():

@@ -1,6 +1,7 @@
 """Training on several devices gives the numbers of one, whatever lies where."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -163,6 +164,8 @@ def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", stopping)
     assert train(config(4, "moved"), tmp_path / "moved")["stopped"] == 7
     result = train(config(2, "moved"), tmp_path / "moved")
+    stored = json.loads((tmp_path / "moved" / "config.json").read_text())
+    assert "item_id" in stored["dealt_tables"]  # a run from before rows were dealt has none, and is refused
     rows = np.concatenate(taken)
     np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(608))
     for split, values in expected["splits"].items():
@@ -181,6 +184,18 @@ def test_too_few_devices_and_uneven_ones():
         MeshConfig(3)
     with pytest.raises(ValueError, match="batch_size 36 must be a multiple of 8"):
         prepared(8, "--loader.batch-size", "36")
+
+
+def test_a_last_batch_with_fewer_examples_than_devices():
+    """Some devices have none, and every example comes once."""
+    run = prepared(8, "--data.train-rows", "577", "--data.valid-rows", "1")
+    for split, count in (("train", 577), ("valid", 1)):
+        with run.loader(split) as loader:
+            *_, last = batches = [batch for batch, _ in loader]
+        rows = np.concatenate([batch.row for batch in batches])
+        np.testing.assert_array_equal(np.sort(rows[rows >= 0]) - run.dataset.split(split).start, np.arange(count))
+        assert (last.row.reshape(8, -1) >= 0).any(axis=1).sum() == 1
+        assert last.weights.sum() == 1
 
 
 def test_the_fullest_share_is_counted():
