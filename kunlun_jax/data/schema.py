@@ -3,9 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 Overflow = Literal["oov", "hash"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
+Allowed = Literal["relative_times", "early_splits", "events_apart"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Schema:
       tasks: names of the labels, each in [0, 1].
       keys: columns that identify a row to a person; they go into the prediction file.
       group: the key column whose values group rows for gAUC (the user), or empty.
+      time_unit: of integer times; columns of timestamps have their own.
+      allow: what is refused unless it is said here: times that do not count from 1970 ("relative_times"), a split
+        before the training split ("early_splits"), events that are all before or all after the requests
+        ("events_apart").
     """
 
     name: str
@@ -72,6 +78,8 @@ class Schema:
     tasks: tuple[str, ...] = ("label",)
     keys: tuple[str, ...] = ()
     group: str = ""
+    time_unit: TimeUnit = "ms"
+    allow: tuple[Allowed, ...] = ()
 
     def __post_init__(self):
         columns = [f.name for f in self.categorical + self.multi_valued] + list(self.dense) + list(self.tasks)
@@ -188,17 +196,22 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
         if name in _NESTED:
             _expect(path, item, list)
             arguments[name] = tuple(_from_json(_NESTED[name], v, f"{path}[{i}]") for i, v in enumerate(item))
-        elif fields[name].type == tuple[str, ...]:
+        elif get_origin(fields[name].type) is tuple:
             _expect(path, item, list)
             for i, entry in enumerate(item):
-                _expect(f"{path}[{i}]", entry, str)
+                _expect_value(f"{path}[{i}]", entry, get_args(fields[name].type)[0])
             arguments[name] = tuple(item)
         else:
-            _expect(path, item, int if fields[name].type is int else str)
-            if fields[name].type == Overflow and item not in get_args(Overflow):
-                raise ValueError(f"{path} is {item!r}; it must be one of {list(get_args(Overflow))}")
+            _expect_value(path, item, fields[name].type)
             arguments[name] = item
     return cls(**arguments)
+
+
+def _expect_value(path: str, value: Any, kind: Any) -> None:
+    """`kind` is int, str or a Literal of texts."""
+    _expect(path, value, int if kind is int else str)
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{path} is {value!r}; it must be one of {list(get_args(kind))}")
 
 
 def _expect(path: str, value: Any, kind: type) -> None:

@@ -21,7 +21,7 @@ BAD = {
     "not an object": ([1], r"schema is [1]; it must be an object with the fields of Schema"),
     "unknown field": (
         changed(labels=["y"]),
-        "schema has unknown fields ['labels']; known are ['categorical', 'dense',",
+        "schema has unknown fields ['labels']; known are ['allow', 'categorical', 'dense',",
     ),
     "missing field": (changed(categorical=None), "schema lacks the fields ['categorical']"),
     "no name": (changed(name=None), "schema lacks the fields ['name']"),
@@ -62,6 +62,14 @@ BAD = {
     "event field twice": (
         changed(events=[{"name": "e", "categorical": [FEATURE], "dense": ["x"]}]),
         "field of event type 'e' names must be unique; ['x']",
+    ),
+    "unknown unit": (
+        changed(time_unit="minutes"),
+        "schema.time_unit is 'minutes'; it must be one of ['s', 'ms', 'us', 'ns']",
+    ),
+    "unknown allowance": (
+        changed(allow=["early_splits", "anything"]),
+        "schema.allow[1] is 'anything'; it must be one of ['relative_times', 'early_splits', 'events_apart']",
     ),
     "no task": (changed(tasks=[]), "schema field 'tasks' is empty; name at least one label column"),
     "group": (

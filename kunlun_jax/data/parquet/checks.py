@@ -13,78 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kunlun_jax.data.parquet import times
+from kunlun_jax.data.parquet.files import Layout, partition
+from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import EventType, Schema
-
-LAST_TIME_MS = (2**32 - 1) * 1000 + 999  # request times are held as uint32 seconds
-FIRST_SPLITS = ("train", "valid", "test")
-RESERVED_EXAMPLE_COLUMNS = ("request_time_ms", "history_time_ms", "weight")
-RESERVED_EVENT_COLUMNS = ("time_ms",)
-
-
-class DataError(ValueError):
-    """A prepared data set is invalid; the message says where, and what is expected."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One kind of problem in one column of one file: where it is first, and how often it occurs.
-
-    Attributes:
-      kind: short name, such as "null" or "negative id".
-      file: where.
-      column: column name, or empty.
-      message: the whole sentence about the first occurrence.
-      count: values, rows or files with this problem.
-    """
-
-    kind: str
-    file: Path
-    column: str
-    message: str
-    count: int = 1
-
-    def __str__(self) -> str:
-        return self.message + (f" ({self.count} of this kind here)" if self.count > 1 else "")
-
-
-class Report:
-    """Takes problems: if strict, raises the first as a `DataError`; otherwise collects the first of each kind."""
-
-    def __init__(self, strict: bool):
-        self.strict = strict
-        self._problems: dict[tuple[str, Path, str], Problem] = {}
-
-    @property
-    def problems(self) -> list[Problem]:
-        """The first of each kind per file and column, in the order found."""
-        return list(self._problems.values())
-
-    def add(self, kind: str, file: Path, right: str, column: str = "", where: str = "", count: int = 1) -> None:
-        """Reports a problem; `right` is the value and what it should be, `where` the row group and row."""
-        place = ", ".join(part for part in (where, f"column {column!r}" if column else "") if part)
-        message = f"{file}: {place}: {right}" if place else f"{file}: {right}"
-        if self.strict:
-            raise DataError(message)
-        key = (kind, file, column)
-        if key in self._problems:
-            self._problems[key] = dataclasses.replace(self._problems[key], count=self._problems[key].count + count)
-        else:
-            self._problems[key] = Problem(kind, file, column, message, count)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The files of a data set: its schema, and per split and event type the Parquet files in order."""
-
-    root: Path
-    schema: Schema
-    examples: dict[str, list[Path]]
-    events: dict[str, list[Path]]
-
-    @property
-    def files(self) -> list[Path]:
-        """All Parquet files."""
-        return [file for files in (*self.examples.values(), *self.events.values()) for file in files]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,38 +45,14 @@ class ExampleGroup:
     keys: dict[str, pa.Array]  # int64 or string
 
 
-def find_layout(root: Path, report: Report) -> Layout | None:
-    """The files of the data set in `root`; None if there is no schema to check them against."""
-    if not root.is_dir():
-        report.add("no data set", root, "no such folder; give the one that holds schema.json, examples/ and events/")
-        return None
-    try:
-        schema = Schema.read(root / "schema.json")
-    except ValueError as error:
-        report.add("schema", root / "schema.json", str(error).removeprefix(f"{root / 'schema.json'}: "))
-        return None
-    _check_names(schema, root / "schema.json", report)
-    examples = {split: _parquet_files(root / "examples" / split, report) for split in _folders(root / "examples")}
-    if "train" not in examples:
-        right = f"no folder 'train', only {sorted(examples)}; examples of the training split belong there"
-        report.add("no train split", root / "examples", right)
-    order = [s for s in FIRST_SPLITS if s in examples] + sorted(set(examples) - set(FIRST_SPLITS))
-    types = [event.name for event in schema.events]
-    for extra in sorted(set(_folders(root / "events")) - set(types)):
-        right = f"the schema has no event type {extra!r}, it has {types}; add it to schema.json or remove the folder"
-        report.add("unknown event type", root / "events" / extra, right)
-    events = {name: _parquet_files(root / "events" / name, report) for name in types}
-    return Layout(root, schema, {split: examples[split] for split in order}, events)
-
-
 def event_groups(layout: Layout, event: EventType, report: Report) -> Iterator[EventGroup]:
     """Valid row groups of one event type, in order; problems of the others go to `report`."""
     ids = [f.name for f in event.categorical]
-    wanted = [("history_key", "int"), ("time_ms", "int")]
+    wanted = [("history_key", "int"), ("time_ms", "time")]
     wanted += [(name, "int") for name in ids] + [(name, "float") for name in event.dense]
     previous: tuple[int, int] | None = None
     for file in layout.events[event.name]:
-        for group in _row_groups(file, wanted, report):
+        for group in _row_groups(layout, file, wanted, report):
             key, time = group.integers("history_key"), group.times("time_ms")
             if group.usable("history_key", "time_ms"):
                 group.refuse_unsorted(key, time, previous)
@@ -158,14 +66,14 @@ def event_groups(layout: Layout, event: EventType, report: Report) -> Iterator[E
 def example_groups(layout: Layout, split: str, report: Report) -> Iterator[ExampleGroup]:
     """Valid row groups of one split, in order; problems of the others go to `report`."""
     schema = layout.schema
-    wanted = [("request_time_ms", "int")] + [("history_key", "int")] * bool(schema.events)
+    wanted = [("request_time_ms", "time")] + [("history_key", "int")] * bool(schema.events)
     wanted += [(f.name, "int") for f in schema.categorical] + [(f.name, "list") for f in schema.multi_valued]
     wanted += [(name, "float") for name in schema.dense] + [(name, "label") for name in schema.tasks]
     wanted += [(name, "key") for name in schema.keys]
-    optional = [("weight", "float"), ("history_time_ms", "int")]
+    optional = [("weight", "float"), ("history_time_ms", "time")]
     previous = None
     for file in layout.examples[split]:
-        for group in _row_groups(file, wanted, report, optional):
+        for group in _row_groups(layout, file, wanted, report, optional):
             request = group.times("request_time_ms")
             if group.usable("request_time_ms"):
                 group.refuse_backwards(request, previous)
@@ -197,41 +105,9 @@ def example_groups(layout: Layout, split: str, report: Report) -> Iterator[Examp
                 )
 
 
-def _check_names(schema: Schema, file: Path, report: Report) -> None:
-    features = [f.name for f in schema.categorical + schema.multi_valued] + list(schema.dense) + list(schema.tasks)
-    for name in sorted(set(features) & set(RESERVED_EXAMPLE_COLUMNS)):
-        report.add(
-            "reserved name", file, f"{name!r} is a feature or task; that column has its own meaning, rename it", name
-        )
-    for event in schema.events:
-        if Path(event.name).name != event.name:
-            report.add("event type name", file, f"event type {event.name!r} must be usable as a folder name")
-        fields = [f.name for f in event.categorical] + list(event.dense)
-        for name in sorted(set(fields) & set(RESERVED_EVENT_COLUMNS)):
-            right = f"{name!r} is a field of event type {event.name!r}; that column has its own meaning, rename it"
-            report.add("reserved name", file, right, name)
-    for table in schema.tables.values():
-        if table.rows >= 2**31:
-            right = f"table {table.name!r} has {table.rows} rows; table rows are int32, give less than {2**31}"
-            report.add("table size", file, right)
-
-
-def _folders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] != ".") if path.is_dir() else []
-
-
-def _parquet_files(folder: Path, report: Report) -> list[Path]:
-    if not folder.is_dir():
-        report.add("missing folder", folder, "no such folder; Parquet files of the schema's event type belong there")
-        return []
-    files = sorted((p for p in folder.glob("*.parquet") if p.name[0] != "."), key=lambda p: p.name)
-    if not files:
-        report.add("no files", folder, "no *.parquet file in this folder; it must hold at least one")
-    return files
-
-
 _IS_KIND = {
     "int": pa.types.is_integer,
+    "time": lambda t: pa.types.is_integer(t) or pa.types.is_timestamp(t),
     "float": lambda t: pa.types.is_floating(t) or pa.types.is_integer(t),
     "label": lambda t: pa.types.is_floating(t) or pa.types.is_integer(t) or pa.types.is_boolean(t),
     "list": lambda t: (
@@ -242,6 +118,7 @@ _IS_KIND = {
 }
 _KIND_NAMES = {
     "int": "an integer type such as int64",
+    "time": "an integer type such as int64, or timestamps",
     "float": "a float or integer type such as float32",
     "label": "a float or integer type with values in [0, 1]",
     "list": "a list of integers such as list<int64>",
@@ -263,7 +140,11 @@ def parquet_file(file: Path) -> pq.ParquetFile:
 
 
 def _row_groups(
-    file: Path, wanted: list[tuple[str, str]], report: Report, optional: list[tuple[str, str]] | None = None
+    layout: Layout,
+    file: Path,
+    wanted: list[tuple[str, str]],
+    report: Report,
+    optional: list[tuple[str, str]] | None = None,
 ) -> Iterator["_Group"]:
     unreadable = "; the file is truncated, still being written or not Parquet: write it again"
     if file.stat().st_size == 0:
@@ -276,7 +157,8 @@ def _row_groups(
         return
     with parquet:
         schema = parquet.schema_arrow
-        present = set(schema.names)
+        folders = {name: value for name, value in partition(file, layout.root).items() if name not in schema.names}
+        present = {*schema.names, *folders}
         wanted = wanted + [(name, kind) for name, kind in optional or [] if name in present]
         usable, wrong = [], set()
         for name, kind in wanted:
@@ -284,14 +166,17 @@ def _row_groups(
                 right = f"there is no such column, only {sorted(present)}; it must hold {_KIND_NAMES[kind]}"
                 report.add("missing column", file, right, name)
                 wrong.add(name)
+            elif name in folders:
+                if not _spelled(folders[name], kind):
+                    right = f"the folder's name says {folders[name]!r}; it must be of {_KIND_NAMES[kind]}"
+                    report.add("wrong type", file, right, name)
+                    wrong.add(name)
             elif not _IS_KIND[kind](schema.field(name).type):
                 right = f"its type is {schema.field(name).type}; it must be {_KIND_NAMES[kind]}"
                 report.add("wrong type", file, right, name)
                 wrong.add(name)
             else:
                 usable.append(name)
-        if parquet.metadata.num_rows == 0:
-            report.add("no rows", file, "the file has 0 rows; write it again, or remove it")
         first_row = 0
         columns = [name for name in dict.fromkeys(usable) if name not in wrong]  # a key may be a feature as well
         for number in range(parquet.num_row_groups):
@@ -304,15 +189,36 @@ def _row_groups(
                 where = f"row group {number}"
                 report.add("unreadable", file, f"cannot be read ({error}){unreadable}", where=where)
             else:
-                yield _Group(table, file, number, first_row, report, complete=not wrong)
+                for name, kind in wanted:
+                    if name in folders and name not in wrong and name not in table.column_names:
+                        table = table.append_column(name, _repeated(folders[name], kind, rows))
+                yield _Group(table, layout.schema, file, number, first_row, report, complete=not wrong)
             first_row += rows
+
+
+def _spelled(value: str | None, kind: str) -> bool:
+    """Whether a folder's name can spell a column of this kind; a null is refused later, with its row."""
+    try:
+        return kind != "list" and (value is None or len(_repeated(value, kind, 1)) == 1)
+    except ValueError:
+        return False
+
+
+def _repeated(value: str | None, kind: str, rows: int) -> pa.Array:
+    """What a folder's name spells, for each row of a file below it."""
+    of = {"key": (str, pa.string()), "float": (float, pa.float64()), "label": (float, pa.float64())}
+    cast, kind_of = of.get(kind, (int, pa.int64()))
+    return pa.nulls(rows, kind_of) if value is None else pa.repeat(pa.scalar(cast(value), kind_of), rows)
 
 
 class _Group:
     """One row group while it is checked. A missing or refused column reads as zeros that are never used."""
 
-    def __init__(self, table: pa.Table, file: Path, number: int, first_row: int, report: Report, complete: bool):
-        self._table, self._file, self._number, self._first_row, self._report = table, file, number, first_row, report
+    def __init__(
+        self, table: pa.Table, schema: Schema, file: Path, number: int, first_row: int, report: Report, complete: bool
+    ):
+        self._table, self._schema, self._file, self._number = table, schema, file, number
+        self._first_row, self._report = first_row, report
         self._refused: set[str] = set()
         self._complete = complete
         self.rows = table.num_rows
@@ -346,11 +252,18 @@ class _Group:
         return self._not_negative(name, self.integers(name))
 
     def times(self, name: str) -> np.ndarray:
-        """int64 milliseconds that fit uint32 seconds."""
-        values = self.integers(name)
-        right = f"times are milliseconds since 1970-01-01, from 0 to {LAST_TIME_MS}"
-        self._refuse("time out of range", name, (values < 0) | (values > LAST_TIME_MS), values, right)
-        return values
+        """int64 milliseconds that a log can have and that fit uint32 seconds."""
+        array = self._column(name)
+        if array is None:
+            return np.zeros(self.rows, np.int64)
+        values, unit = times.raw_times(array, self._schema)
+        first, last = times.bounds(unit, self._schema)
+        wrong = (values < first) | (values > last)
+        if wrong.any():
+            value = int(values[np.argmax(wrong)])
+            right = times.what_is_right(value, unit, self._schema, pa.types.is_timestamp(array.type))
+            self._refuse("time out of range", name, wrong, values, right)
+        return times.to_ms(np.clip(values, first, last), unit)
 
     def floats(self, name: str) -> np.ndarray:
         """float32, finite."""

@@ -16,14 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from kunlun_jax.data.parquet.checks import (
-    ExampleGroup,
-    Layout,
-    Report,
-    event_groups,
-    example_groups,
-    parquet_file,
-)
+from kunlun_jax.data.parquet import times
+from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups, parquet_file
+from kunlun_jax.data.parquet.files import Layout
+from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import EventType
 
 FORMAT = 2  # of the folder; part of the fingerprint
@@ -85,19 +81,31 @@ class _Conversion:
     def run(self) -> dict | None:
         """The contents of ``meta.json``; None if the report has problems."""
         with _progress("converting", _total_rows(self.layout), "row") as self.bar:
-            histories = [self._events(i, event) for i, event in enumerate(self.schema.events)]
+            spans = {event.name: times.Span() for event in self.schema.events}
+            histories = [self._events(i, event, spans[event.name]) for i, event in enumerate(self.schema.events)]
             splits, rows, means = {}, 0, []
+            requests, moments = {split: times.Span() for split in self.layout.examples}, times.Span()
             for split in self.layout.examples:
                 first, sums, weight = rows, np.zeros(len(self.schema.tasks)), 0.0
                 for group in self._good(example_groups(self.layout, split, self.report)):
                     self._examples(group, histories)
+                    requests[split].add(group.request_time_ms)
+                    moments.add(group.history_time_ms)
                     rows += len(group.weights)
                     weights = group.weights.astype(np.float64)
                     weight += float(weights.sum())
                     sums += weights @ group.labels.astype(np.float64)
                 splits[split] = [first, rows]
-                if split == "train":
+                if first == rows and not self.report.problems:
+                    right = "it has no rows; write some, or remove the folder"
+                    self.report.add("no rows", self.layout.root / "examples" / split, right)
+                elif split == "train":
                     means = self._click_rates(sums, weight)
+            if self.report.problems:
+                return None
+            times.check_order(self.layout, requests, self.report)
+            for event, span in spans.items():
+                times.check_overlap(self.layout, event, span, moments, self.report)
         if rows >= 2**31:
             right = f"{rows} rows; row numbers are int32, bring less than {2**31}"
             self.report.add("too many rows", self.layout.root / "examples", right)
@@ -111,8 +119,12 @@ class _Conversion:
             if not self.report.problems:
                 yield group
 
-    def _events(self, number: int, event: EventType) -> "_Histories":
+    def _events(self, number: int, event: EventType, span: times.Span) -> "_Histories":
         name = f"events.{number}"
+        # Columns of no rows, for a type that nobody has yet.
+        for column, of in (("ids", event.categorical), ("dense", event.dense)):
+            self._write(f"{name}.{column}", np.zeros((0, len(of)), np.int64 if column == "ids" else np.float32))
+        self._write(f"{name}.time_ms", np.zeros(0, np.int64))
         keys, starts, rows = [], [], 0
         for group in self._good(event_groups(self.layout, event, self.report)):
             new = np.concatenate([[True], np.diff(group.history_key) != 0])
@@ -123,9 +135,10 @@ class _Conversion:
             self._write(f"{name}.ids", group.ids)
             self._write(f"{name}.dense", group.dense)
             self._write(f"{name}.time_ms", group.time_ms)
+            span.add(group.time_ms)
             rows += len(group.time_ms)
             self.bar.update(len(group.time_ms))
-        if self.report.problems:
+        if self.report.problems or not keys:
             return _Histories(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
         self.files[f"{name}.time_ms"].flush()
         time_ms = mapped(self.folder / f"{name}.time_ms.npy")

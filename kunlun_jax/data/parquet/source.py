@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
-from kunlun_jax.data.parquet.checks import Layout, Report, find_layout
 from kunlun_jax.data.parquet.columns import META, check_all, fingerprint, mapped, write_columns
+from kunlun_jax.data.parquet.files import Layout, find_layout
+from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import Schema
 
 
