@@ -23,7 +23,7 @@ from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import EventType
 
 FORMAT = 2  # of the folder; part of the fingerprint
-META = "meta.json"  # written last
+META = "meta.json"
 
 
 def fingerprint(layout: Layout) -> str:

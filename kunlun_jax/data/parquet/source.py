@@ -67,7 +67,7 @@ def open_checked(root: Path, cache: Path | None, report: Report) -> Dataset | No
                 report.add("changed", file, "the file changed while it was read; open it when it is complete")
         return well and not report.problems
 
-    return open_columns(folder) if build_once(folder, META, make) else None
+    return open_columns(folder) if build_once(folder, make) else None
 
 
 def open_columns(folder: Path) -> Dataset:

@@ -54,7 +54,7 @@ def what_is_right(value: int, unit: TimeUnit, schema: Schema, timestamps: bool) 
     for other in () if timestamps else _NAMES:
         low, high = bounds(other, schema)
         if other != unit and low <= value <= high and other != schema.time_unit:
-            text = text_of(int(to_ms(np.int64(value), other)))
+            text = text_of(int(to_ms(np.asarray(value), other)))
             return right + f'; in {_NAMES[other]} it is {text}: if so, write "time_unit": "{other}" into schema.json'
     if value >= 0 and "relative_times" not in schema.allow and not timestamps:
         right += '; if they count from another day, write "allow": ["relative_times"] into schema.json'
