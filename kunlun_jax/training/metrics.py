@@ -215,8 +215,8 @@ class MetricSums:
     def metrics(self, p_train: Sequence[float], tasks: Sequence[str] | None = None) -> dict[str, float | None]:
         """``loss`` (mean LogLoss in nats), ``ne`` and ``calibration`` (None while no label is positive), on the host.
 
-        All three are None while no example has weight. With several tasks each is named ``task/metric``, by the names
-        in `tasks`, else by number.
+        All three are None while no example has weight, and one is None where its sums overflowed. With several tasks
+        each is named ``task/metric``, by the names in `tasks`, else by number.
 
         Raises:
           ValueError: `p_train` is not one rate a task.
@@ -233,11 +233,16 @@ class MetricSums:
         result: dict[str, float | None] = {}
         for index, name in enumerate(names):
             prefix = f"{name}/" if count > 1 else ""
-            loss = float(logloss[index] / weight[index]) if weight[index] > 0 else None
+            loss = _ratio(logloss[index], weight[index])
             result[f"{prefix}loss"] = loss
             result[f"{prefix}ne"] = None if loss is None else loss / entropy(p_train[index])
-            result[f"{prefix}calibration"] = float(prediction[index] / label[index]) if label[index] > 0 else None
+            result[f"{prefix}calibration"] = _ratio(prediction[index], label[index])
         return result
+
+
+def _ratio(total: np.float64, of: np.float64) -> float | None:
+    """None where there is nothing to divide by, or either sum has overflowed."""
+    return float(total / of) if of > 0 and np.isfinite(total) and np.isfinite(of) else None
 
 
 def _weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
