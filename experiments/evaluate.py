@@ -111,7 +111,9 @@ def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
     suffixes = [f"_{task}" for task in tasks] if len(tasks) > 1 else [""]
     columns = {f"key_{name}" if name in ("label", "prediction") else name: values for name, values in keys.items()}
     for index, suffix in enumerate(suffixes):
-        columns[f"label{suffix}"] = predictions.labels[:, index]
+        label = predictions.labels[:, index]
+        nothing = np.full(len(label), None)  # an empty cell
+        columns[f"label{suffix}"] = np.where(np.isnan(label), nothing, label)
         columns[f"prediction{suffix}"] = probability[:, index]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

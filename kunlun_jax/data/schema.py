@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Overflow = Literal["oov", "hash"]
+NullPolicy = Literal["masked"]
+"""What a null stands for. "masked", of a task: no label, so the row counts nothing for that task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Schema:
       tasks: names of the labels, each in [0, 1].
       keys: columns that identify a row to a person; they go into the prediction file.
       group: the key column whose values group rows for gAUC (the user), or empty.
+      nulls: what a null in a column stands for, as pairs of column and policy; in JSON an object. Nulls of columns that
+        are not named are refused. So far only tasks may be named.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Schema:
     tasks: tuple[str, ...] = ("label",)
     keys: tuple[str, ...] = ()
     group: str = ""
+    nulls: tuple[tuple[str, NullPolicy], ...] = ()
 
     def __post_init__(self):
         columns = [f.name for f in self.categorical + self.multi_valued] + list(self.dense) + list(self.tasks)
@@ -85,6 +90,15 @@ class Schema:
             raise ValueError("schema field 'tasks' is empty; name at least one label column")
         if self.group and self.group not in self.keys:
             raise ValueError(f"schema field 'group' is {self.group!r}; it must be one of 'keys' {list(self.keys)}")
+        _refuse_duplicates("column of schema field 'nulls'", [column for column, _ in self.nulls])
+        for column, policy in self.nulls:
+            if column not in self.tasks:
+                raise ValueError(
+                    f"schema field 'nulls' names {column!r}; only tasks may hold nulls, which are {list(self.tasks)}"
+                )
+            if policy not in get_args(NullPolicy):
+                known = list(get_args(NullPolicy))
+                raise ValueError(f"schema field 'nulls' has {policy!r} for {column!r}; it must be one of {known}")
         _ = self.tables
 
     @property
@@ -146,7 +160,10 @@ class Schema:
 
     def to_json(self) -> str:
         """The schema as the text of a ``schema.json``."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        nulls = fields.pop("nulls")
+        # Left out where there is none: fingerprints of data are made of this text, and older ones are to stay.
+        return json.dumps(fields | ({"nulls": dict(nulls)} if nulls else {}), indent=2) + "\n"
 
     @staticmethod
     def read(path: Path) -> "Schema":
@@ -188,6 +205,11 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
         if name in _NESTED:
             _expect(path, item, list)
             arguments[name] = tuple(_from_json(_NESTED[name], v, f"{path}[{i}]") for i, v in enumerate(item))
+        elif name == "nulls":
+            _expect(path, item, dict)
+            for column, policy in item.items():
+                _expect(f"{path}[{column!r}]", policy, str)
+            arguments[name] = tuple(item.items())
         elif fields[name].type == tuple[str, ...]:
             _expect(path, item, list)
             for i, entry in enumerate(item):
@@ -203,5 +225,5 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
 
 def _expect(path: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
-        names = {list: "a list", str: "a string", int: "a whole number"}
+        names = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
         raise ValueError(f"{path} is {value!r}; it must be {names[kind]}")

@@ -23,7 +23,7 @@ class Predictions:
     Attributes:
       row: int64 ``[rows]``, numbers in the data set.
       logits: float32 ``[rows, tasks]``.
-      labels: float32 ``[rows, tasks]``.
+      labels: float32 ``[rows, tasks]``, NaN where there is none.
       weights: float32 ``[rows]``.
       counts: what was cut or unknown on the way.
     """
@@ -67,7 +67,9 @@ class NotFinite(ValueError):
 
 
 def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
-    """Metrics of each task, named ``task/metric`` where there are several; plain JSON values.
+    """Metrics of each task over the rows that have its label, named ``task/metric`` where there are several.
+
+    They are plain JSON values; of a task without any label that counts only ``rows`` and ``undefined``, which says so.
 
     Raises:
       NotFinite: a logit is not finite; the message names split, row, keys and perhaps the column that is to blame.
@@ -79,13 +81,17 @@ def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
     groups = dataset.source.keys(predictions.row)[schema.group] if schema.group else None
     result = {}
     for index, task in enumerate(schema.tasks):
-        values = evaluate_predictions(
-            labels=predictions.labels[:, index],
-            logits=predictions.logits[:, index],
-            weights=predictions.weights,
-            groups=groups,
-            p_train=dataset.p_train[index],
-        )
+        there = ~np.isnan(predictions.labels[:, index])
+        if not there.all() and not predictions.weights[there].any():
+            values = {"rows": int(there.sum()), "ne": None, "undefined": "no row with weight has a label"}
+        else:
+            values = evaluate_predictions(
+                labels=predictions.labels[there, index],
+                logits=predictions.logits[there, index],
+                weights=predictions.weights[there],
+                groups=None if groups is None else groups[there],
+                p_train=dataset.p_train[index],
+            )
         prefix = f"{task}/" if len(schema.tasks) > 1 else ""
         result |= {f"{prefix}{name}": value for name, value in values.items()}
     return result

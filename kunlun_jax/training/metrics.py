@@ -182,7 +182,7 @@ class MetricSums:
       logloss: sum of weight times LogLoss in nats.
       prediction: sum of weight times predicted probability.
       label: sum of weight times label.
-      weight: sum of weights.
+      weight: sum of weights of the examples that have this label.
     """
 
     logloss: Float[Array | np.ndarray, " tasks"]
@@ -202,11 +202,10 @@ class MetricSums:
         labels: Float[Array | np.ndarray, "batch tasks"],
         weights: Float[Array | np.ndarray, " batch"],
     ) -> "MetricSums":
-        """Sums over a batch. Rows of weight 0 count nothing, whatever their logits are."""
-        weight = jnp.asarray(weights, jnp.float32)[:, None]
-        counts = weight > 0
+        """Sums over a batch. Rows of weight 0 and labels that are NaN count nothing, whatever their logits are."""
+        weight, labels = jnp.asarray(weights, jnp.float32)[:, None], jnp.asarray(labels, jnp.float32)
+        counts = (weight > 0) & ~jnp.isnan(labels)
         logits = jnp.where(counts, logits.astype(jnp.float32), 0.0)
-        labels = jnp.asarray(labels, jnp.float32)
         losses = labels * jnp.logaddexp(0.0, -logits) + (1.0 - labels) * jnp.logaddexp(0.0, logits)
         predictions = jnp.exp(-jnp.logaddexp(0.0, -logits))
         terms = (losses, predictions, labels, jnp.ones_like(labels))

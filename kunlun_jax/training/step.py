@@ -8,7 +8,8 @@ on one device; what has to be added over the devices is added where the code say
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -196,15 +197,15 @@ class Trainer:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if self._axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(self._axis))
-        return (rows, touched, batch, self.sum(batch.weights.sum()), key), ways
+        return (rows, touched, batch, LossWeights.of(batch, self.sum), key), ways
 
     def loss(
-        self, params: Any, rows: Any, touched: Any, batch: Batch, total: Float[Array, ""], key: jax.Array
+        self, params: Any, rows: Any, touched: Any, batch: Batch, weights: "LossWeights", key: jax.Array
     ) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
         """The loss of a device's share of a batch, and its logits; arguments as `read` gives them."""
         embedded = embed(self.schema, batch, touched, rows)
         logits = self.model(params)(batch, embedded, dropout=nnx.Rngs(dropout=key))
-        return weighted_loss(logits, batch, total), logits
+        return weighted_loss(logits, batch, weights), logits
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Progress]:
         inputs, ways = self.read(state, batch)
@@ -214,15 +215,9 @@ class Trainer:
         param_gradient = self.sum(param_gradient)
         sound = self.sum((~all_finite((loss, param_gradient, row_gradient))).astype(jnp.int32)) == 0
         updates, optimizer = only_if(sound, self.dense).update(param_gradient, state.optimizer, state.params)
+        row_optimizer = only_if(sound, self.rows)
         new_tables, table_optimizer = tables.update(
-            only_if(sound, self.rows),
-            state.tables,
-            state.table_optimizer,
-            touched,
-            rows,
-            row_gradient,
-            ways,
-            self._axis,
+            row_optimizer, state.tables, state.table_optimizer, touched, rows, row_gradient, ways, self._axis
         )
         new = self.sum(MetricSums.of(logits, batch.labels, batch.weights))
         first = state.step % self.log_every == 0
@@ -252,13 +247,35 @@ class Trainer:
         return self.model(state.params)(batch, embed(self.schema, batch, touched, rows))
 
 
-def weighted_loss(
-    logits: Float[Array, "batch tasks"], batch: Batch, total: Float[Array, ""] | None = None
-) -> Float[Array, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight.
+class LossWeights(NamedTuple):
+    """What each label weighs in the loss.
 
-    `total` is the weight of all examples, where the batch is one device's share of them.
+    Attributes:
+      labels: ``[batch, tasks]``; 0 where there is no label, and elsewhere the example's weight, times the weight of all
+        examples over that of those with this label: exactly the example's weight in a task whose labels are all there.
+      total: weight of all examples, by which the weighted sum of losses is divided.
     """
-    losses = optax.sigmoid_binary_cross_entropy(logits, batch.labels)
-    total = jnp.maximum(batch.weights.sum() if total is None else total, 1e-6)
-    return (losses * batch.weights[:, None]).sum() / total
+
+    labels: Float[Array, "batch tasks"]
+    total: Float[Array, ""]
+
+    @classmethod
+    def of(cls, batch: Batch, add: Callable[[Any], Any] = lambda x: x) -> "LossWeights":
+        """Those of a batch; where it is one device's share, `add` sums over the devices."""
+        weights, there = jnp.asarray(batch.weights)[:, None], ~jnp.isnan(batch.labels)
+        own = jnp.where(there, weights, 0.0)
+        total, known, missing = add((batch.weights.sum(), own.sum(0), jnp.where(there, 0.0, weights).sum(0)))
+        scale = jnp.where(missing > 0, total / jnp.maximum(known, 1e-6), 1.0)
+        return cls(own * scale[None], total)
+
+
+def weighted_loss(
+    logits: Float[Array, "batch tasks"], batch: Batch, weights: LossWeights | None = None
+) -> Float[Array, ""]:
+    """Mean LogLoss over the examples that have a label, by weight, summed over tasks; zero for a batch without weight.
+
+    `weights` are those of the whole batch, where this is one device's share of it.
+    """
+    weights = LossWeights.of(batch) if weights is None else weights
+    losses = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(batch.labels))
+    return (losses * weights.labels).sum() / jnp.maximum(weights.total, 1e-6)
