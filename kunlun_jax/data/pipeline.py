@@ -254,6 +254,10 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         self.position += 1
         return batch, counts
 
+    def rows(self, number: int) -> np.ndarray:
+        """Row numbers of the examples of batch `number`, counted over all epochs, on all processes: int64, in order."""
+        return self._plan.row_numbers(number, 0, self._plan.batch_size)
+
     def get_state(self) -> dict[str, Any]:
         """Where the loader is, in what order of what data; batches that are only prefetched do not count."""
         return self._identity | {"next_batch": self.position}
@@ -350,13 +354,17 @@ class _Plan:
         packed += sum(self.capacity[feature.name] for feature in schema.multi_valued)
         return 4 * (elements + self.share_count * packed)
 
-    def __call__(self, number: int) -> tuple[Batch, Counts]:
+    def row_numbers(self, number: int, start: int, size: int) -> np.ndarray:
+        """Rows `start` to ``start + size`` of batch `number`, fewer at the end of an epoch."""
         epoch, batch = divmod(int(number), self.batches_per_epoch)
-        start = batch * self.batch_size + self.slice_index * self.slice_size
-        index = np.arange(start, min(start + self.slice_size, len(self.rows)), dtype=np.int64)
+        start += batch * self.batch_size
+        index = np.arange(start, min(start + size, len(self.rows)), dtype=np.int64)
         if self.shuffle == "global":
             index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
-        index += self.rows.start
+        return index + self.rows.start
+
+    def __call__(self, number: int) -> tuple[Batch, Counts]:
+        index = self.row_numbers(number, self.slice_index * self.slice_size, self.slice_size)
         if self.share_count == 1:
             return self._packed(index, self.slice_size)
         packed_rows = sum(_packed_rows(self.source, index, self.max_events).values(), np.zeros(len(index), np.int64))

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 Overflow = Literal["oov", "hash"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 Allowed = Literal["relative_times", "early_splits", "events_apart"]
+NullPolicy = Literal["masked"]
+"""What a null stands for. "masked", of a task: no label, so the row counts nothing for that task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Schema:
       allow: what is refused unless it is said here: times that do not count from 1970 ("relative_times"), a split
         before the training split ("early_splits"), events that are all before or all after the requests
         ("events_apart").
+      nulls: what a null in a column stands for, as pairs of column and policy; in JSON an object. Nulls of columns that
+        are not named are refused. So far only tasks may be named.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Schema:
     group: str = ""
     time_unit: TimeUnit = "ms"
     allow: tuple[Allowed, ...] = ()
+    nulls: tuple[tuple[str, NullPolicy], ...] = ()
 
     def __post_init__(self):
         columns = [f.name for f in self.categorical + self.multi_valued] + list(self.dense) + list(self.tasks)
@@ -93,6 +98,15 @@ class Schema:
             raise ValueError("schema field 'tasks' is empty; name at least one label column")
         if self.group and self.group not in self.keys:
             raise ValueError(f"schema field 'group' is {self.group!r}; it must be one of 'keys' {list(self.keys)}")
+        _refuse_duplicates("column of schema field 'nulls'", [column for column, _ in self.nulls])
+        for column, policy in self.nulls:
+            if column not in self.tasks:
+                raise ValueError(
+                    f"schema field 'nulls' names {column!r}; only tasks may hold nulls, which are {list(self.tasks)}"
+                )
+            if policy not in get_args(NullPolicy):
+                known = list(get_args(NullPolicy))
+                raise ValueError(f"schema field 'nulls' has {policy!r} for {column!r}; it must be one of {known}")
         _ = self.tables
 
     @property
@@ -154,7 +168,10 @@ class Schema:
 
     def to_json(self) -> str:
         """The schema as the text of a ``schema.json``."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        nulls = fields.pop("nulls")
+        # Left out where there is none: fingerprints of data are made of this text, and older ones are to stay.
+        return json.dumps(fields | ({"nulls": dict(nulls)} if nulls else {}), indent=2) + "\n"
 
     @staticmethod
     def read(path: Path) -> "Schema":
@@ -196,6 +213,11 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
         if name in _NESTED:
             _expect(path, item, list)
             arguments[name] = tuple(_from_json(_NESTED[name], v, f"{path}[{i}]") for i, v in enumerate(item))
+        elif name == "nulls":
+            _expect(path, item, dict)
+            for column, policy in item.items():
+                _expect(f"{path}[{column!r}]", policy, str)
+            arguments[name] = tuple(item.items())
         elif get_origin(fields[name].type) is tuple:
             _expect(path, item, list)
             for i, entry in enumerate(item):
@@ -216,5 +238,5 @@ def _expect_value(path: str, value: Any, kind: Any) -> None:
 
 def _expect(path: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
-        names = {list: "a list", str: "a string", int: "a whole number"}
+        names = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
         raise ValueError(f"{path} is {value!r}; it must be {names[kind]}")

@@ -11,6 +11,7 @@ from kunlun_jax.checksums import FILE
 from kunlun_jax.training.checkpoint import DAMAGED, Checkpoints, DamagedCheckpoint
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
+from kunlun_jax.training.skipped import Skipped
 from kunlun_jax.training.step import TrainState
 
 POSITION = {"loader": {"next": 7, "identity": {"split": "train"}}, "counts": {"examples": 3, "events": {"click": 5}}}
@@ -28,6 +29,7 @@ def make_state(seed: int = 0) -> TrainState:
         optimizer=dense_optimizer(config, 10).init(params),
         table_optimizer={name: table_optimizer(config).init(table) for name, table in tables.items()},
         sums=jax.tree.map(lambda x: x + 1.25, MetricSums.zeros(2)),
+        skipped=jax.tree.map(lambda x: x + 2, Skipped.none()),
         key=jax.random.key_data(key),
     )
 

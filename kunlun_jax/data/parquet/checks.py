@@ -5,7 +5,8 @@ pass with a collecting one. Every message names file, row group, row, column, va
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from kunlun_jax.data.parquet import times
 from kunlun_jax.data.parquet.files import Layout, partition
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import EventType, Schema
+
+LARGEST = 1e18  # magnitude of numbers; the squares of larger ones leave sums in float32 no room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ExampleGroup:
     categorical: np.ndarray  # int64 [rows, features]
     multi_valued: dict[str, tuple[np.ndarray, np.ndarray]]  # int64 values [items] and lengths [rows]
     dense: np.ndarray  # float32 [rows, features]
-    labels: np.ndarray  # float32 [rows, tasks]
+    labels: np.ndarray  # float32 [rows, tasks], NaN where there is none
     weights: np.ndarray  # float32 [rows]
     request_time_ms: np.ndarray  # int64 [rows]
     history_time_ms: np.ndarray  # int64 [rows]
@@ -88,7 +91,8 @@ def example_groups(layout: Layout, split: str, report: Report) -> Iterator[Examp
             categorical = group.stacked(group.ids, [f.name for f in schema.categorical], np.int64)
             multi_valued = {f.name: group.id_lists(f.name) for f in schema.multi_valued}
             dense = group.stacked(group.floats, list(schema.dense), np.float32)
-            labels = group.stacked(group.labels, list(schema.tasks), np.float32)
+            masked = [name for name, policy in schema.nulls if policy == "masked"]
+            labels = group.stacked(functools.partial(group.labels, masked=masked), list(schema.tasks), np.float32)
             keys = {name: group.keys(name) for name in schema.keys}
             if group.good:
                 yield ExampleGroup(
@@ -266,20 +270,28 @@ class _Group:
         return times.to_ms(np.clip(values, first, last), unit)
 
     def floats(self, name: str) -> np.ndarray:
-        """float32, finite."""
+        """float32, finite, at most `LARGEST` in magnitude."""
         array = self._column(name)
-        if array is None:
-            return np.zeros(self.rows, np.float32)
+        return np.zeros(self.rows, np.float32) if array is None else self._float32(name, array)
+
+    def _float32(self, name: str, array: pa.Array) -> np.ndarray:
+        """float32; NaN where there is a null, and nowhere else."""
         values = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        finite = np.isfinite(values)
+        finite = np.isfinite(values) | array.is_null().to_numpy(zero_copy_only=False)
         self._refuse("not a number", name, ~finite, values, "values must be finite, neither NaN nor infinite")
-        too_big = finite & (np.abs(values) > np.finfo(np.float32).max)
-        self._refuse("too large", name, too_big, values, "values must fit float32")
+        too_big = finite & (np.abs(values) > LARGEST)
+        right = f"values must be at most {LARGEST:g} in magnitude, so that their squares fit float32"
+        self._refuse("too large", name, too_big, values, right)
         return np.where(too_big, 0, values).astype(np.float32)
 
-    def labels(self, name: str) -> np.ndarray:
-        """float32 in [0, 1]."""
-        values = self.floats(name)
+    def labels(self, name: str, masked: Sequence[str]) -> np.ndarray:
+        """float32 in [0, 1]; NaN for a null, if the column is one of `masked`."""
+        if name in masked and self.has(name):
+            values = self._float32(name, self._table.column(name).combine_chunks())
+        else:
+            remedy = f', or schema.json "nulls": {{"{name}": "masked"}}, and the row counts nothing for this task'
+            array = self._column(name, remedy)
+            values = np.zeros(self.rows, np.float32) if array is None else self._float32(name, array)
         self._refuse("label out of range", name, (values < 0) | (values > 1), values, "labels must lie in [0, 1]")
         return values
 
@@ -339,16 +351,16 @@ class _Group:
         shown = [f"{t} after {b} of the same history_key {k}" for t, b, k in _first(wrong, time, times_before, key)]
         self._refuse("unsorted events", "time_ms", wrong, shown, right)
 
-    def _column(self, name: str) -> pa.Array | None:
+    def _column(self, name: str, remedy: str = "") -> pa.Array | None:
         if not self.has(name):
             return None
         array = self._table.column(name).combine_chunks()
-        return None if self._refuse_nulls(name, array) else array
+        return None if self._refuse_nulls(name, array, remedy=remedy) else array
 
-    def _refuse_nulls(self, name: str, array: pa.Array, rows: np.ndarray | None = None) -> bool:
+    def _refuse_nulls(self, name: str, array: pa.Array, rows: np.ndarray | None = None, remedy: str = "") -> bool:
         if array.null_count:
             mask = array.is_null().to_numpy(zero_copy_only=False)
-            self._refuse("null", name, mask, ["null"], "there must be a value in every row", rows)
+            self._refuse("null", name, mask, ["null"], f"there must be a value in every row{remedy}", rows)
         return array.null_count > 0
 
     def _int64(self, name: str, array: pa.Array, rows: np.ndarray | None = None) -> np.ndarray:

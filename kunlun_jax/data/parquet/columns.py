@@ -86,15 +86,15 @@ class _Conversion:
             splits, rows, means = {}, 0, []
             requests, moments = {split: times.Span() for split in self.layout.examples}, times.Span()
             for split in self.layout.examples:
-                first, sums, weight = rows, np.zeros(len(self.schema.tasks)), 0.0
+                first, sums, weight = rows, *np.zeros((2, len(self.schema.tasks)))
                 for group in self._good(example_groups(self.layout, split, self.report)):
                     self._examples(group, histories)
                     requests[split].add(group.request_time_ms)
                     moments.add(group.history_time_ms)
                     rows += len(group.weights)
-                    weights = group.weights.astype(np.float64)
-                    weight += float(weights.sum())
-                    sums += weights @ group.labels.astype(np.float64)
+                    weights, there = group.weights.astype(np.float64), ~np.isnan(group.labels)
+                    weight += [weights[known].sum() for known in there.T]
+                    sums += weights @ np.where(there, group.labels, 0).astype(np.float64)
                 splits[split] = [first, rows]
                 if first == rows and not self.report.problems:
                     right = "it has no rows; write some, or remove the folder"
@@ -169,15 +169,21 @@ class _Conversion:
                 self._write_splits(f"keys.{i}.offsets", pc.call_function("binary_length", [key]).to_numpy())
         self.bar.update(len(group.weights))
 
-    def _click_rates(self, sums: np.ndarray, weight: float) -> list[float]:
+    def _click_rates(self, sums: np.ndarray, weight: np.ndarray) -> list[float]:
+        """Mean label of each task, by the weights of the rows that have one."""
         where = self.layout.root / "examples" / "train"
         if self.report.problems:
             return []
-        if weight == 0:
+        if not weight.any():
             self.report.add("no weight", where, "all weights are 0; some row must count", "weight")
             return []
-        means = [float(s) / weight for s in sums]
-        for task, mean in zip(self.schema.tasks, means, strict=True):
+        means = []
+        for task, total, of in zip(self.schema.tasks, sums.tolist(), weight.tolist(), strict=True):
+            if of == 0:
+                right = "no row of the training split with weight has a label; bring some, or leave the task out"
+                self.report.add("no label", where, right, task)
+                continue
+            means.append(mean := total / of)
             if not 0 < mean < 1:
                 right = f"the mean label of the training split is {mean}; NE needs it strictly between 0 and 1"
                 self.report.add("constant label", where, right, task)

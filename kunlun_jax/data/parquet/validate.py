@@ -46,10 +46,14 @@ def summary(dataset: Dataset) -> str:
     splits = [
         ["split", "rows", "first request (UTC)", "last request (UTC)", *(f"mean {task}" for task in schema.tasks)]
     ]
+    masked = [schema.tasks.index(task) for task, _ in schema.nulls]
+    splits[0] += [f"without {schema.tasks[i]}" for i in masked]
     for name, rows in dataset.splits.items():
         times = source.column("request_time_ms")[rows.start : rows.stop]
         splits.append([name, str(len(rows)), text_of(times[0]), text_of(times[-1])])
         splits[-1] += [f"{mean:.4f}" for mean in _weighted_means(source, rows)]
+        labels = source.column("labels")[rows.start : rows.stop]
+        splits[-1] += [f"{sum(np.isnan(part).sum() for part in _chunks(labels[:, i])) / len(rows):.2%}" for i in masked]
 
     events = [["events", "count", "first (UTC)", "last (UTC)", "empty histories", *(f"length {q}" for q in _QUANTILES)]]
     for i, event in enumerate(schema.events):
@@ -99,13 +103,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _weighted_means(source: ParquetSource, rows: range) -> np.ndarray:
-    sums, weight = np.zeros(len(source.schema.tasks)), 0.0
+    sums, weight = np.zeros((2, len(source.schema.tasks)))
     for start in range(rows.start, rows.stop, _CHUNK):
         part = slice(start, min(start + _CHUNK, rows.stop))
-        weights = source.column("weights")[part].astype(np.float64)
-        sums += weights @ source.column("labels")[part].astype(np.float64)
-        weight += weights.sum()
-    return sums / weight if weight else np.full_like(sums, np.nan)
+        weights, labels = (source.column(name)[part].astype(np.float64) for name in ("weights", "labels"))
+        there = ~np.isnan(labels)
+        sums += weights @ np.where(there, labels, 0)
+        weight += weights @ there
+    return np.divide(sums, weight, out=np.full_like(sums, np.nan), where=weight > 0)
 
 
 def _chunks(column: np.ndarray) -> Iterator[np.ndarray]:
