@@ -62,6 +62,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
         },
     )
     with directory.locked():
+        directory.keep(run.dataset.learned)
         return _train(run, directory)
 
 

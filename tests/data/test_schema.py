@@ -30,11 +30,11 @@ BAD = {
     "a policy that is no text": (changed(nulls={"rated": True}), "schema.nulls['rated'] is True; it must be a string"),
     "nulls of another column": (
         changed(nulls={"price": "masked"}),
-        "schema field 'nulls' names 'price'; only tasks may hold nulls, which are ['bought', 'rated']",
+        "schema field 'nulls' has 'masked' for 'price'; it must be 'indicator'",
     ),
     "an unknown policy": (
         changed(nulls={"rated": "mean"}),
-        "schema field 'nulls' has 'mean' for 'rated'; it must be one of ['masked']",
+        "schema field 'nulls' has 'mean' for 'rated'; it must be 'masked'",
     ),
     "not an object": ([1], r"schema is [1]; it must be an object with the fields of Schema"),
     "unknown field": (
@@ -80,6 +80,18 @@ BAD = {
     "event field twice": (
         changed(events=[{"name": "e", "categorical": [FEATURE], "dense": ["x"]}]),
         "field of event type 'e' names must be unique; ['x']",
+    ),
+    "nulls of no column": (
+        changed(nulls={"item": "own_row", "like.price": "indicator"}),
+        "schema field 'nulls' names 'like.price'; it may name [",
+    ),
+    "no minimum count": (
+        changed(categorical=[FEATURE | {"min_count": 0}]),
+        "feature 'x' has min_count 0; it must be at least 1",
+    ),
+    "a vocabulary that is not said": (
+        changed(categorical=[FEATURE | {"vocabulary": "yes"}]),
+        "schema.categorical[0].vocabulary is 'yes'; it must be true or false",
     ),
     "unknown unit": (
         changed(time_unit="minutes"),

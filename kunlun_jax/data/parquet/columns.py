@@ -17,9 +17,11 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from kunlun_jax.data.parquet import times
-from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups, parquet_file
+from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups
 from kunlun_jax.data.parquet.files import Layout
+from kunlun_jax.data.parquet.learn import learn
 from kunlun_jax.data.parquet.report import Report
+from kunlun_jax.data.parquet.row_group import parquet_file
 from kunlun_jax.data.schema import EventType
 
 FORMAT = 2  # of the folder; part of the fingerprint
@@ -45,7 +47,7 @@ def write_columns(layout: Layout, folder: Path, report: Report) -> bool:
         meta = _Conversion(layout, folder, report, files).run()
     if meta is None or report.problems:
         return False
-    (folder / "schema.json").write_text(layout.schema.to_json())
+    (folder / "schema.json").write_text(layout.schema.with_indicators().to_json())
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
     return True
 
@@ -80,6 +82,9 @@ class _Conversion:
 
     def run(self) -> dict | None:
         """The contents of ``meta.json``; None if the report has problems."""
+        with _progress("learning from training rows", None, "row") as bar:
+            self.learned = learn(self.layout, bar.update)
+        self.learned.write(self.folder)
         with _progress("converting", _total_rows(self.layout), "row") as self.bar:
             spans = {event.name: times.Span() for event in self.schema.events}
             histories = [self._events(i, event, spans[event.name]) for i, event in enumerate(self.schema.events)]
@@ -87,7 +92,7 @@ class _Conversion:
             requests, moments = {split: times.Span() for split in self.layout.examples}, times.Span()
             for split in self.layout.examples:
                 first, sums, weight = rows, *np.zeros((2, len(self.schema.tasks)))
-                for group in self._good(example_groups(self.layout, split, self.report)):
+                for group in self._good(example_groups(self.layout, split, self.report, self.learned)):
                     self._examples(group, histories)
                     requests[split].add(group.request_time_ms)
                     moments.add(group.history_time_ms)
@@ -122,11 +127,12 @@ class _Conversion:
     def _events(self, number: int, event: EventType, span: times.Span) -> "_Histories":
         name = f"events.{number}"
         # Columns of no rows, for a type that nobody has yet.
-        for column, of in (("ids", event.categorical), ("dense", event.dense)):
-            self._write(f"{name}.{column}", np.zeros((0, len(of)), np.int64 if column == "ids" else np.float32))
+        dense = self.schema.with_indicators().events[number].dense
+        self._write(f"{name}.ids", np.zeros((0, len(event.categorical)), np.int64))
+        self._write(f"{name}.dense", np.zeros((0, len(dense)), np.float32))
         self._write(f"{name}.time_ms", np.zeros(0, np.int64))
         keys, starts, rows = [], [], 0
-        for group in self._good(event_groups(self.layout, event, self.report)):
+        for group in self._good(event_groups(self.layout, event, self.report, self.learned)):
             new = np.concatenate([[True], np.diff(group.history_key) != 0])
             new[0] = not keys or group.history_key[0] != keys[-1][-1]
             if new.any():

@@ -18,6 +18,7 @@ from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
 from kunlun_jax.data.parquet.columns import META, check_all, fingerprint, mapped, write_columns
 from kunlun_jax.data.parquet.files import Layout, find_layout
+from kunlun_jax.data.parquet.learned import FOLDER
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import Schema
 
@@ -75,7 +76,8 @@ def open_columns(folder: Path) -> Dataset:
     meta = json.loads((folder / META).read_text())
     splits = {name: range(start, stop) for name, (start, stop) in meta["splits"].items()}
     source = ParquetSource(folder, Schema.read(folder / "schema.json"), meta["rows"])
-    return Dataset(source, splits, tuple(meta["p_train"]), folder.name)
+    learned = folder / FOLDER
+    return Dataset(source, splits, tuple(meta["p_train"]), folder.name, learned if learned.exists() else None)
 
 
 def _stamps(layout: Layout) -> dict[Path, tuple[int, int]]:

@@ -397,7 +397,8 @@ def test_a_key_that_is_also_a_feature_of_the_wrong_type(tmp_path):
     root = Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1)
     problems, _ = validate(root, tmp_path / "cache")
     assert [str(p) for p in problems] == [
-        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64"
+        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64; "
+        'cast it, as pyarrow.compute.cast(column, "int64"), or say "vocabulary": true of this feature in schema.json'
     ]
 
 
