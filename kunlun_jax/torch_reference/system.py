@@ -133,7 +133,7 @@ class System(nn.Module):
 
 
 def weighted_loss(logits: Float[Tensor, "batch tasks"], batch: PaddedBatch) -> Float[Tensor, ""]:
-    """Mean LogLoss over the examples that have a label, by weight, summed over tasks; zero for a batch without weight."""
+    """Mean LogLoss over the examples with a label, by weight, summed over tasks; zero for a batch without weight."""
     there = ~batch.labels.isnan()
     losses = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(), reduction="none")
     weights, total = batch.weights[:, None] * there, batch.weights.sum()

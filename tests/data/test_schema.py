@@ -16,8 +16,26 @@ def changed(**fields) -> dict:
     return {name: item for name, item in value.items() if item is not None}
 
 
+def test_nulls_are_an_object_and_left_out_where_there_are_none(tmp_path):
+    assert "nulls" not in json.loads(SCHEMA.to_json())
+    schema = dataclasses.replace(SCHEMA, nulls=(("rated", "masked"),))
+    assert json.loads(schema.to_json())["nulls"] == {"rated": "masked"}
+    (tmp_path / "schema.json").write_text(schema.to_json())
+    assert Schema.read(tmp_path / "schema.json") == schema
+
+
 FEATURE = {"name": "x", "size": 3}
 BAD = {
+    "nulls as a list": (changed(nulls=["rated"]), "schema.nulls is ['rated']; it must be an object"),
+    "a policy that is no text": (changed(nulls={"rated": True}), "schema.nulls['rated'] is True; it must be a string"),
+    "nulls of another column": (
+        changed(nulls={"price": "masked"}),
+        "schema field 'nulls' names 'price'; only tasks may hold nulls, which are ['bought', 'rated']",
+    ),
+    "an unknown policy": (
+        changed(nulls={"rated": "mean"}),
+        "schema field 'nulls' has 'mean' for 'rated'; it must be one of ['masked']",
+    ),
     "not an object": ([1], r"schema is [1]; it must be an object with the fields of Schema"),
     "unknown field": (
         changed(labels=["y"]),

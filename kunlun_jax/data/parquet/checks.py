@@ -366,10 +366,8 @@ class _Group:
         finite = np.isfinite(values) | array.is_null().to_numpy(zero_copy_only=False)
         self._refuse("not a number", name, ~finite, values, "values must be finite, neither NaN nor infinite")
         too_big = finite & (np.abs(values) > LARGEST)
-        right = (
-            f"values must lie between {-LARGEST:g} and {LARGEST:g}, or their squares leave float32; mark unknown ones"
-        )
-        self._refuse("too large", name, too_big, values, f"{right} by a usual value and a feature of their own")
+        right = f"values must be at most {LARGEST:g} in magnitude, so that their squares fit float32"
+        self._refuse("too large", name, too_big, values, right)
         return np.where(too_big, 0, values).astype(np.float32)
 
     def labels(self, name: str, masked: Sequence[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -30,6 +31,31 @@ def dataset(tables, tmp_path_factory) -> Dataset:
 
 def plain(column) -> list:
     return column.to_pylist() if isinstance(column, pa.Array) else list(column)
+
+
+def test_a_missing_label_is_nan_and_the_rate_is_that_of_the_rest(tmp_path):
+    tables = random_tables()
+    tables.schema = dataclasses.replace(tables.schema, nulls=(("rated", "masked"),))
+    rng = np.random.default_rng(3)
+    expected = {}
+    for split, given in tables.examples.items():
+        labels = [None if rng.random() < 0.4 else float(label) for label in given["rated"]]
+        given["rated"] = pa.array(labels, pa.float64())
+        expected[split] = np.array([np.nan if label is None else label for label in labels], np.float32)
+    dataset = open_dataset(tables.write(tmp_path / "data"), tmp_path / "cache")
+    most = {event.name: 0 for event in dataset.schema.events}
+    for split, labels in expected.items():
+        rows = dataset.source.rows(np.asarray(dataset.split(split)), most)
+        assert 0 < np.isnan(labels).sum() < 60
+        np.testing.assert_array_equal(rows.labels[:, 1], labels)
+        np.testing.assert_array_equal(rows.labels[:, 0], np.asarray(tables.examples[split]["bought"], np.float32))
+    total = weight = 0.0
+    for label, own in zip(expected["train"], tables.examples["train"]["weight"], strict=True):
+        if not np.isnan(label):
+            total, weight = total + float(label) * own, weight + own
+    assert dataset.p_train[1] == pytest.approx(total / weight, rel=1e-6)
+    bought = np.average(tables.examples["train"]["bought"], weights=tables.examples["train"]["weight"])
+    assert dataset.p_train[0] == pytest.approx(bought, rel=1e-6)
 
 
 def history(tables: Tables, event: str, key: int, before: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Every kind of bad input is named: by the validator, and by `open_dataset` with the same words."""
 
 import copy
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -95,7 +96,23 @@ BAD_VALUES = {
     "null key": (column("user_name", 40, None), place(TRAIN_1, 10, "user_name") + "value null"),
     "NaN": (column("price", 40, float("nan")), place(TRAIN_1, 10, "price") + "value nan; values must be finite"),
     "infinite": (column("price", 5, float("-inf")), place(TRAIN_0, 5, "price") + "value -inf; values must be finite"),
-    "beyond float32": (column("price", 5, 1e39), place(TRAIN_0, 5, "price") + "value 1e+39; values must fit float32"),
+    "beyond float32": (
+        column("price", 5, 1e39),
+        place(TRAIN_0, 5, "price") + "value 1e+39; values must be at most 1e+18 in magnitude",
+    ),
+    "too large": (
+        column("price", 5, -1.1e18),
+        place(TRAIN_0, 5, "price") + "value -1.1e+18; values must be at most 1e+18 in magnitude",
+    ),
+    "too large in an event": (
+        event_column("seconds", 200, 1.1e18),
+        place(CLICK_1, 50, "seconds") + "value 1.1",
+    ),
+    "null label without a policy": (
+        column("rated", 5, None),
+        place(TRAIN_0, 5, "rated") + 'value null; there must be a value in every row, or schema.json "nulls": '
+        '{"rated": "masked"}, and the row counts nothing for this task',
+    ),
     "NaN label": (column("rated", 5, float("nan")), place(TRAIN_0, 5, "rated") + "value nan; values must be finite"),
     "negative id": (column("item", 40, -7), place(TRAIN_1, 10, "item") + "value -7; ids must be 0 or more"),
     "negative id in a list": (column("words", 40, [3, -2]), place(TRAIN_1, 10, "words") + "value -2; ids must be 0"),
@@ -189,6 +206,41 @@ def test_bad_values_are_named(case, tmp_path):
     tables = copy.deepcopy(GOOD)
     change(tables)
     check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+def masked(tables: Tables, *tasks: str) -> Tables:
+    """The tables, in which labels of `tasks` may be null."""
+    schema = dataclasses.replace(tables.schema, nulls=tuple((task, "masked") for task in tasks))
+    return dataclasses.replace(copy.deepcopy(tables), schema=schema)
+
+
+def test_a_task_without_any_label_to_train_on_is_refused(tmp_path):
+    tables = masked(GOOD, "rated")
+    tables.examples["train"]["rated"] = pa.array([None] * 60, pa.float32())
+    message = "examples/train: column 'rated': no row of the training split with weight has a label"
+    check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+def test_nan_is_no_null(tmp_path):
+    """It may come from anywhere, while a null was written on purpose."""
+    tables = masked(GOOD, "rated")
+    column("rated", 5, None)(tables)
+    column("rated", 40, float("nan"))(tables)
+    check(tables.write(tmp_path / "data"), tmp_path / "cache", place(TRAIN_1, 10, "rated") + "value nan")
+
+
+def test_the_summary_tells_how_many_labels_are_missing(tmp_path, capsys):
+    tables = masked(GOOD, "rated")
+    column("rated", 5, None, rows=15)(tables)
+    root = tables.write(tmp_path / "data")
+    assert main([str(root), "--cache", str(tmp_path / "cache")]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in printed.splitlines() if line}
+    train, rest = GOOD.examples["train"], np.r_[0:5, 20:60]
+    mean = np.average(train["rated"][rest], weights=train["weight"][rest])
+    assert "without rated" in printed
+    assert lines["train"][6:] == [lines["train"][6], f"{mean:.4f}", "25.00%"]
+    assert lines["valid"][-1] == "0.00%"
 
 
 def check(root: Path, cache: Path, message: str) -> None:
