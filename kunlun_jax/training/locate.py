@@ -44,9 +44,9 @@ def where_not_finite(trainer: Trainer, state: TrainState, batch: Batch) -> str:
         names[:] = [f"{'forward' if n < forward else 'backward'}: {name}" for n, (name, _) in enumerate(found)]
         return trainer.sum((~jnp.stack([finite for _, finite in found])).astype(jnp.int32))
 
-    before = dataclasses.replace(state, step=state.step - jnp.ones_like(state.step))
     run = jax.jit(over_devices(look, trainer.schema, trainer.mesh, gives="sums"))
     with jax.transfer_guard("allow"):
+        before = dataclasses.replace(state, step=state.step - jnp.ones_like(state.step))
         wrong = jax.device_get(run(before, batch)) > 0
     if not wrong.any():
         return "loss or gradient was not finite, and was when the step ran once more"

@@ -5,6 +5,7 @@ bit: model, optimizer, random state, metric sums and data position are one check
 it. SIGTERM or Ctrl-C saves first and returns.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -61,14 +62,14 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
             **({"dealt_tables": dealt(run.dataset.schema)} if dealt(run.dataset.schema) else {}),
         },
     )
-    with directory.locked():
+    # Closed whatever happens: a run that ends with an error is to leave what it has begun to save.
+    with directory.locked(), contextlib.closing(Checkpoints(directory.checkpoints)) as checkpoints:
         directory.keep(run.dataset.learned)
-        return _train(run, directory)
+        return _train(run, directory, checkpoints)
 
 
-def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
+def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[str, Any]:
     config = run.config
-    checkpoints = Checkpoints(directory.checkpoints)
     loader = run.loader("train", epochs=config.run.epochs, training=True)
     mirror = tensorboard_writer(directory.path) if config.run.tensorboard else None
     start = checkpoints.latest() or 0
@@ -168,7 +169,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                 save(step)
             evaluate(step, stop)
         save(step)
-    checkpoints.close()
+    checkpoints.wait()
     if step < run.steps or owed(step):
         return {"stopped": step, "signal": stop.signal, "steps": run.steps}
     return finish(run, directory)

@@ -1,10 +1,15 @@
 """From packed rows to padded ones."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from kunlun_jax.torch_reference.batch import from_packed, pad
+from kunlun_jax.torch_reference.system import weighted_loss
+from kunlun_jax.training import step
 from tests.examples import BATCH, CONTEXTS, SCHEMA, VIEWS, random_batch, random_jagged, random_rows, spoil_gaps
 
 
@@ -51,3 +56,16 @@ def test_pad_leaves_nan_in_gaps_behind():
     assert padded.shape == (3, 3, 4) and torch.isfinite(padded).all()
     np.testing.assert_array_equal(padded[2], packed.values[8:11])
     assert not padded[1].any() and not padded[0, 2].any()
+
+
+def test_the_twins_loss_leaves_out_missing_labels_too():
+    rng = np.random.default_rng(0)
+    batch = random_batch()
+    labels = np.asarray(batch.labels).copy()
+    labels[[0, 3, 4], 1] = np.nan
+    logits = rng.normal(size=labels.shape).astype(np.float32)
+    weights = rng.random(BATCH).astype(np.float32)
+    for given in (labels, np.nan_to_num(labels)):
+        ours = dataclasses.replace(batch, labels=given, weights=weights)
+        theirs = weighted_loss(torch.from_numpy(logits), from_packed(ours))
+        assert float(theirs) == pytest.approx(float(step.weighted_loss(jnp.asarray(logits), ours)), rel=1e-6)

@@ -5,7 +5,7 @@ import pytest
 
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.parquet.source import open_dataset
-from kunlun_jax.training.evaluate import Predictions, metrics_of
+from kunlun_jax.training.evaluate import NotFinite, Predictions, metrics_of
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.run import prepare
 from tests.data.parquet.parquet_sets import random_tables
@@ -37,6 +37,66 @@ def test_predictions_are_one_per_row_in_order_and_filling_rows_have_none(run, to
     np.testing.assert_array_equal(predictions.weights == 0, np.arange(60) < 7)  # such rows have predictions too
     assert predictions.logits.shape == (60, 2) and np.isfinite(predictions.logits).all()
     assert predictions.counts.examples == 60 and predictions.counts.filled == 4
+
+
+def predictions_of(toy, split: str, seed: int = 0) -> Predictions:
+    """Random logits and labels for a split."""
+    rows, rng = np.asarray(toy.split(split)), np.random.default_rng(seed)
+    weights = toy.source.rows(rows, {"click": 1, "like": 1}).weights
+    labels = (rng.random((60, 2)) < 0.4).astype(np.float32)
+    return Predictions(rows, rng.normal(size=(60, 2)).astype(np.float32), labels, weights, Counts())
+
+
+def test_metrics_of_a_task_are_over_the_rows_that_have_its_label(toy):
+    predictions = predictions_of(toy, "test")
+    there = np.random.default_rng(1).random(60) < 0.6
+    expected = metrics_of(toy, predictions)
+    predictions.labels[~there, 1] = np.nan
+    found = metrics_of(toy, predictions)
+    assert {n: v for n, v in found.items() if n.startswith("bought")} == {
+        n: v for n, v in expected.items() if n.startswith("bought")
+    }
+    users = np.asarray(random_tables().examples["test"]["user_name"])[there]
+    labels, logits, weights = predictions.labels[there, 1], predictions.logits[there, 1], predictions.weights[there]
+    alone = evaluate_predictions(labels, logits, weights, users, p_train=toy.p_train[1])
+    assert {name: found[f"rated/{name}"] for name in alone} == alone
+    assert alone["rows"] == there.sum() < 60
+    predictions.labels[:, 1] = np.nan
+    found = metrics_of(toy, predictions)
+    assert (found["rated/rows"], found["rated/ne"]) == (0, None)
+    assert found["rated/undefined"] == "no row with weight has a label"
+    assert found["bought/ne"] == expected["bought/ne"]
+
+
+def test_logits_that_are_not_finite_are_named_with_what_stands_out(tmp_path):
+    """A price, then the dense field of an event, then nothing."""
+    tables = random_tables()
+    tables.examples["valid"]["price"][7] = 1e17
+    user = tables.examples["valid"]["user"]
+    place = next(row for row in range(10, 60) if user[row] in tables.events["click"]["history_key"])
+    event = int(np.flatnonzero(tables.events["click"]["history_key"] == user[place])[0])
+    tables.events["click"]["time_ms"][event] = tables.events["click"]["time_ms"].min()
+    tables.events["click"]["seconds"][event] = -1e16
+    toy = open_dataset(tables.write(tmp_path / "data"), tmp_path / "cache")
+    name = tables.examples["valid"]["user_name"]
+
+    def message(*places: int) -> str:
+        predictions = predictions_of(toy, "valid")
+        predictions.logits[list(places), 0] = np.inf
+        with pytest.raises(NotFinite) as caught:
+            metrics_of(toy, predictions)
+        return str(caught.value)
+
+    found = message(7, 20)
+    count = "split 'valid': the logits of 2 of 60 examples are not finite"
+    first = f"first of row 7 (user_name {str(name[7])!r}, request 1007)"
+    assert found.startswith(f"{count}, {first}; its column 'price' holds 1e+17, ")
+    same = [row for row in range(60) if user[row] == user[place]]
+    found = message(*same)
+    assert f"first of row {same[0]} " in found and "its column 'click.seconds' holds -1e+16, " in found
+    other = next(row for row in range(60) if user[row] != user[place] and row != 7)
+    assert message(other, 7, *same).endswith("no value of its dense columns stands out")
+    assert message(*range(60)).endswith("those of no example are, so it is the parameters and not this row")
 
 
 def test_metrics_of_each_task_have_its_name_and_its_rate(toy):

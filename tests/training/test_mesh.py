@@ -23,7 +23,7 @@ from kunlun_jax.training.loop import train
 from kunlun_jax.training.placement import over_devices
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import read_metrics
-from kunlun_jax.training.step import Trainer
+from kunlun_jax.training.step import LossWeights, Trainer, weighted_loss
 from tests.training.tiny import tiny_config
 
 SMALL = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), skip_events=("impression",))
@@ -99,6 +99,26 @@ def test_any_number_of_devices_trains_the_same(dtype, meshes):
 @pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (4,)), (np.float64, (4,))])
 def test_kunlun_trains_the_same_on_four_devices(dtype, meshes):
     check_the_same(None, dtype, meshes)
+
+
+def test_missing_labels_count_over_all_devices():
+    """One device may have all labels of a task, and the loss is that of the batch as a whole."""
+
+    def loss(devices: int) -> float:
+        run = prepared(devices, "--data.conversion", model=SMALL)
+        trainer, state = run.trainer, run.trainer.init()
+        with run.loader("train") as loader:
+            batch = next(loader)[0]
+        labels = batch.labels.copy()
+        labels[batch.row % 3 > 0, 1] = np.nan
+
+        def share(state, batch):
+            return trainer.sum(weighted_loss(batch.dense[:, :2], batch, LossWeights.of(batch, trainer.sum)))
+
+        over = jax.jit(over_devices(share, trainer.schema, trainer.mesh, gives="sums"))
+        return float(over(state, trainer.put(dataclasses.replace(batch, labels=labels))))
+
+    assert loss(4) == pytest.approx(loss(1), rel=1e-6)
 
 
 def test_what_travels_in_a_step():

@@ -237,6 +237,26 @@ def test_sums_without_weight_are_unknown():
     assert progress_text({"ne": None, "examples_per_second": 1234.0}) == "1,234 examples/s"
 
 
+def test_sums_that_overflowed_are_unknown():
+    sums = MetricSums(*(np.array([x], np.float32) for x in (np.inf, 1.0, 2.0, 4.0)))
+    assert sums.metrics((0.5,)) == {"loss": None, "ne": None, "calibration": 0.5}
+
+
+def test_sums_leave_out_labels_that_are_missing(rng):
+    labels = (rng.random((64, 2)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=(64, 2)).astype(np.float32)
+    weights = rng.integers(0, 3, 64).astype(np.float32)
+    there = rng.random((64, 2)) < 0.5
+    logits[~there] = np.inf
+    given = np.where(there, labels, np.nan).astype(np.float32)
+    result = MetricSums.of(jnp.asarray(logits), given, weights).metrics((0.3, 0.6))
+    for task, p_train in enumerate((0.3, 0.6)):
+        kept = there[:, task]
+        expected = evaluate_predictions(labels[kept, task], logits[kept, task], weights[kept], p_train=p_train)
+        assert result[f"{task}/loss"] == pytest.approx(expected["logloss"], rel=2e-6)
+        assert result[f"{task}/calibration"] == pytest.approx(expected["calibration"], rel=2e-6)
+
+
 def test_sums_with_rates_missing_are_errors():
     with pytest.raises(ValueError, match="1 rates and 2 names for 2 tasks"):
         jax.device_get(MetricSums.zeros(2)).metrics((0.5,))

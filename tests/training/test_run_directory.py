@@ -128,6 +128,25 @@ def test_truncation_drops_later_lines_and_a_line_that_was_cut_short(tmp_path):
     assert directory.metrics.read_text() == ""
 
 
+def test_what_is_not_finite_is_not_written(tmp_path):
+    directory = RunDirectory(tmp_path, CONFIG)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            directory.log(kind="train", step=1, loss=value)
+    assert not directory.metrics.exists() or directory.metrics.read_text() == ""
+
+
+def test_lines_of_skipped_steps_are_cut_back_as_well(tmp_path):
+    directory = RunDirectory(tmp_path, CONFIG)
+    directory.truncate_lines(0)
+    assert not directory.skipped.exists()
+    directory.log_skipped([{"step": 3, "skipped": 2}, {"step": 3, "skipped": 3}])
+    before = directory.skipped.read_text()
+    directory.log_skipped([{"step": 6, "skipped": 4}])
+    directory.truncate_lines(4)
+    assert directory.skipped.read_text() == before
+
+
 def test_a_damaged_line_that_is_not_the_last_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')

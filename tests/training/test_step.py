@@ -229,6 +229,44 @@ def test_loss_is_the_mean_by_weight_summed_over_tasks():
     assert float(weighted_loss(logits, dataclasses.replace(batch, weights=np.zeros(3, np.float32)))) == 0.0
 
 
+def two_tasks(labels: np.ndarray, weights: np.ndarray) -> Batch:
+    empty, rows = np.zeros((len(labels), 0), np.float32), np.arange(len(labels), dtype=np.int32)
+    return Batch(empty.astype(np.int32), {}, empty, {}, labels, weights, rows.astype(np.uint32), rows)
+
+
+def test_loss_of_each_task_is_over_the_labels_that_are_there():
+    """Gradients, too, which no NaN reaches; of a task without labels both are zero."""
+    rng = np.random.default_rng(0)
+    labels, weights = rng.integers(0, 2, (20, 3)).astype(np.float32), rng.random(20).astype(np.float32)
+    there = np.stack([rng.random(20) < 0.4, np.ones(20, bool), np.zeros(20, bool)], axis=1)
+    logits = rng.normal(size=(20, 3)).astype(np.float32)
+    batch = two_tasks(np.where(there, labels, np.nan).astype(np.float32), weights)
+    loss, gradient = jax.value_and_grad(weighted_loss)(jnp.asarray(logits), batch)
+    expected, expected_gradient = 0.0, np.zeros((20, 3))
+    for task in (0, 1):
+        p = 1 / (1 + np.exp(-logits[:, task].astype(np.float64)))
+        losses = -(labels[:, task] * np.log(p) + (1 - labels[:, task]) * np.log(1 - p))
+        share = np.where(there[:, task], weights, 0) / weights[there[:, task]].sum()
+        expected += (losses * share).sum()
+        expected_gradient[:, task] = (p - labels[:, task]) * share
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
+
+
+def test_where_no_label_is_missing_the_loss_is_the_plain_one_to_the_bit():
+    rng = np.random.default_rng(1)
+    batch = two_tasks(rng.random((300, 2)).astype(np.float32), rng.random(300).astype(np.float32))
+    logits = jnp.asarray(rng.normal(size=(300, 2)), jnp.float32)
+
+    def plain(logits, batch):
+        losses = optax.sigmoid_binary_cross_entropy(logits, batch.labels)
+        return (losses * batch.weights[:, None]).sum() / jnp.maximum(batch.weights.sum(), 1e-6)
+
+    for run in (jax.value_and_grad, lambda f: jax.jit(jax.value_and_grad(f))):
+        found, expected = run(weighted_loss)(logits, batch), run(plain)(logits, batch)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_memory_of_a_step_does_not_grow_with_a_table_and_the_table_is_updated_where_it_lies(run, batches):
     """Compiled for shapes alone: nothing of 50 million rows is made."""
     memory = {}
