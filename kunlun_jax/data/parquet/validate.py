@@ -46,7 +46,7 @@ def summary(dataset: Dataset) -> str:
     splits = [
         ["split", "rows", "first request (UTC)", "last request (UTC)", *(f"mean {task}" for task in schema.tasks)]
     ]
-    masked = [schema.tasks.index(task) for task, _ in schema.nulls]
+    masked = [schema.tasks.index(task) for task, policy in schema.nulls if policy == "masked"]
     splits[0] += [f"without {schema.tasks[i]}" for i in masked]
     for name, rows in dataset.splits.items():
         times = source.column("request_time_ms")[rows.start : rows.stop]

@@ -1,12 +1,14 @@
 """docs/own_data.md is run: its example is a valid data set, and what it says is printed is printed."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kunlun_jax.data import import_csv
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.parquet.validate import main
 from kunlun_jax.data.pipeline import LoaderConfig, make_loader
@@ -43,6 +45,16 @@ def test_the_example_can_be_loaded(folder):
     assert [int(counts.examples) for _, counts in batches] == [16, 16, 16, 12]
     assert sum(counts.events["click"] for _, counts in batches) > 0
     assert dataset.p_train == (0.25,)
+
+
+def test_the_log_becomes_a_data_set_by_the_command_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUNLUN_CACHE", str(tmp_path / "cache"))
+    (log,) = blocks("csv")
+    Path("log.csv").write_text(log)
+    command = PAGE.split("python -m kunlun_jax.data.import_csv ")[1].split("\npython -m")[0]
+    assert import_csv.main(shlex.split(command.replace("\\\n", " "))) == 0
+    assert len(open_dataset(Path("my_shop")).source) == log.count("\n") - 1 == 12
 
 
 def test_errors_look_as_shown(folder, capsys):

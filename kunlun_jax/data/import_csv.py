@@ -1,0 +1,311 @@
+"""A flat log becomes a data set: ``python -m kunlun_jax.data.import_csv LOG OUT --user U --item I --time T --label L``
+
+LOG is a CSV file (.csv, .tsv, also .gz, .bz2, .zst) or a Parquet file with a row for each item shown to somebody, under
+any column names. Its rows become the examples, split by time, and the events: all of them "impression", and those with
+a label an event type of its name. docs/own_data.md walks through it. The log is read into memory.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tyro
+from pyarrow import csv
+
+from kunlun_jax.data.parquet.files import FIRST_SPLITS, RESERVED_EVENT_COLUMNS, RESERVED_EXAMPLE_COLUMNS
+from kunlun_jax.data.parquet.validate import summary, validate
+from kunlun_jax.data.schema import Allowed, Categorical, EventType, NullPolicy, Overflow, Schema, TimeUnit
+
+_ROW_GROUP = 65536
+_RESERVED = {*RESERVED_EXAMPLE_COLUMNS, *RESERVED_EVENT_COLUMNS, "history_key"}
+_TRUE = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """Which columns of the log are what."""
+
+    log: tyro.conf.Positional[Path]
+    """CSV or Parquet file with a row for each item shown to somebody."""
+    out: tyro.conf.Positional[Path]
+    """Folder to make."""
+    user: str
+    """Column of who saw the item; the user's earlier rows are the history."""
+    item: str
+    """Column of what was shown."""
+    time: str
+    """Column of when: whole numbers in time-unit since 1970, or text as 2026-01-31 12:00:00 (UTC, or with its zone)."""
+    label: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]")]
+    """Columns of what came of it, each a task: from 0 to 1, or true and false; empty where it is not known."""
+    item_features: tuple[str, ...] = ()
+    """Columns that tell of the item, as its brand: in examples and events."""
+    categorical: tuple[str, ...] = ()
+    """Other columns of text or ids, as the device: in examples only."""
+    dense: tuple[str, ...] = ()
+    """Columns of numbers: in examples only."""
+    time_unit: TimeUnit = "ms"
+    """Of times that are whole numbers."""
+    delimiter: str = ""
+    """Of the CSV file; default: a tab for .tsv, else a comma."""
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of rows for train, valid and test, by time."""
+    min_count: int = 1
+    """A value needs so many training rows for a table row of its own."""
+    overflow: Overflow = "oov"
+    """Where other values go: to one extra row, or spread over the table."""
+    impressions: bool = True
+    """All rows are events of a type "impression", too."""
+    allow: tuple[Allowed, ...] = ()
+    """As in schema.json: relative_times for times that do not count from 1970."""
+
+
+def import_log(mapping: Mapping) -> Schema:
+    """Writes the data set that `mapping` describes into its new folder `out`; returns its schema.
+
+    Raises:
+      ValueError: the log or the mapping is wrong; names file, column, row and what would be right.
+    """
+    if mapping.out.exists():
+        raise ValueError(f"{mapping.out}: this folder is there already; name a new one, or remove it")
+    _check(mapping)
+    table = _read(mapping)
+    order = pc.call_function("sort_indices", [table["time"]], pc.SortOptions([("", "ascending")]))
+    table = table.take(order)
+    # Users by number, in the order in which the log names them first: a history has a key of whole numbers.
+    users = table[mapping.user].combine_chunks().dictionary_encode().indices.cast(pa.int64())
+    table = table.append_column("history_key", users)
+    bounds = _bounds(table["time"].to_numpy(), mapping.splits)
+    schema = _schema(mapping, table, bounds)
+    mapping.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{mapping.out.name}-", dir=mapping.out.parent))
+    try:
+        for split, (start, stop) in zip(FIRST_SPLITS, itertools.pairwise(bounds), strict=True):
+            if stop > start:
+                _write(work / "examples" / split, _examples(mapping, table.slice(start, stop - start)))
+        for event in schema.events:
+            _write(work / "events" / event.name, _events(mapping, table, event))
+        (work / "schema.json").write_text(schema.to_json())
+        work.chmod(0o755)
+        work.rename(mapping.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return schema
+
+
+def _check(mapping: Mapping) -> None:
+    """Refuses a mapping that cannot work whatever the log holds."""
+    names = _columns(mapping)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"columns {twice} are named for two purposes; give each one")
+    reserved = sorted(_RESERVED & {*names} - {mapping.time})
+    if reserved:
+        raise ValueError(f"columns {reserved} have names with a meaning of their own here; rename them in the log")
+    if not mapping.label:
+        raise ValueError("label names no column; name at least one")
+    if min(mapping.splits) < 0 or not mapping.splits[0] or abs(sum(mapping.splits) - 1) > 1e-6:
+        raise ValueError(f"splits is {mapping.splits}; they must be 0 or more, train more, and add up to 1")
+    if mapping.min_count < 1:
+        raise ValueError(f"min-count is {mapping.min_count}; it must be at least 1")
+
+
+def _columns(mapping: Mapping) -> list[str]:
+    """All columns that are read."""
+    first = [mapping.user, mapping.item, mapping.time, *mapping.label]
+    return [*first, *mapping.item_features, *mapping.categorical, *mapping.dense]
+
+
+def _texts(mapping: Mapping) -> tuple[str, ...]:
+    """Columns that are read as text."""
+    return (mapping.user, mapping.item, *mapping.item_features, *mapping.categorical)
+
+
+def _read(mapping: Mapping) -> pa.Table:
+    """The columns of the log under their own names, and ``time`` in milliseconds."""
+    path = mapping.log
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; name the log")
+    raw = pq.read_table(path) if path.suffix.lower() == ".parquet" else _read_csv(mapping)
+    for name in _columns(mapping):
+        if name not in raw.column_names:
+            near = difflib.get_close_matches(name, raw.column_names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: there is no column {name!r}, only {raw.column_names}{hint}")
+    if not raw.num_rows:
+        raise ValueError(f"{path}: it has no rows below its header")
+    columns: dict[str, Any] = {name: _text(raw[name]) for name in _texts(mapping)}
+    for name in (mapping.user, mapping.item):
+        _refuse_nulls(path, name, columns[name])
+    columns |= {name: _numbers(path, name, raw[name]) for name in mapping.dense}
+    columns |= {name: _labels(path, name, raw[name]) for name in mapping.label}
+    columns["time"] = _times(mapping, raw[mapping.time])
+    return pa.table(columns)
+
+
+def _read_csv(mapping: Mapping) -> pa.Table:
+    """All columns as text; empty fields are null."""
+    path = mapping.log
+    delimiter = mapping.delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+    # Names first, so that every column can be asked for as text.
+    parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            names = csv.open_csv(stream, parse_options=parse).schema.names
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        with pa.input_stream(path, compression="detect") as stream:
+            return csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: it is no CSV file with {delimiter!r} between its fields: {error}") from error
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.large_string())
+
+
+def _refuse_nulls(path: Path, name: str, column: pa.ChunkedArray) -> None:
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise ValueError(f"{path}: column {name!r} is empty in data row {row + 1}; every row must have one")
+
+
+def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """float64, null where the log has nothing."""
+    try:
+        return column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: column {name!r} must hold numbers: {error}") from error
+
+
+def _labels(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """float64 from 0 to 1, null where the log has nothing."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.float64())
+    words = pc.call_function("utf8_lower", [_text(column)])
+    known = pc.call_function("index_in", [words], pc.SetLookupOptions(pa.array(list(_TRUE), pa.large_string())))
+    if known.null_count == column.null_count:
+        codes = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+        return pa.chunked_array([pa.array(list(_TRUE.values())).take(codes)])
+    values = _numbers(path, name, column)
+    numbers = values.to_numpy()
+    wrong = ~((numbers >= 0) & (numbers <= 1)) & ~values.is_null().to_numpy()
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(f"{path}: column {name!r} is {numbers[row]} in data row {row + 1}; labels lie in [0, 1]")
+    return values
+
+
+def _times(mapping: Mapping, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """int64 in the mapping's unit; timestamps become numbers of it. The validator refuses what no log can have."""
+    path, name = mapping.log, mapping.time
+    _refuse_nulls(path, name, column)
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp(mapping.time_unit, column.type.tz), safe=False).cast(pa.int64())
+    # Text of one of these kinds, all of it: whole numbers, times of UTC, times with a zone, numbers that were floats.
+    for kind in (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.float64()):
+        try:
+            cast = column.cast(kind)
+            return cast.cast(pa.int64()) if not pa.types.is_timestamp(kind) else _times(mapping, cast)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    example = column[0].as_py()
+    raise ValueError(
+        f"{path}: column {name!r} has times such as {example!r}; write whole numbers (with --time-unit) or times as "
+        "2026-01-31 12:00:00, one kind in all rows"
+    )
+
+
+def _bounds(times: np.ndarray, shares: Sequence[float]) -> list[int]:
+    """Where splits begin and end in rows sorted by time; rows of one moment stay together."""
+    ends = np.round(np.cumsum(shares) * len(times)).astype(int)
+    starts = [int(np.searchsorted(times, times[end])) if end < len(times) else len(times) for end in ends]
+    return [0, *starts[:-1], len(times)]
+
+
+def _schema(mapping: Mapping, table: pa.Table, bounds: list[int]) -> Schema:
+    train = table.slice(0, bounds[1])
+    if not train.num_rows:
+        raise ValueError(f"{mapping.log}: its first {mapping.splits[0]:.0%} are one moment, so train would be empty")
+
+    def feature(name: str) -> Categorical:
+        counts = pc.call_function("value_counts", [train[name].drop_null()]).field("counts").to_numpy()
+        size = max(1, int((counts >= mapping.min_count).sum()))
+        return Categorical(name, size, mapping.overflow, name, vocabulary=True, min_count=mapping.min_count)
+
+    of_item = tuple(feature(name) for name in (mapping.item, *mapping.item_features))
+    others = tuple(feature(name) for name in mapping.categorical)
+    names = ["impression"] * mapping.impressions + [n for n in mapping.label if _positive(table[n]).any()]
+    nulls: list[tuple[str, NullPolicy]] = [(name, "own_row") for name in _texts(mapping) if table[name].null_count]
+    nulls += [(name, "indicator") for name in mapping.dense if table[name].null_count]
+    nulls += [(name, "masked") for name in mapping.label if table[name].null_count]
+    nulls += [(f"{e}.{name}", "own_row") for e in names for name in mapping.item_features if table[name].null_count]
+    return Schema(
+        name=mapping.out.name,
+        categorical=(feature(mapping.user), *of_item, *others),
+        dense=mapping.dense,
+        events=tuple(EventType(name, of_item) for name in names),
+        tasks=mapping.label,
+        keys=(mapping.user, mapping.item),
+        group=mapping.user,
+        time_unit=mapping.time_unit,
+        allow=mapping.allow,
+        nulls=tuple(nulls),
+    )
+
+
+def _positive(labels: pa.ChunkedArray) -> np.ndarray:
+    return labels.fill_null(0).to_numpy() > 0.5
+
+
+def _examples(mapping: Mapping, table: pa.Table) -> pa.Table:
+    names = [*_texts(mapping), *mapping.dense, *mapping.label]
+    columns = {name: table[name] for name in names}
+    return pa.table({"request_time_ms": table["time"], "history_key": table["history_key"], **columns})
+
+
+def _events(mapping: Mapping, table: pa.Table, event: EventType) -> pa.Table:
+    """The rows that are events of a type, sorted by user and time."""
+    if event.name != "impression":
+        table = table.filter(pa.array(_positive(table[event.name])))
+    table = table.sort_by([("history_key", "ascending"), ("time", "ascending")])
+    fields = {field.name: table[field.name] for field in event.categorical}
+    return pa.table({"history_key": table["history_key"], "time_ms": table["time"], **fields})
+
+
+def _write(folder: Path, table: pa.Table) -> None:
+    folder.mkdir(parents=True)
+    pq.write_table(table, folder / "part-00000.parquet", row_group_size=_ROW_GROUP, compression="zstd")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    mapping = tyro.cli(Mapping, args=arguments, prog="python -m kunlun_jax.data.import_csv", description=__doc__)
+    try:
+        import_log(mapping)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    problems, dataset = validate(mapping.out)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if dataset is None:
+        print(f"{mapping.out}: remove it, mend the log or the mapping, and import again", file=sys.stderr)
+        return 1
+    print(summary(dataset))
+    print(f"\nTrain on it:\n  python -m experiments.train kunlun/small --data.root {mapping.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
