@@ -243,13 +243,12 @@ def _schema(mapping: Mapping, table: pa.Table, bounds: list[int]) -> Schema:
         size = max(1, int((counts >= mapping.min_count).sum()))
         return Categorical(name, size, mapping.overflow, name, vocabulary=True, min_count=mapping.min_count)
 
+    def with_nulls(columns: Sequence[str], policy: NullPolicy, prefix: str = "") -> list[tuple[str, NullPolicy]]:
+        return [(prefix + name, policy) for name in columns if table[name].null_count]
+
     of_item = tuple(feature(name) for name in (mapping.item, *mapping.item_features))
     others = tuple(feature(name) for name in mapping.categorical)
     names = ["impression"] * mapping.impressions + [n for n in mapping.label if _positive(table[n]).any()]
-    nulls: list[tuple[str, NullPolicy]] = [(name, "own_row") for name in _texts(mapping) if table[name].null_count]
-    nulls += [(name, "indicator") for name in mapping.dense if table[name].null_count]
-    nulls += [(name, "masked") for name in mapping.label if table[name].null_count]
-    nulls += [(f"{e}.{name}", "own_row") for e in names for name in mapping.item_features if table[name].null_count]
     return Schema(
         name=mapping.out.name,
         categorical=(feature(mapping.user), *of_item, *others),
@@ -260,7 +259,12 @@ def _schema(mapping: Mapping, table: pa.Table, bounds: list[int]) -> Schema:
         group=mapping.user,
         time_unit=mapping.time_unit,
         allow=mapping.allow,
-        nulls=tuple(nulls),
+        nulls=(
+            *with_nulls(_texts(mapping), "own_row"),
+            *with_nulls(mapping.dense, "indicator"),
+            *with_nulls(mapping.label, "masked"),
+            *(pair for event in names for pair in with_nulls(mapping.item_features, "own_row", f"{event}.")),
+        ),
     )
 
 
