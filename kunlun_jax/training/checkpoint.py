@@ -21,8 +21,15 @@ def _paths(state: TrainState):
     return jax.tree_util.tree_flatten_with_path(state)[0]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """False: the run decides when to stop (`stop.Stop`), and JAX counts every question as a step that began."""
+        return False
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Of several processes each writes and reads what its devices hold: all are to call all
+    methods, and `directory` lies on a file system that all of them see.
 
     Args:
       directory: made if absent.
@@ -31,7 +38,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = _Manager(Path(directory).absolute(), options=options)
 
     def latest(self) -> int | None:
         """The newest complete step, or None; an interrupted write does not count."""

@@ -26,12 +26,12 @@ class MetricsLog:
     def __init__(self, directory: RunDirectory, run: Run, start: int, mirror: Callable[[dict[str, Any]], None] | None):
         self._run, self._batch_size, self._mirror = directory, run.config.loader.batch_size, mirror
         self._p_train, self._tasks = run.dataset.p_train, run.dataset.schema.tasks
-        self._waiting: tuple[int, MetricSums, Counts] | None = None
+        self._waiting: tuple[int, MetricSums, Callable[[], Counts]] | None = None
         self._last_step, self._last_time = start, time.monotonic()
         self.newest: dict[str, Any] = {}
 
-    def add(self, step: int, sums: MetricSums, counts: Counts) -> None:
-        """Queues the line of `step` and writes the one before it."""
+    def add(self, step: int, sums: MetricSums, counts: Callable[[], Counts]) -> None:
+        """Queues the line of `step`, for which `counts` is called when it is written, and writes the one before it."""
         self.flush()
         self._waiting = (step, sums, counts)
 
@@ -50,7 +50,7 @@ class MetricsLog:
             step=step,
             examples=step * self._batch_size,
             **values,
-            **shown(counts),
+            **shown(counts()),
             examples_per_second=round(rate, 1),
         )
 

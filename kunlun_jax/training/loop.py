@@ -3,6 +3,9 @@
 A run that is cut off anywhere, by SIGKILL too, goes on with the same command and ends with the same metrics, bit for
 bit: model, optimizer, random state, metric sums and data position are one checkpoint, and metrics.jsonl is cut back to
 it. SIGTERM or Ctrl-C saves first and returns.
+
+Several processes run the same lines, each on its own shares of the batches; process 0 alone writes the run directory,
+and what it finds there it tells the others (`kunlun_jax.processes`).
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
 from kunlun_jax.nn.table_rows import dealt
+from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
@@ -28,6 +32,7 @@ from kunlun_jax.training.plots import learning_curve
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
 from kunlun_jax.training.stop import Stop
+from kunlun_jax.training.totals import of_all, own_part
 
 
 def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -65,33 +70,31 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
     config = run.config
     checkpoints = Checkpoints(directory.checkpoints)
     loader = run.loader("train", epochs=config.run.epochs, training=True)
-    mirror = tensorboard_writer(directory.path) if config.run.tensorboard else None
-    start = checkpoints.latest() or 0
+    mirror = tensorboard_writer(directory.path) if config.run.tensorboard and is_first() else None
+    start = agreed(lambda: checkpoints.latest() or 0)
     counts = Counts()
     if start:
         state, position = checkpoints.restore(start, run.trainer.abstract_state())
         loader.set_state(position["loader"])
-        counts = Counts(**position["counts"])
+        counts = own_part(Counts(**position["counts"]))
     else:
         state = run.trainer.init()
     directory.truncate_metrics(start)
+    evaluated = {(start, split) for split in agreed(lambda: directory.evaluated(start))}
     log = MetricsLog(directory, run, start, mirror)
 
     def save(step: int) -> None:
         log.flush()
         with jax.transfer_guard("allow"):
-            checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(counts)})
+            total = of_all(counts, run.trainer.mesh)()
+            checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(total)})
 
     def owed(step: int) -> list[str]:
         """The splits that are to be evaluated at `step` and have no line in metrics.jsonl."""
         splits = config.run.eval_splits
         if step < run.steps:
             splits = splits[:1] if config.run.eval_every and step and step % config.run.eval_every == 0 else ()
-        if not splits:
-            return []
-        lines = read_metrics(directory.metrics)
-        done = {line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step}
-        return [split for split in splits if split not in done]
+        return [split for split in splits if (step, split) not in evaluated]
 
     def evaluate(step: int, stop: Stop) -> None:
         for split in owed(step):
@@ -111,6 +114,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                 **shown(predictions.counts),
                 seconds=round(time.monotonic() - began, 2),
             )
+            evaluated.add((step, split))
             log.restart_clock()
 
     step, executed = start, dict[str, Any]()
@@ -119,7 +123,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
     )
     with loader, bar, Stop() as stop, jax.transfer_guard("disallow"):
         evaluate(start, stop)  # what an earlier process was stopped in
-        while step < run.steps and stop.signal is None:
+        while step < run.steps and not stop.reached():
             if config.run.fresh_tables and step and step % run.batches("train") == 0:
                 with jax.transfer_guard("allow"):
                     state = run.trainer.renew_tables(state)
@@ -133,7 +137,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                     executed = run.executed()
             bar.update()
             if step % config.run.log_every == 0 or step == run.steps:
-                log.add(step, sums, counts)
+                log.add(step, sums, of_all(counts, run.trainer.mesh))
                 counts = Counts()
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
             if step == run.steps:
@@ -149,7 +153,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
     checkpoints.close()
     if step < run.steps or owed(step):
         return {"stopped": step, "signal": stop.signal, "steps": run.steps}
-    return finish(run, directory)
+    return agreed(lambda: finish(run, directory))
 
 
 def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.provenance import environment
 
 MAY_DIFFER = (
@@ -30,7 +31,7 @@ class RunInUse(ValueError):
 
 
 class RunDirectory:
-    """Opens or makes a run directory.
+    """Opens or makes a run directory. Of several processes the first does so for all, and alone writes in it.
 
     Args:
       path: the folder.
@@ -44,6 +45,9 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        agreed(lambda: self._open(config))
+
+    def _open(self, config: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         stored = self.path / "config.json"
         config = json.loads(json.dumps(config))
@@ -70,6 +74,12 @@ class RunDirectory:
         Raises:
           RunInUse: another process does; the message names it.
         """
+        with contextlib.ExitStack() as held:
+            agreed(lambda: held.enter_context(self._lock()))
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
         with (self.path / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,11 +95,20 @@ class RunDirectory:
 
     def truncate_metrics(self, step: int) -> None:
         """Drops lines after `step`, and a line that a kill cut short: a restart writes them again."""
+        if not is_first():
+            return
         kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
         write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def evaluated(self, step: int) -> list[str]:
+        """The splits whose evaluation at `step` has its line in ``metrics.jsonl``."""
+        lines = read_metrics(self.metrics)
+        return [line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step]
+
     def log(self, **line: Any) -> None:
         """Appends a line to ``metrics.jsonl``; it is on disk when this returns."""
+        if not is_first():
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
