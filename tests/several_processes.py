@@ -34,7 +34,12 @@ class Several:
     def __init__(self, count: int, devices: int, module: str, *arguments: str, logs: Path):
         mesh = ("--mesh.data", str(count * devices), "--mesh.processes", str(count))
         mesh += ("--mesh.coordinator", f"localhost:{free_port()}")
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            # Only process 0 keeps what it compiles, so in the others it is to be quick.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        }
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = [logs / f"{number}.log" for number in range(count)]
         self.processes = []

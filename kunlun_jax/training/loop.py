@@ -131,7 +131,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
             counts += new
             state, sums = run.trainer.step(state, run.trainer.put(batch))
             step += 1
-            if step == start + 1:
+            if step == start + 1 and is_first():
                 # The step is traced by now: what goes wrong in counting does so at the start of a run, not at its end.
                 with jax.transfer_guard("allow"):
                     executed = run.executed()
@@ -142,9 +142,10 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
             if step == run.steps:
                 log.flush()
-                with jax.transfer_guard("allow"):
-                    limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
-                    log.write(kind="peak", step=step, **limit, **executed)
+                if is_first():  # alone, for a measurement takes seconds of the machine
+                    with jax.transfer_guard("allow"):
+                        limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
+                        log.write(kind="peak", step=step, **limit, **executed)
             # Before the evaluation, so that a signal need not wait for its end.
             if step % config.run.checkpoint_every == 0 or step == run.steps:
                 save(step)
