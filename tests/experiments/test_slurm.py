@@ -41,6 +41,7 @@ def test_the_batch_script_trains_in_all_tasks(tmp_path):
         "PYTHON": sys.executable,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "SLURM_JOB_ID": str(job_with_a_free_port()),
         "SLURM_NTASKS": "2",
         "SLURM_CPUS_PER_TASK": "1",
