@@ -92,7 +92,7 @@ def newest_predictions(directory: Path, root: Path | None, split: str, progress:
       ValueError, KeyError: as `open_run`; or there is no checkpoint.
     """
     run = open_run(directory, root, split, progress)
-    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints = Checkpoints(directory / "checkpoints", writable=False)
     try:
         step = checkpoints.latest()
         if step is None:
@@ -111,7 +111,9 @@ def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
     suffixes = [f"_{task}" for task in tasks] if len(tasks) > 1 else [""]
     columns = {f"key_{name}" if name in ("label", "prediction") else name: values for name, values in keys.items()}
     for index, suffix in enumerate(suffixes):
-        columns[f"label{suffix}"] = predictions.labels[:, index]
+        label = predictions.labels[:, index]
+        nothing = np.full(len(label), None)  # an empty cell
+        columns[f"label{suffix}"] = np.where(np.isnan(label), nothing, label)
         columns[f"prediction{suffix}"] = probability[:, index]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -125,12 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
     keep_compiled(None)
     try:
         run, step, predictions = newest_predictions(args.run.dir, args.data.root, args.split, args.progress)
+        metrics = metrics_of(run.dataset, predictions)
     except (ValueError, KeyError) as error:
         # A KeyError as text stands in quotes.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
-    metrics = {"split": args.split, "step": step, **metrics_of(run.dataset, predictions), **predictions.counts.flat()}
-    print(json.dumps(metrics, indent=2))
+    metrics = {"split": args.split, "step": step, **metrics, **predictions.counts.flat()}
+    print(json.dumps(metrics, indent=2, allow_nan=False))
     if args.predictions is not None:
         write_predictions(args.predictions, run, predictions)
         print(f"{len(predictions.row):,} predictions in {args.predictions}", file=sys.stderr)

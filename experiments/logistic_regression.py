@@ -87,7 +87,7 @@ def sparse_columns(dataset: Dataset, rows: Rows, history: bool) -> sp.csr_matrix
 def matrix(
     dataset: Dataset, split: str, args: Arguments
 ) -> tuple[sp.csr_matrix, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Id columns and dense columns of a split, and its labels and weights."""
+    """Id columns and dense columns of a split, and its labels, NaN where there is none, and weights."""
     most = {event.name: args.max_events for event in dataset.schema.events}
     span = dataset.split(split)
     sparse, dense, labels, weights = [], [], [], []
@@ -116,14 +116,17 @@ def run(args: Arguments) -> dict[str, Any]:
     def measure(model: LogisticRegression, split: str) -> dict[str, Any]:
         x, labels, weights = data[split]
         keys = dataset.source.keys(np.asarray(dataset.split(split)))
-        groups = keys[dataset.schema.group] if dataset.schema.group else None
-        return evaluate_predictions(labels, model.decision_function(x), weights, groups, p_train=dataset.p_train[0])
+        there = ~np.isnan(labels)
+        groups = keys[dataset.schema.group][there] if dataset.schema.group else None
+        logits = model.decision_function(x[there])
+        return evaluate_predictions(labels[there], logits, weights[there], groups, p_train=dataset.p_train[0])
 
     best, tried = None, {}
     for c in tqdm(args.c, desc="fit", unit="C"):
         x, labels, weights = data["train"]
         model = LogisticRegression(C=c, max_iter=args.max_iterations, solver="lbfgs")
-        model.fit(x, labels, sample_weight=weights)
+        there = ~np.isnan(labels)
+        model.fit(x[there], labels[there], sample_weight=weights[there])
         tried[c] = measure(model, "valid")["logloss"]
         if best is None or tried[c] < tried[best[0]]:
             best = (c, model)

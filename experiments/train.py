@@ -51,7 +51,8 @@ def report(result: dict[str, Any], path: Path) -> str:
         for task in sorted({name.rpartition("/")[0] for name in values if name.endswith("ne")}):
             prefix = f"{task}/" if task else ""
             floor = f" (floor of the data {values['floor']:.4f})" if "floor" in values and task in ("", "click") else ""
-            numbers = [f"NE {values[prefix + 'ne']:.4f}{floor}"]
+            ne = values[prefix + "ne"]
+            numbers = ["NE undefined" if ne is None else f"NE {ne:.4f}{floor}"]
             for name, label in SHOWN.items():
                 value = values.get(prefix + name)
                 numbers.append(f"{label} {value:.4f}" if value is not None else f"{label} undefined")

@@ -84,7 +84,7 @@ class Batch:
       dense: ``[batch, features]`` float32 context features.
       events: event type -> `Jagged` with values ``{"ids": int32 [rows, fields], "dense": float32 [rows, fields],
         "age": float32 [rows]}``; age is request time minus event time in seconds, so it falls along a history.
-      labels: ``[batch, tasks]`` float32 in [0, 1].
+      labels: ``[batch, tasks]`` float32 in [0, 1], or NaN: no label, which counts for nothing.
       weights: ``[batch]`` float32; 0 marks a row that only fills the last batch of a split.
       request_time: ``[batch]`` uint32, seconds since the epoch.
       row: ``[batch]`` int32 number of the example in its data set, to find its keys again.

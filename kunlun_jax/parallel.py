@@ -61,7 +61,8 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
     if config.data == 1:
         return None
     each = config.data // processes
-    devices = [device for index in range(processes) for device in _devices_of(index)[:each]]
+    there = [[device for device in jax.devices() if device.process_index == index] for index in range(processes)]
+    devices = [device for of_process in there for device in of_process[:each]]
     if len(devices) < config.data:
         found = jax.device_count()
         of_processes = f" in {processes} processes" if processes > 1 else ""
@@ -70,7 +71,3 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
             f"trial on a CPU set JAX_NUM_CPU_DEVICES={each}"
         )
     return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def _devices_of(process: int) -> list[jax.Device]:
-    return [device for device in jax.devices() if device.process_index == process]

@@ -255,6 +255,10 @@ class Loader(Iterator[tuple[Batch, Counts]]):
         self.position += 1
         return batch, counts
 
+    def rows(self, number: int) -> np.ndarray:
+        """Row numbers of the examples of batch `number`, counted over all epochs, on all processes: int64, in order."""
+        return self._plan.row_numbers(number)
+
     def get_state(self) -> dict[str, Any]:
         """Where the loader is, in what order of what data; batches that are only prefetched do not count."""
         return self._identity | {"next_batch": self.position}
@@ -351,13 +355,17 @@ class _Plan:
         packed += sum(self.capacity[feature.name] for feature in schema.multi_valued)
         return 4 * len(self.own) * (elements + packed)
 
-    def __call__(self, number: int) -> tuple[Batch, Counts]:
+    def row_numbers(self, number: int) -> np.ndarray:
+        """Rows of batch `number`, of all processes, fewer at the end of an epoch."""
         epoch, batch = divmod(int(number), self.batches_per_epoch)
         start = batch * self.batch_size
         index = np.arange(start, min(start + self.batch_size, len(self.rows)), dtype=np.int64)
         if self.shuffle == "global":
             index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
-        index += self.rows.start
+        return index + self.rows.start
+
+    def __call__(self, number: int) -> tuple[Batch, Counts]:
+        index = self.row_numbers(number)
         if self.share_count == 1:
             return self._packed(index)
         lengths = _lengths(self.source, index, self.max_events)

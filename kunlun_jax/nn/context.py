@@ -1,6 +1,6 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to the summary that personalizes the FFN.
 
-    X^1   = [W (x_dense - mean) / std | one embedding token per categorical feature | a mean token per multi-valued one]
+    X^1   = [W clip((x_dense - mean) / std) | a token per categorical feature | a mean token per multi-valued feature]
     X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top
 
 Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP on channels; its residual, standardized dense
@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Batch
-from kunlun_jax.data.dataset import Moments
+from kunlun_jax.data.dataset import FARTHEST, Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.init import LECUN, Linear
@@ -30,8 +30,8 @@ class ContextTokens(nnx.Module):
       schema: which features there are.
       embedding_dim: width of the tables; if not `dim`, each feature has its own linear map to `dim`.
       dense_tokens: tokens that the dense features make together (InterFormer: one).
-      dense_moments: mean and standard deviation of each dense feature, by which it is standardized; None leaves
-        features as they are.
+      dense_moments: mean and standard deviation of each dense feature, by which it is standardized, and cut off at
+        `FARTHEST` deviations; None leaves features as they are.
       lengths: event types whose number of events is a dense feature: softmax pooling knows shares, not counts.
     """
 
@@ -49,6 +49,7 @@ class ContextTokens(nnx.Module):
     ):
         dense = len(schema.dense)
         self.lengths = lengths
+        self.farthest = np.inf if dense_moments is None else FARTHEST
         self.moments = dense_moments or Moments((0.0,) * dense, (1.0,) * dense)
         if not len(self.moments.mean) == len(self.moments.std) == dense or not all(s > 0 for s in self.moments.std):
             raise ValueError(
@@ -79,7 +80,8 @@ class ContextTokens(nnx.Module):
         # In the batch's float32: bfloat16 has only 8 bits for a feature of mean 1000 and deviation 1.
         mean, std = (np.asarray([x], batch.dense.dtype) for x in (self.moments.mean, self.moments.std))
         counts = [unit_length(batch.events[name].lengths, batch.dense.dtype)[:, None] for name in self.lengths]
-        dense = self.dense(jnp.concatenate([(batch.dense - mean) / std, *counts], axis=1).astype(self.dtype))
+        standardized = jnp.clip((batch.dense - mean) / std, -self.farthest, self.farthest)
+        dense = self.dense(jnp.concatenate([standardized, *counts], axis=1).astype(self.dtype))
         dense = rearrange(dense, "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return jnp.concatenate([dense, x], axis=1) if self.embedded else dense
 

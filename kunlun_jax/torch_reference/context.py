@@ -1,6 +1,6 @@
 """Context tokens X^1, and WeightGeneration, which condenses them to X_sum.
 
-    X^1   = [W (x_dense - mean) / std | a token per categorical feature | a mean token per multi-valued feature]
+    X^1   = [W clip((x_dense - mean) / std) | a token per categorical feature | a mean token per multi-valued feature]
     X_sum = Z + MLP(Z),  Z = W X,  W in R^{n_sum x n};   with the gate: sigma(X_sum * MLP(X_sum)) on top
 
 Source: InterFormer (P) for tokens and gate, Kunlun (r) for the MLP; its residual, standardized dense features and the
@@ -12,7 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kunlun_jax.data.dataset import Moments
+from kunlun_jax.data.dataset import FARTHEST, Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.torch_reference.mlp import MLP
 
@@ -24,7 +24,7 @@ class ContextTokens(nn.Module):
       schema: which features there are.
       embedding_dim: width of an embedding; if not `dim`, each feature has its own map to `dim`.
       dense_tokens: tokens that the dense features make together.
-      moments: by which dense features are standardized; None leaves them as they are.
+      moments: by which dense features are standardized and cut off at `FARTHEST`; None leaves them as they are.
       lengths: how many event types contribute their number of events as a dense feature.
     """
 
@@ -36,6 +36,7 @@ class ContextTokens(nn.Module):
     ):
         super().__init__()
         dense, embedded = len(schema.dense), len(schema.categorical) + len(schema.multi_valued)
+        self.farthest = float("inf") if moments is None else FARTHEST
         moments = moments or Moments((0.0,) * dense, (1.0,) * dense)
         # float64, so that `.double()` has every digit; not saved, since they belong to the data and are not learned.
         self.register_buffer("mean", torch.tensor(moments.mean, dtype=torch.float64), persistent=False)
@@ -61,6 +62,7 @@ class ContextTokens(nn.Module):
         if self.dense is None:
             return x
         standardized = (dense - self.mean.to(dense.dtype)) / self.std.to(dense.dtype)
+        standardized = standardized.clamp(-self.farthest, self.farthest)
         inputs = torch.cat([standardized, (torch.log1p(lengths) - 3) / 2], dim=1)
         tokens = rearrange(self.dense(inputs), "batch (tokens dim) -> batch tokens dim", tokens=self.dense_tokens)
         return torch.cat([tokens, x], dim=1) if x.shape[1] else tokens

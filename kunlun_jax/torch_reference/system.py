@@ -133,6 +133,9 @@ class System(nn.Module):
 
 
 def weighted_loss(logits: Float[Tensor, "batch tasks"], batch: PaddedBatch) -> Float[Tensor, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch of zero weight."""
-    losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-    return (losses * batch.weights[:, None]).sum() / batch.weights.sum().clamp(min=1e-6)
+    """Mean LogLoss over the examples with a label, by weight, summed over tasks; zero for a batch without weight."""
+    there = ~batch.labels.isnan()
+    losses = F.binary_cross_entropy_with_logits(logits, batch.labels.nan_to_num(), reduction="none")
+    weights, total = batch.weights[:, None] * there, batch.weights.sum()
+    scale = torch.where(there.all(0), 1.0, total / weights.sum(0).clamp(min=1e-6))
+    return (losses * weights * scale).sum() / total.clamp(min=1e-6)

@@ -35,6 +35,12 @@ class RunConfig:
     """Splits to evaluate at the end; eval_every uses the first."""
     checkpoint_every: int = 200
     """Steps between checkpoints; one is also written at the end and on SIGTERM."""
+    max_skipped_streak: int = 20
+    """Skipped steps in a row after which the run ends with an error. A step whose loss or gradient is not finite
+    changes nothing and is skipped; this is checked where a training line is written or a checkpoint is due."""
+    debug_nans: bool = False
+    """End the run at the first step to be skipped, with the name of the layer that it comes from; slower, since the run
+    then waits for each step."""
     tensorboard: bool = False
     """Also write TensorBoard files to the run directory; needs the extra "tensorboard"."""
     progress: bool = True
@@ -47,6 +53,7 @@ class RunConfig:
         "log_every": at_least(1),
         "eval_every": at_least(0),
         "checkpoint_every": at_least(1),
+        "max_skipped_streak": at_least(1),
     }
 
     def __post_init__(self):

@@ -1,5 +1,6 @@
 """Lines of ``metrics.jsonl`` while a run trains, and the same for the progress bar and for TensorBoard."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,14 @@ from typing import Any
 import jax
 
 from kunlun_jax.data.pack import Counts
-from kunlun_jax.training.metrics import MetricSums
+from kunlun_jax.data.pipeline import Loader
+from kunlun_jax.processes import is_first
 from kunlun_jax.training.run import Run
 from kunlun_jax.training.run_directory import RunDirectory
+from kunlun_jax.training.skipped import Skipped, lines_of, refuse_streak, told
+from kunlun_jax.training.step import Progress
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -19,29 +25,47 @@ class MetricsLog:
     Args:
       directory: where lines go.
       run: tells batch size, tasks and their training rates.
+      loader: of the training batches, which tells what was in those of skipped steps.
       start: steps done when this process began.
       mirror: called with each line as well (TensorBoard).
     """
 
-    def __init__(self, directory: RunDirectory, run: Run, start: int, mirror: Callable[[dict[str, Any]], None] | None):
-        self._run, self._batch_size, self._mirror = directory, run.config.loader.batch_size, mirror
-        self._p_train, self._tasks = run.dataset.p_train, run.dataset.schema.tasks
-        self._waiting: tuple[int, MetricSums, Callable[[], Counts]] | None = None
+    def __init__(
+        self,
+        directory: RunDirectory,
+        run: Run,
+        loader: Loader,
+        start: int,
+        mirror: Callable[[dict[str, Any]], None] | None,
+    ):
+        self._directory, self._run, self._loader, self._mirror = directory, run, loader, mirror
+        self._batch_size = run.config.loader.batch_size
+        self._waiting: tuple[int, Progress, Callable[[], Counts]] | None = None
         self._last_step, self._last_time = start, time.monotonic()
         self.newest: dict[str, Any] = {}
 
-    def add(self, step: int, sums: MetricSums, counts: Callable[[], Counts]) -> None:
-        """Queues the line of `step`, for which `counts` is called when it is written, and writes the one before it."""
+    def add(self, step: int, progress: Progress, counts: Callable[[], Counts]) -> None:
+        """Queues the line of `step` and writes the one before it; `Diverged` as for `flush`.
+
+        `counts` is called when the line is written.
+        """
         self.flush()
-        self._waiting = (step, sums, counts)
+        self._waiting = (step, progress, counts)
 
     def flush(self) -> None:
-        """Writes the line that waits, if any."""
+        """Writes the line that waits, if any, and before it what is known of the skipped steps that it counts.
+
+        Raises:
+          Diverged: the run skips one step after the other.
+        """
         if self._waiting is None:
             return
-        step, sums, counts = self._waiting
+        step, progress, counts = self._waiting
         self._waiting = None
-        values = jax.device_get(sums).metrics(self._p_train, self._tasks)
+        progress = jax.device_get(progress)
+        dataset = self._run.dataset
+        values = progress.sums.metrics(dataset.p_train, dataset.schema.tasks)
+        self._tell_skipped(step, progress.skipped)
         now = time.monotonic()
         rate = (step - self._last_step) * self._batch_size / max(now - self._last_time, 1e-9)
         self._last_step, self._last_time = step, now
@@ -50,9 +74,16 @@ class MetricsLog:
             step=step,
             examples=step * self._batch_size,
             **values,
+            skipped_steps=int(progress.skipped.count),
             **shown(counts()),
             examples_per_second=round(rate, 1),
         )
+        refuse_streak(step, progress.skipped.streak, self._run.config.run.max_skipped_streak)
+
+    def _tell_skipped(self, step: int, skipped: Skipped) -> None:
+        if skipped.count and is_first():
+            self._directory.log_skipped(lines_of(step, skipped, self._run.dataset, self._loader.rows))
+            logger.warning("%s; their examples are in %s", told(step, skipped), self._directory.skipped)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last line out of the next line's examples per second: it was no training."""
@@ -60,7 +91,7 @@ class MetricsLog:
 
     def write(self, **line: Any) -> None:
         """Writes a line now."""
-        self._run.log(**line)
+        self._directory.log(**line)
         self.newest = line
         if self._mirror is not None:
             self._mirror(line)

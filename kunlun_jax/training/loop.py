@@ -26,11 +26,13 @@ from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.evaluate import metrics_of
+from kunlun_jax.training.evaluate import NotFinite, metrics_of
+from kunlun_jax.training.locate import where_not_finite
 from kunlun_jax.training.log import MetricsLog, progress_text, shown, tensorboard_writer
 from kunlun_jax.training.plots import learning_curve
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
+from kunlun_jax.training.skipped import Diverged, refuse_streak
 from kunlun_jax.training.stop import Stop
 from kunlun_jax.training.totals import of_all, own_part
 
@@ -43,6 +45,8 @@ def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) ->
 
     Raises:
       ConfigMismatch: `path` holds a run with another config or other data.
+      Diverged: step after step had a loss or a gradient that is not finite.
+      NotFinite: an evaluation had a logit that is not.
       ValueError: bad data or config.
     """
     return train_run(prepare(config, dataset), path)
@@ -63,6 +67,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
         },
     )
     with directory.locked():
+        directory.keep(run.dataset.learned)
         return _train(run, directory)
 
 
@@ -79,12 +84,16 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
         counts = own_part(Counts(**position["counts"]))
     else:
         state = run.trainer.init()
-    directory.truncate_metrics(start)
+    directory.truncate_lines(start)
     evaluated = {(start, split) for split in agreed(lambda: directory.evaluated(start))}
-    log = MetricsLog(directory, run, start, mirror)
+    log = MetricsLog(directory, run, loader, start, mirror)
+
+    def streak() -> int:
+        return int(jax.device_get(state.skipped.streak))
 
     def save(step: int) -> None:
         log.flush()
+        refuse_streak(step, streak(), config.run.max_skipped_streak)
         with jax.transfer_guard("allow"):
             total = of_all(counts, run.trainer.mesh)()
             checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(total)})
@@ -97,6 +106,7 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
         return [split for split in splits if (step, split) not in evaluated]
 
     def evaluate(step: int, stop: Stop) -> None:
+        refused: NotFinite | None = None
         for split in owed(step):
             log.flush()
             began = time.monotonic()
@@ -104,18 +114,26 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
             if predictions is None:
                 return
             floor = run.dataset.floor(split)
+            try:
+                metrics = metrics_of(run.dataset, predictions)
+            except NotFinite as error:
+                refused = refused or error
+                continue
             log.write(
                 kind="eval",
                 split=split,
                 step=step,
                 examples=step * config.loader.batch_size,
-                **metrics_of(run.dataset, predictions),
+                **metrics,
                 **({} if floor is None else {"floor": floor}),
                 **shown(predictions.counts),
                 seconds=round(time.monotonic() - began, 2),
             )
             evaluated.add((step, split))
             log.restart_clock()
+        if refused is not None:  # after the other splits and a checkpoint, so that nothing else is lost
+            save(step)
+            raise refused
 
     step, executed = start, dict[str, Any]()
     bar = tqdm(
@@ -129,15 +147,18 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                     state = run.trainer.renew_tables(state)
             batch, new = next(loader)
             counts += new
-            state, sums = run.trainer.step(state, run.trainer.put(batch))
+            batch = run.trainer.put(batch)
+            state, progress = run.trainer.step(state, batch)
             step += 1
+            if config.run.debug_nans and streak():
+                raise Diverged(f"step {step}: {where_not_finite(run.trainer, state, batch)}")
             if step == start + 1 and is_first():
                 # The step is traced by now: what goes wrong in counting does so at the start of a run, not at its end.
                 with jax.transfer_guard("allow"):
                     executed = run.executed()
             bar.update()
             if step % config.run.log_every == 0 or step == run.steps:
-                log.add(step, sums, of_all(counts, run.trainer.mesh))
+                log.add(step, progress, of_all(counts, run.trainer.mesh))
                 counts = Counts()
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
             if step == run.steps:
@@ -147,7 +168,8 @@ def _train(run: Run, directory: RunDirectory) -> dict[str, Any]:
                         limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
                         log.write(kind="peak", step=step, **limit, **executed)
             # Before the evaluation, so that a signal need not wait for its end.
-            if step % config.run.checkpoint_every == 0 or step == run.steps:
+            # A streak of skipped steps may not end, and of the checkpoints only the newest are kept.
+            if step == run.steps or (step % config.run.checkpoint_every == 0 and not streak()):
                 save(step)
             evaluate(step, stop)
         save(step)
@@ -184,7 +206,7 @@ def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
             "commit": environment["commit"],
         },
     }
-    write_atomic(directory.path / "result.json", json.dumps(result, indent=2) + "\n")
+    write_atomic(directory.path / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     floor = run.dataset.floor(run.config.run.eval_splits[0])
     title = f"{run.dataset.schema.name}: {flops.total_parameters(run.parts):,} parameters"
     learning_curve(directory.metrics, directory.path / "learning_curve.png", floor, title)

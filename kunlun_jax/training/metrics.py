@@ -182,7 +182,7 @@ class MetricSums:
       logloss: sum of weight times LogLoss in nats.
       prediction: sum of weight times predicted probability.
       label: sum of weight times label.
-      weight: sum of weights.
+      weight: sum of weights of the examples that have this label.
     """
 
     logloss: Float[Array | np.ndarray, " tasks"]
@@ -202,11 +202,10 @@ class MetricSums:
         labels: Float[Array | np.ndarray, "batch tasks"],
         weights: Float[Array | np.ndarray, " batch"],
     ) -> "MetricSums":
-        """Sums over a batch. Rows of weight 0 count nothing, whatever their logits are."""
-        weight = jnp.asarray(weights, jnp.float32)[:, None]
-        counts = weight > 0
+        """Sums over a batch. Rows of weight 0 and labels that are NaN count nothing, whatever their logits are."""
+        weight, labels = jnp.asarray(weights, jnp.float32)[:, None], jnp.asarray(labels, jnp.float32)
+        counts = (weight > 0) & ~jnp.isnan(labels)
         logits = jnp.where(counts, logits.astype(jnp.float32), 0.0)
-        labels = jnp.asarray(labels, jnp.float32)
         losses = labels * jnp.logaddexp(0.0, -logits) + (1.0 - labels) * jnp.logaddexp(0.0, logits)
         predictions = jnp.exp(-jnp.logaddexp(0.0, -logits))
         terms = (losses, predictions, labels, jnp.ones_like(labels))
@@ -215,8 +214,8 @@ class MetricSums:
     def metrics(self, p_train: Sequence[float], tasks: Sequence[str] | None = None) -> dict[str, float | None]:
         """``loss`` (mean LogLoss in nats), ``ne`` and ``calibration`` (None while no label is positive), on the host.
 
-        All three are None while no example has weight. With several tasks each is named ``task/metric``, by the names
-        in `tasks`, else by number.
+        All three are None while no example has weight, and one is None where its sums overflowed. With several tasks
+        each is named ``task/metric``, by the names in `tasks`, else by number.
 
         Raises:
           ValueError: `p_train` is not one rate a task.
@@ -233,11 +232,16 @@ class MetricSums:
         result: dict[str, float | None] = {}
         for index, name in enumerate(names):
             prefix = f"{name}/" if count > 1 else ""
-            loss = float(logloss[index] / weight[index]) if weight[index] > 0 else None
+            loss = _ratio(logloss[index], weight[index])
             result[f"{prefix}loss"] = loss
             result[f"{prefix}ne"] = None if loss is None else loss / entropy(p_train[index])
-            result[f"{prefix}calibration"] = float(prediction[index] / label[index]) if label[index] > 0 else None
+            result[f"{prefix}calibration"] = _ratio(prediction[index], label[index])
         return result
+
+
+def _ratio(total: np.float64, of: np.float64) -> float | None:
+    """None where there is nothing to divide by, or either sum has overflowed."""
+    return float(total / of) if of > 0 and np.isfinite(total) and np.isfinite(of) else None
 
 
 def _weights(weights: np.ndarray | None, rows: int) -> np.ndarray:

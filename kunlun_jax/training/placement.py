@@ -11,7 +11,7 @@ Source: ours (O).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,14 +65,16 @@ def own_rows(array: jax.Array) -> np.ndarray:
     return np.concatenate(jax.device_get([shard.data for shard in shards]))
 
 
-def over_devices(function: Callable, schema: Schema, mesh: Mesh | None, *, logits: bool = False) -> Callable:
+def over_devices(
+    function: Callable, schema: Schema, mesh: Mesh | None, *, gives: Literal["step", "logits", "sums"] = "step"
+) -> Callable:
     """One device's ``function(state, batch)`` over all of a mesh, each with its share; itself without a mesh.
 
     Args:
-      function: returns ``(state, sums)``, the sums being the same on all devices, or with `logits` those of its share.
+      function: returns what `gives` says.
       schema: of the data.
       mesh: the devices.
-      logits: see above.
+      gives: "logits" of its share; "sums", the same on all devices; "step" for ``(state, sums)``.
     """
     if mesh is None:
         return function
@@ -91,7 +93,7 @@ def over_devices(function: Callable, schema: Schema, mesh: Mesh | None, *, logit
             of_device,
             mesh=mesh,
             in_specs=(of_state, CUT),
-            out_specs=CUT if logits else (of_state, WHOLE),
+            out_specs={"logits": CUT, "sums": WHOLE, "step": (of_state, WHOLE)}[gives],
             check_vma=False,
         )(state, [x for x in leaves if x.size])
 

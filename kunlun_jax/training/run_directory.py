@@ -1,11 +1,16 @@
-"""A run's folder: ``config.json metrics.jsonl env.json checkpoints/``, from which tables and plots are made."""
+"""A run's folder: ``config.json metrics.jsonl env.json checkpoints/``, from which tables and plots are made.
+
+Where steps were skipped there is a ``skipped.jsonl`` as well. No file holds NaN or infinity, which are no JSON: what is
+not defined is null.
+"""
 
 import contextlib
 import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,10 @@ from kunlun_jax.provenance import environment
 MAY_DIFFER = (
     *("config.data.root", "config.data.cache", "config.run.dir", "config.run.progress"),
     *("config.loader.workers", "config.loader.threads", "config.loader.prefetch", "config.mesh", "capacity"),
+    *("config.run.max_skipped_streak", "config.run.debug_nans"),
 )
 """Fields of config.json that a continued run may change, with all below them: where things are, what is shown, who
-packs batches, and the devices that share the run, on which the capacities depend."""
+packs batches, the devices that share the run, on which the capacities depend, and what becomes of skipped steps."""
 TIMING = ("seconds", "examples_per_second", "flops_per_second")
 """Fields of a metrics line that differ from run to run; all others are the same bit for bit."""
 
@@ -45,6 +51,7 @@ class RunDirectory:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.skipped = self.path / "skipped.jsonl"
         agreed(lambda: self._open(config))
 
     def _open(self, config: dict[str, Any]) -> None:
@@ -65,7 +72,15 @@ class RunDirectory:
         else:
             # The config comes last: a directory without one is a new one, whatever a kill left in it.
             write_atomic(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
-            write_atomic(stored, json.dumps(config, indent=2) + "\n")
+            write_atomic(stored, json.dumps(config, indent=2, allow_nan=False) + "\n")
+
+    def keep(self, folder: Path | None) -> None:
+        """Copies a folder into this one, unless it was before; None is none."""
+        if not is_first() or folder is None or (self.path / folder.name).exists():
+            return
+        partial = self.path / f".{folder.name}.{os.getpid()}"
+        shutil.copytree(folder, partial)
+        partial.rename(self.path / folder.name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,12 +108,14 @@ class RunDirectory:
             file.flush()
             yield
 
-    def truncate_metrics(self, step: int) -> None:
+    def truncate_lines(self, step: int) -> None:
         """Drops lines after `step`, and a line that a kill cut short: a restart writes them again."""
         if not is_first():
             return
-        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
-        write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in (self.metrics, self.skipped):
+            if path == self.metrics or path.exists():
+                kept = [line for line in read_metrics(path) if line["step"] <= step]
+                write_atomic(path, "".join(map(_json_line, kept)))
 
     def evaluated(self, step: int) -> list[str]:
         """The splits whose evaluation at `step` has its line in ``metrics.jsonl``."""
@@ -106,13 +123,29 @@ class RunDirectory:
         return [line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step]
 
     def log(self, **line: Any) -> None:
-        """Appends a line to ``metrics.jsonl``; it is on disk when this returns."""
-        if not is_first():
-            return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends a line to ``metrics.jsonl``; it is on disk when this returns.
+
+        Raises:
+          ValueError: a value is NaN or infinite.
+        """
+        _append(self.metrics, [line])
+
+    def log_skipped(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Appends lines to ``skipped.jsonl``, as `log` does."""
+        _append(self.skipped, lines)
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    if not is_first():
+        return
+    with path.open("a") as file:
+        file.write("".join(map(_json_line, lines)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ on one device; what has to be added over the devices is added where the code say
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,11 @@ from kunlun_jax.nn.embedding import embed, init_tables, touch
 from kunlun_jax.nn.table_rows import is_dealt
 from kunlun_jax.parallel import DATA
 from kunlun_jax.training import tables
+from kunlun_jax.training.exchange import Route
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
 from kunlun_jax.training.placement import CUT, over_devices, put, shardings
+from kunlun_jax.training.skipped import NO_ROW, Skipped, all_finite, only_if
 
 
 @pytree_dataclass
@@ -41,6 +44,7 @@ class TrainState:
       optimizer: state of the dense optimizer.
       table_optimizer: table name -> state of the table optimizer, leaves ``[stored rows]``.
       sums: metric sums since the last multiple of `log_every` steps.
+      skipped: the skipped steps since then.
       key: data of the run's random key; each step folds its number in.
     """
 
@@ -50,7 +54,21 @@ class TrainState:
     optimizer: Any
     table_optimizer: dict[str, Any]
     sums: MetricSums
+    skipped: Skipped
     key: Any
+
+
+@pytree_dataclass
+class Progress:
+    """What a log line tells of the steps since the last multiple of `log_every`, on the device until it is fetched.
+
+    Attributes:
+      sums: over the examples of all steps that were not skipped.
+      skipped: those that were.
+    """
+
+    sums: MetricSums
+    skipped: Skipped
 
 
 class Trainer:
@@ -82,7 +100,7 @@ class Trainer:
         self._axis = None if mesh is None else DATA
         self._compiled: jax.stages.Compiled | None = None
         self.traced: tuple[ClosedJaxpr, Any] | None = None
-        self.predict = jax.jit(over_devices(self._predict, self.schema, mesh, logits=True))
+        self.predict = jax.jit(over_devices(self._predict, self.schema, mesh, gives="logits"))
 
     def init(self) -> TrainState:
         """A new state: the model's parameters (copied, since a step donates them) and new tables.
@@ -99,6 +117,7 @@ class Trainer:
             optimizer=self.dense.init(params),
             table_optimizer={name: self._new_rows(name, table) for name, table in tables.items()},
             sums=MetricSums.zeros(len(self.schema.tasks)),
+            skipped=Skipped.none(),
             key=jax.random.key_data(steps_key),
         )
         return jax.device_put(state, shardings(self.schema, state, self.mesh))
@@ -139,15 +158,18 @@ class Trainer:
     ) -> jax.stages.Compiled:
         """The step as a program for one shape of state and batch, given as arrays or as their shapes.
 
-        It takes the state (its buffers are donated) and a batch, and returns the next state and the metric sums.
+        It takes the state (its buffers are donated) and a batch, and returns the next state and the `Progress`.
         """
         step = over_devices(self._step, self.schema, self.mesh)
         traced = jax.jit(step, donate_argnums=0).trace(state, batch)
         self.traced = traced.jaxpr, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
         return traced.lower().compile(options)
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, MetricSums]:
-        """One step, and the metric sums since the last multiple of `log_every` steps; `state` is gone afterwards.
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Progress]:
+        """One step, and what has come since the last multiple of `log_every` steps; `state` is gone afterwards.
+
+        A step whose loss or gradient is not finite on any device changes nothing of what is trained, nor the metric
+        sums; it is counted as skipped.
 
         The first call compiles and no later one does, whatever it is given: a run that compiled anew at each change of
         shape would stall without a word.
@@ -164,33 +186,43 @@ class Trainer:
                 f"the training step was compiled for the first batch and cannot take this one: {error}"
             ) from error
 
-    def _sum(self, tree: Any) -> Any:
-        """Sums over the devices."""
+    def sum(self, tree: Any) -> Any:
+        """Sums over the devices, inside what `over_devices` runs."""
         return tree if self._axis is None else lax.psum(tree, self._axis)
 
-    def _loss(
-        self, params, rows, touched, batch: Batch, total, key
-    ) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
-        embedded = embed(self.schema, batch, touched, rows)
-        logits = self.model(params)(batch, embedded, dropout=nnx.Rngs(dropout=key))
-        return weighted_loss(logits, batch, total), logits
-
-    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, MetricSums]:
+    def read(self, state: TrainState, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Route]]:
+        """What `loss` takes after the dense parameters, and the ways by which rows of large tables came."""
         touched = touch(self.schema, batch)
         rows, ways = tables.read(self.schema, state.tables, touched, self._axis)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if self._axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(self._axis))
-        gradient = jax.grad(self._loss, argnums=(0, 1), has_aux=True)
-        total = self._sum(batch.weights.sum())
-        (param_gradient, row_gradient), logits = gradient(state.params, rows, touched, batch, total, key)
-        updates, optimizer = self.dense.update(self._sum(param_gradient), state.optimizer, state.params)
+        return (rows, touched, batch, LossWeights.of(batch, self.sum), key), ways
+
+    def loss(
+        self, params: Any, rows: Any, touched: Any, batch: Batch, weights: "LossWeights", key: jax.Array
+    ) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
+        """The loss of a device's share of a batch, and its logits; arguments as `read` gives them."""
+        embedded = embed(self.schema, batch, touched, rows)
+        logits = self.model(params)(batch, embedded, dropout=nnx.Rngs(dropout=key))
+        return weighted_loss(logits, batch, weights), logits
+
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Progress]:
+        inputs, ways = self.read(state, batch)
+        rows, touched, *_ = inputs
+        gradient = jax.value_and_grad(self.loss, argnums=(0, 1), has_aux=True)
+        (loss, logits), (param_gradient, row_gradient) = gradient(state.params, *inputs)
+        param_gradient = self.sum(param_gradient)
+        sound = self.sum((~all_finite((loss, param_gradient, row_gradient))).astype(jnp.int32)) == 0
+        updates, optimizer = only_if(sound, self.dense).update(param_gradient, state.optimizer, state.params)
+        row_optimizer = only_if(sound, self.rows)
         new_tables, table_optimizer = tables.update(
-            self.rows, state.tables, state.table_optimizer, touched, rows, row_gradient, ways, self._axis
+            row_optimizer, state.tables, state.table_optimizer, touched, rows, row_gradient, ways, self._axis
         )
-        new = self._sum(MetricSums.of(logits, batch.labels, batch.weights))
+        new = self.sum(MetricSums.of(logits, batch.labels, batch.weights))
         first = state.step % self.log_every == 0
-        sums = jax.tree.map(lambda old, new: jnp.where(first, 0.0, old) + new, state.sums, new)
+        sums = jax.tree.map(lambda old, new: jnp.where(first, 0.0, old) + jnp.where(sound, new, 0.0), state.sums, new)
+        skipped = state.skipped.after(state.step + 1, sound, first, *self._not_finite(logits, batch))
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -198,9 +230,16 @@ class Trainer:
             optimizer=optimizer,
             table_optimizer=table_optimizer,
             sums=sums,
+            skipped=skipped,
             key=state.key,
         )
-        return state, sums
+        return state, Progress(sums, skipped)
+
+    def _not_finite(self, logits: Float[Array, "batch tasks"], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """How many examples have weight and a logit that is not finite, and the least row number of them."""
+        found = (batch.weights > 0) & ~jnp.isfinite(logits).all(axis=1)
+        first = jnp.where(found, jnp.asarray(batch.row), NO_ROW).min()
+        return self.sum(found.sum(dtype=jnp.int32)), first if self._axis is None else lax.pmin(first, self._axis)
 
     def _predict(self, state: TrainState, batch: Batch) -> Float[Array, "batch tasks"]:
         touched = touch(self.schema, batch)
@@ -208,13 +247,35 @@ class Trainer:
         return self.model(state.params)(batch, embed(self.schema, batch, touched, rows))
 
 
-def weighted_loss(
-    logits: Float[Array, "batch tasks"], batch: Batch, total: Float[Array, ""] | None = None
-) -> Float[Array, ""]:
-    """Mean LogLoss over examples by weight, summed over tasks; zero for a batch without weight.
+class LossWeights(NamedTuple):
+    """What each label weighs in the loss.
 
-    `total` is the weight of all examples, where the batch is one device's share of them.
+    Attributes:
+      labels: ``[batch, tasks]``; 0 where there is no label, and elsewhere the example's weight, times the weight of all
+        examples over that of those with this label: exactly the example's weight in a task whose labels are all there.
+      total: weight of all examples, by which the weighted sum of losses is divided.
     """
-    losses = optax.sigmoid_binary_cross_entropy(logits, batch.labels)
-    total = jnp.maximum(batch.weights.sum() if total is None else total, 1e-6)
-    return (losses * batch.weights[:, None]).sum() / total
+
+    labels: Float[Array, "batch tasks"]
+    total: Float[Array, ""]
+
+    @classmethod
+    def of(cls, batch: Batch, add: Callable[[Any], Any] = lambda x: x) -> "LossWeights":
+        """Those of a batch; where it is one device's share, `add` sums over the devices."""
+        weights, there = jnp.asarray(batch.weights)[:, None], ~jnp.isnan(batch.labels)
+        own = jnp.where(there, weights, 0.0)
+        total, known, missing = add((batch.weights.sum(), own.sum(0), jnp.where(there, 0.0, weights).sum(0)))
+        scale = jnp.where(missing > 0, total / jnp.maximum(known, 1e-6), 1.0)
+        return cls(own * scale[None], total)
+
+
+def weighted_loss(
+    logits: Float[Array, "batch tasks"], batch: Batch, weights: LossWeights | None = None
+) -> Float[Array, ""]:
+    """Mean LogLoss over the examples that have a label, by weight, summed over tasks; zero for a batch without weight.
+
+    `weights` are those of the whole batch, where this is one device's share of it.
+    """
+    weights = LossWeights.of(batch) if weights is None else weights
+    losses = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(batch.labels))
+    return (losses * weights.labels).sum() / jnp.maximum(weights.total, 1e-6)

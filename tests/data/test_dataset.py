@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kunlun_jax.data.dataset import Dataset, Rows, dense_moments
+from kunlun_jax.data.dataset import OUTLYING, Dataset, Rows, dense_moments
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, open_dataset
 
 
@@ -31,3 +31,19 @@ def test_moments_are_those_of_the_training_rows():
     train = dense[:300].astype(np.float64)
     np.testing.assert_allclose(found.mean, train.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.std, [*train[:, :1].std(0), 1.0, *train[:, 2:].std(0)], rtol=1e-12)
+
+
+def test_a_value_far_from_all_others_is_left_out_of_the_moments():
+    """And of no column in which the rest does not spread."""
+    base = open_dataset(SyntheticConfig(train_rows=300, valid_rows=0, test_rows=0))
+    dense = np.random.default_rng(0).normal(5, 3, (300, 4)).astype(np.float32)
+    low, high = np.quantile(dense[:, 0].astype(np.float64), (0.01, 0.99))
+    dense[17, 0] = 1e17
+    dense[17, 1] = 5 + 0.9 * OUTLYING * (high - low)  # a heavy tail may do that
+    dense[:, 2], dense[17, 2] = 0.0, 7.0
+    found = dense_moments(dataclasses.replace(base, source=Dense(base, dense), splits={"train": range(300)}))
+    rest = np.delete(dense[:, 0].astype(np.float64), 17)
+    np.testing.assert_allclose((found.mean[0], found.std[0]), (rest.mean(), rest.std()), rtol=1e-12)
+    whole = dense[:, 1:].astype(np.float64)
+    np.testing.assert_allclose(found.mean[1:], whole.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std[1:], whole.std(0), rtol=1e-12)

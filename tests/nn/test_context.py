@@ -77,6 +77,21 @@ def test_dense_features_are_standardized():
     np.testing.assert_allclose(x, expected, atol=5e-4)
 
 
+def test_standardized_features_are_cut_off_far_out_and_others_are_not():
+    batch, tables = random_batch(), tiny_tables(dim=DIM)
+    far = np.zeros_like(batch.dense)
+    far[:3, 0] = (99.0, 101.0, -1e17)
+    cut = np.clip(far, -100.0, 100.0)
+    moments = Moments((0.0,) * len(SCHEMA.dense), (1.0,) * len(SCHEMA.dense))
+
+    def tokens(dense: np.ndarray, moments: Moments | None) -> np.ndarray:
+        given = dataclasses.replace(batch, dense=dense)
+        return np.asarray(context(dense_moments=moments)(given, lookup(SCHEMA, given, tables)))
+
+    np.testing.assert_array_equal(tokens(far, moments), tokens(cut, None))
+    assert np.abs(tokens(far, None)).max() > 1e15
+
+
 def test_the_number_of_events_is_a_dense_feature():
     batch, tables = random_batch(), tiny_tables(dim=DIM)
     module = context(lengths=("context", "view"))

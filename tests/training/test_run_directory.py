@@ -120,11 +120,11 @@ def test_truncation_drops_later_lines_and_a_line_that_was_cut_short(tmp_path):
     with directory.metrics.open("a") as file:
         file.write('{"kind": "train", "step": 8, "lo')
     assert [line["step"] for line in read_metrics(directory.metrics)] == [2, 4, 6]
-    directory.truncate_metrics(6)
+    directory.truncate_lines(6)
     assert directory.metrics.read_text() == before
-    directory.truncate_metrics(5)
+    directory.truncate_lines(5)
     assert directory.metrics.read_text() == "".join(before.splitlines(keepends=True)[:2])
-    directory.truncate_metrics(0)
+    directory.truncate_lines(0)
     assert directory.metrics.read_text() == ""
 
 

@@ -165,8 +165,8 @@ def test_metric_sums_start_again_every_log_every_steps(run, batches):
     assert run.trainer.log_every == 3
     weights = []
     for number in range(7):
-        state, sums = run.trainer.step(state, jax.device_put(batches[number % 4]))
-        weights.append(float(jax.tree.leaves(sums.weight)[0].sum()))
+        state, progress = run.trainer.step(state, jax.device_put(batches[number % 4]))
+        weights.append(float(jax.tree.leaves(progress.sums.weight)[0].sum()))
     np.testing.assert_array_equal(weights, [32.0, 64.0, 96.0, 32.0, 64.0, 96.0, 32.0])
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.parquet import columns, source
-from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 from tests.data.parquet.parquet_sets import Tables, random_tables
@@ -30,6 +31,31 @@ def dataset(tables, tmp_path_factory) -> Dataset:
 
 def plain(column) -> list:
     return column.to_pylist() if isinstance(column, pa.Array) else list(column)
+
+
+def test_a_missing_label_is_nan_and_the_rate_is_that_of_the_rest(tmp_path):
+    tables = random_tables()
+    tables.schema = dataclasses.replace(tables.schema, nulls=(("rated", "masked"),))
+    rng = np.random.default_rng(3)
+    expected = {}
+    for split, given in tables.examples.items():
+        labels = [None if rng.random() < 0.4 else float(label) for label in given["rated"]]
+        given["rated"] = pa.array(labels, pa.float64())
+        expected[split] = np.array([np.nan if label is None else label for label in labels], np.float32)
+    dataset = open_dataset(tables.write(tmp_path / "data"), tmp_path / "cache")
+    most = {event.name: 0 for event in dataset.schema.events}
+    for split, labels in expected.items():
+        rows = dataset.source.rows(np.asarray(dataset.split(split)), most)
+        assert 0 < np.isnan(labels).sum() < 60
+        np.testing.assert_array_equal(rows.labels[:, 1], labels)
+        np.testing.assert_array_equal(rows.labels[:, 0], np.asarray(tables.examples[split]["bought"], np.float32))
+    total = weight = 0.0
+    for label, own in zip(expected["train"], tables.examples["train"]["weight"], strict=True):
+        if not np.isnan(label):
+            total, weight = total + float(label) * own, weight + own
+    assert dataset.p_train[1] == pytest.approx(total / weight, rel=1e-6)
+    bought = np.average(tables.examples["train"]["bought"], weights=tables.examples["train"]["weight"])
+    assert dataset.p_train[0] == pytest.approx(bought, rel=1e-6)
 
 
 def history(tables: Tables, event: str, key: int, before: int) -> list[int]:
@@ -89,7 +115,7 @@ def test_rows_are_those_of_the_tables(dataset, tables, most):
 
 
 def test_the_clicks_of_the_request_itself_are_not_its_history(tmp_path):
-    schema = Schema("one", (), events=(EventType("click", (Categorical("item", 9),)),))
+    schema = Schema("one", (), events=(EventType("click", (Categorical("item", 9),)),), allow=("relative_times",))
     examples = {"request_time_ms": [10, 20, 20], "history_key": [4, 4, 5], "label": [0, 1, 1]}
     events = {"history_key": [4, 4, 4, 5], "time_ms": [9, 10, 20, 19], "item": [1, 2, 3, 4]}
     root = Tables({"train": examples}, {"click": events}, schema).write(tmp_path / "data")
@@ -151,7 +177,7 @@ def test_no_rows_at_all_and_rows_outside(dataset):
 
 
 def test_a_schema_of_context_alone(tmp_path):
-    schema = Schema("plain", (Categorical("a", 3),), keys=("a",))
+    schema = Schema("plain", (Categorical("a", 3),), keys=("a",), allow=("relative_times",))
     columns = {"request_time_ms": [5, 6], "a": [1, 2], "label": [0.0, 1.0]}
     dataset = open_dataset(Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1), tmp_path / "cache")
     rows = dataset.source.rows(np.array([1]), {})
@@ -161,7 +187,14 @@ def test_a_schema_of_context_alone(tmp_path):
 
 
 def test_labels_may_be_true_and_false_and_ids_of_any_integer_type(tmp_path):
-    schema = Schema("types", (Categorical("a", 3),), multi_valued=(Categorical("m", 3),), dense=("d",), keys=("k",))
+    schema = Schema(
+        "types",
+        (Categorical("a", 3),),
+        multi_valued=(Categorical("m", 3),),
+        dense=("d",),
+        keys=("k",),
+        allow=("relative_times",),
+    )
     columns = {
         "request_time_ms": pa.array([5, 6], pa.uint32()),
         "a": pa.array([1, 2], pa.uint64()),

@@ -1,6 +1,7 @@
 """Every kind of bad input is named: by the validator, and by `open_dataset` with the same words."""
 
 import copy
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.parquet.validate import main, summary, validate
 from kunlun_jax.data.schema import Categorical, EventType, Schema
@@ -95,7 +96,23 @@ BAD_VALUES = {
     "null key": (column("user_name", 40, None), place(TRAIN_1, 10, "user_name") + "value null"),
     "NaN": (column("price", 40, float("nan")), place(TRAIN_1, 10, "price") + "value nan; values must be finite"),
     "infinite": (column("price", 5, float("-inf")), place(TRAIN_0, 5, "price") + "value -inf; values must be finite"),
-    "beyond float32": (column("price", 5, 1e39), place(TRAIN_0, 5, "price") + "value 1e+39; values must fit float32"),
+    "beyond float32": (
+        column("price", 5, 1e39),
+        place(TRAIN_0, 5, "price") + "value 1e+39; values must be at most 1e+18 in magnitude",
+    ),
+    "too large": (
+        column("price", 5, -1.1e18),
+        place(TRAIN_0, 5, "price") + "value -1.1e+18; values must be at most 1e+18 in magnitude",
+    ),
+    "too large in an event": (
+        event_column("seconds", 200, 1.1e18),
+        place(CLICK_1, 50, "seconds") + "value 1.1",
+    ),
+    "null label without a policy": (
+        column("rated", 5, None),
+        place(TRAIN_0, 5, "rated") + 'value null; there must be a value in every row, or schema.json "nulls": '
+        '{"rated": "masked"}, and the row counts nothing for this task',
+    ),
     "NaN label": (column("rated", 5, float("nan")), place(TRAIN_0, 5, "rated") + "value nan; values must be finite"),
     "negative id": (column("item", 40, -7), place(TRAIN_1, 10, "item") + "value -7; ids must be 0 or more"),
     "negative id in a list": (column("words", 40, [3, -2]), place(TRAIN_1, 10, "words") + "value -2; ids must be 0"),
@@ -115,7 +132,7 @@ BAD_VALUES = {
     ),
     "microseconds": (
         column("request_time_ms", 59, 10**15),
-        place(TRAIN_1, 29, "request_time_ms") + f"value {10**15}; times are milliseconds since 1970-01-01, from 0 to",
+        place(TRAIN_1, 29, "request_time_ms") + f"value {10**15}; times are milliseconds since 1970-01-01 UTC, from",
     ),
     "negative event id": (
         event_column("place", 200, -1),
@@ -191,6 +208,41 @@ def test_bad_values_are_named(case, tmp_path):
     check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
 
 
+def masked(tables: Tables, *tasks: str) -> Tables:
+    """The tables, in which labels of `tasks` may be null."""
+    schema = dataclasses.replace(tables.schema, nulls=tuple((task, "masked") for task in tasks))
+    return dataclasses.replace(copy.deepcopy(tables), schema=schema)
+
+
+def test_a_task_without_any_label_to_train_on_is_refused(tmp_path):
+    tables = masked(GOOD, "rated")
+    tables.examples["train"]["rated"] = pa.array([None] * 60, pa.float32())
+    message = "examples/train: column 'rated': no row of the training split with weight has a label"
+    check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+def test_nan_is_no_null(tmp_path):
+    """It may come from anywhere, while a null was written on purpose."""
+    tables = masked(GOOD, "rated")
+    column("rated", 5, None)(tables)
+    column("rated", 40, float("nan"))(tables)
+    check(tables.write(tmp_path / "data"), tmp_path / "cache", place(TRAIN_1, 10, "rated") + "value nan")
+
+
+def test_the_summary_tells_how_many_labels_are_missing(tmp_path, capsys):
+    tables = masked(GOOD, "rated")
+    column("rated", 5, None, rows=15)(tables)
+    root = tables.write(tmp_path / "data")
+    assert main([str(root), "--cache", str(tmp_path / "cache")]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in printed.splitlines() if line}
+    train, rest = GOOD.examples["train"], np.r_[0:5, 20:60]
+    mean = np.average(train["rated"][rest], weights=train["weight"][rest])
+    assert "without rated" in printed
+    assert lines["train"][6:] == [lines["train"][6], f"{mean:.4f}", "25.00%"]
+    assert lines["valid"][-1] == "0.00%"
+
+
 def check(root: Path, cache: Path, message: str) -> None:
     """The validator finds exactly this kind of problem, and `open_dataset` says the same; nothing is cached."""
     problems, dataset = validate(root, cache)
@@ -223,7 +275,8 @@ def flip_page(root: Path) -> None:
 
 
 def no_rows(root: Path) -> None:
-    pq.write_table(pq.read_table(root / TRAIN_1).slice(0, 0), root / TRAIN_1)
+    for path in (root / "examples" / "valid").iterdir():
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
 
 
 def extra_type(root: Path) -> None:
@@ -239,10 +292,10 @@ BAD_FILES = {
     "truncated": (truncate, f"{CLICK_1}: cannot be read ("),
     "not Parquet": (lambda root: (root / TRAIN_0).write_text("id,label\n1,0\n"), f"{TRAIN_0}: cannot be read ("),
     "empty file": (lambda root: (root / TRAIN_0).write_bytes(b""), f"{TRAIN_0}: the file has 0 bytes; write it again"),
-    "no rows": (no_rows, f"{TRAIN_1}: the file has 0 rows; write it again"),
+    "no rows": (no_rows, "examples/valid: it has no rows; write some, or remove the folder"),
     "no files": (
         lambda root: [path.unlink() for path in (root / "examples" / "valid").iterdir()],
-        "examples/valid: no *.parquet file in this folder; it must hold at least one",
+        "examples/valid: no *.parquet file in this folder; one without rows is enough",
     ),
     "no train split": (
         lambda root: shutil.rmtree(root / "examples" / "train"),
@@ -339,12 +392,13 @@ def test_all_problems_are_listed_once_with_their_count(tmp_path, capsys):
 
 
 def test_a_key_that_is_also_a_feature_of_the_wrong_type(tmp_path):
-    schema = Schema("s", (Categorical("user", 5),), keys=("user",))
+    schema = Schema("s", (Categorical("user", 5),), keys=("user",), allow=("relative_times",))
     columns = {"request_time_ms": [1, 2], "label": [0, 1], "user": ["a", "b"]}
     root = Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1)
     problems, _ = validate(root, tmp_path / "cache")
     assert [str(p) for p in problems] == [
-        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64"
+        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64; "
+        'cast it, as pyarrow.compute.cast(column, "int64"), or say "vocabulary": true of this feature in schema.json'
     ]
 
 
