@@ -1,4 +1,4 @@
-"""Runs of several processes that lose one, or are asked to stop, and go on; and one that Slurm starts."""
+"""Runs of two processes that lose one, or are asked to stop, and go on; and what goes wrong at their start."""
 
 import json
 import re
@@ -64,6 +64,7 @@ def test_a_run_of_two_processes_loses_one_is_stopped_and_ends_like_another(tmp_p
         assert found[split]["rows"] == values["rows"] == 70
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_process_0_ends_both_at_once(tmp_path):
     """A run directory of another config: the same error in both, and no waiting for each other."""
     directory = tmp_path / "run"

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.nn import table_rows
-from kunlun_jax.parallel import MeshConfig
+from kunlun_jax.parallel import MeshConfig, make_mesh
 from kunlun_jax.processes import gathered, is_first, join
 from kunlun_jax.training.checkpoint import Checkpoints
-from kunlun_jax.training.placement import own_rows
+from kunlun_jax.training.placement import own_rows, shardings
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.step import TrainState
 from tests.training.tiny import tiny_config
@@ -53,8 +54,9 @@ def leaves(state: TrainState) -> dict[str, np.ndarray]:
 
 
 class Stepped(NamedTuple):
-    """A state, its leaves, and predictions for the last batch by row."""
+    """The schema, a state, its leaves, and predictions for the last batch by row."""
 
+    schema: Schema
     state: TrainState
     leaves: dict[str, np.ndarray]
     logits: dict[int, np.ndarray]
@@ -64,7 +66,7 @@ def steps(
     mesh: MeshConfig,
     model: ModelConfig | None,
     dtype,
-    start: Callable[[TrainState], TrainState] = lambda new: new,
+    start: Callable[[Schema, TrainState], TrainState] = lambda schema, new: new,
 ) -> Stepped:
     """After steps on the first two batches and the last, from what `start` makes of a new state."""
     name = np.dtype(dtype).name
@@ -77,14 +79,14 @@ def steps(
         used = [batches[number] for number in (0, 1, -1)]
         state = run.trainer.init()
         sums = state.sums  # always float32
-        state = start(dataclasses.replace(cast(state, dtype), sums=sums))
+        state = start(run.trainer.schema, dataclasses.replace(cast(state, dtype), sums=sums))
         step = run.trainer.compile_step(state, run.trainer.put(used[0]), QUICK)
         for batch in used:
             state, _ = step(state, run.trainer.put(batch))
         logits = own_rows(run.trainer.predict(state, run.trainer.put(used[-1])))
         rows, logits = (gathered(np.asarray(own)[None])[0] for own in (used[-1].row, logits))
         by_row = {int(row): logit for row, logit in zip(rows, logits, strict=True) if row >= 0}
-        return Stepped(state, leaves(state), by_row)
+        return Stepped(run.trainer.schema, state, leaves(state), by_row)
 
 
 def assert_the_same(found: Stepped, expected: Stepped, exact: bool, where: str) -> None:
@@ -105,12 +107,13 @@ def save(state: TrainState, directory: Path) -> None:
     checkpoints.close()
 
 
-def restore(directory: Path, like: TrainState) -> TrainState:
-    """The saved state with the dtypes and places of another."""
+def restore(directory: Path, mesh: MeshConfig, schema: Schema, like: TrainState) -> TrainState:
+    """The saved state on a mesh, with the shapes and dtypes of another one."""
     checkpoints = Checkpoints(directory)
+    places = shardings(schema, like, make_mesh(mesh))
     with jax.enable_x64():
         state, _ = checkpoints.restore(
-            1, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+            1, jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, places)
         )
     checkpoints.close()
     return state
@@ -121,7 +124,7 @@ def main() -> None:
     mesh = tiny_config(*sys.argv[3:]).mesh
     join(mesh)
     table_rows.LARGE = LARGE
-    trained = steps(mesh, SMALL, np.float64, lambda new: restore(given, new))
+    trained = steps(mesh, SMALL, np.float64, lambda schema, new: restore(given, mesh, schema, new))
     save(trained.state, out / "checkpoints")
     if is_first():
         np.savez(out / "trained.npz", **trained.leaves)
