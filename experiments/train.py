@@ -11,6 +11,9 @@ default. Without --data.root presets train on the synthetic world, if they are n
 The run directory (runs/MODEL-PRESET-DATASET-seedSEED unless --run.dir names one) holds config.json, env.json,
 metrics.jsonl, checkpoints/, result.json and learning_curve.png. A run that was cut off goes on with the same command.
 What XLA compiled for it is kept beside the prepared data (`experiments.compilation`).
+
+With ``--mesh.data N`` many devices share a run. If they are in several processes, the command is started once in each
+(docs/cluster.md); the first of them prints and writes.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
 from experiments.compilation import keep_compiled
@@ -26,6 +30,7 @@ from experiments.configs import PRESETS
 from experiments.files import load
 from kunlun_jax.data.open import DataConfig, open_dataset, resolve
 from kunlun_jax.flops import summary
+from kunlun_jax.processes import is_first, join
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train_run
 from kunlun_jax.training.run import prepare
@@ -118,12 +123,21 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         name, config = parse(arguments)
+        if join(config.mesh):
+            # Before anything can go wrong in one of them alone.
+            print(
+                f"process {jax.process_index()} of {jax.process_count()}; when one is lost, the others end within "
+                f"{config.mesh.heartbeat_s} s, and the same command in all goes on at the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         keep_compiled(config.data.cache)
         config = dataclasses.replace(config, data=resolve(config.data))
         dataset = open_dataset(config.data)
         path = run_path(name, config, dataset.schema.name)
         run = prepare(config, dataset)
-        print(summary(run.parts), flush=True)
+        if is_first():
+            print(summary(run.parts), flush=True)
         result = train_run(run, path)
     except (ValueError, KeyError) as error:
         # A KeyError as text stands in quotes.
@@ -133,7 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
         done = f"{result['stopped']} of {result['steps']} steps"
         print(f"{result['signal']}: saved after {done}; the same command goes on there")
         return 0
-    print(report(result, path))
+    if is_first():
+        print(report(result, path))
     return 0
 
 

@@ -17,25 +17,57 @@ class MeshConfig:
     """Devices that share a run."""
 
     data: int = 1
-    """Devices that each take an equal share of every batch and of the rows of large tables; a power of two."""
+    """Devices that each take an equal share of every batch and of the rows of large tables; a power of two. Those of
+    all processes together."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 waits for the others; default: what the cluster says (docs/cluster.md)."""
+    processes: int | None = None
+    """Processes that share the run, each with as many devices; default: what the cluster says, else 1."""
+    process: int | None = None
+    """Which of them this is, from 0; default: what the cluster says."""
+    heartbeat_s: int = 100
+    """Seconds after which a process that gives no sign of life counts as dead, and the others end."""
 
     def __post_init__(self):
         if self.data < 1 or MOST_DEVICES % self.data:
             raise ValueError(f"mesh.data is {self.data}; it must be a power of two, 1 to {MOST_DEVICES}")
+        if self.processes is not None and (self.processes < 1 or self.data % self.processes):
+            raise ValueError(
+                f"mesh.processes is {self.processes}; it must divide mesh.data {self.data}, the devices of all"
+            )
+        if self.process is not None and not 0 <= self.process < (self.processes or MOST_DEVICES):
+            raise ValueError(f"mesh.process is {self.process}; it must be from 0 to mesh.processes - 1")
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"mesh.coordinator is {self.coordinator!r}; it must be HOST:PORT, as in node001:12345")
+        if self.heartbeat_s < 1:
+            raise ValueError(f"mesh.heartbeat_s is {self.heartbeat_s}; it must be at least 1")
 
 
 def make_mesh(config: MeshConfig) -> Mesh | None:
-    """The mesh of the first devices of this process; None for one device.
+    """The mesh of the first devices of each process, those of one after those of another; None for one device.
 
     Raises:
-      ValueError: there are fewer devices.
+      ValueError: there are fewer devices, or they cannot be had in equal numbers from all processes; or there are not
+        as many processes as the config says.
     """
+    processes = jax.process_count()
+    if config.processes not in (None, processes):
+        raise ValueError(
+            f"mesh.processes is {config.processes}, and this run has {processes}; `kunlun_jax.processes.join` brings "
+            "them together before JAX's devices are opened"
+        )
+    if config.data % processes:
+        raise ValueError(f"mesh.data is {config.data}; it must be a multiple of the {processes} processes of this run")
     if config.data == 1:
         return None
-    devices = jax.devices()
+    each = config.data // processes
+    there = [[device for device in jax.devices() if device.process_index == index] for index in range(processes)]
+    devices = [device for of_process in there for device in of_process[:each]]
     if len(devices) < config.data:
+        found = jax.device_count()
+        of_processes = f" in {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"mesh.data is {config.data}, and there are {len(devices)} devices ({jax.default_backend()}); for a trial "
-            f"on a CPU set JAX_NUM_CPU_DEVICES={config.data}"
+            f"mesh.data is {config.data}, and there are {found} devices{of_processes} ({jax.default_backend()}); for a "
+            f"trial on a CPU set JAX_NUM_CPU_DEVICES={each}"
         )
-    return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices[: config.data])
+    return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices)

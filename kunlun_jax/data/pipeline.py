@@ -99,16 +99,13 @@ class LoaderConfig:
             )
         return dict.fromkeys(types, self.max_events) | dict(self.max_events_of)
 
-    def local_batch_size(self, process_count: int, share_count: int = 1) -> int:
-        """Examples of a batch per process; ValueError if they, or its shares, cannot be divided evenly."""
-        total = process_count * share_count
-        if self.batch_size % total:
-            devices = f"{total}, the number of devices that share it in all processes"
+    def share_size(self, share_count: int) -> int:
+        """Examples in each share of a batch; ValueError if it cannot be divided evenly."""
+        if self.batch_size % share_count:
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of "
-                + (devices if share_count > 1 else f"the number of processes {process_count}")
+                f"batch_size {self.batch_size} must be a multiple of {share_count}, the number of devices that share it"
             )
-        return self.batch_size // process_count
+        return self.batch_size // share_count
 
 
 def make_loader(
@@ -131,25 +128,29 @@ def make_loader(
       config: batch size, cuts, order, workers.
       epochs: passes.
       seed: of the global shuffle; nothing else is random.
-      process_index: this process gets the slice ``process_index`` of ``process_count`` equal ones of every batch.
+      process_index: of the shares of every batch, this process gets run ``process_index`` of ``process_count`` equal
+        ones. It looks at the lengths of all histories of a batch, since shares are dealt by them, and reads its own.
       process_count: processes that share a batch.
-      share_count: devices that share a process's part of a batch: it comes as that many shares, one after the other
-        along the first axis of every array, each with its own offsets.
+      share_count: devices of all processes that share a batch: it comes as shares, one after the other along the first
+        axis of every array, each with its own offsets.
       capacity: packed rows of a share per event type and multi-valued feature, from `capacities`; "auto" calls it.
 
     Raises:
-      ValueError: a field is out of range, or the batch size is not a multiple of all the shares.
+      ValueError: a field is out of range, or the batch size is not a multiple of the shares, or they not of the
+        processes.
       KeyError: there is no such split.
     """
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; it must be at least 1")
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index is {process_index}; it must be from 0 to {process_count - 1}")
+    if share_count % process_count:
+        raise ValueError(f"share_count is {share_count}; it must be a multiple of process_count {process_count}")
     if len(dataset.split(split)) == 0:
         raise ValueError(f"split {split!r} of data set {dataset.schema.name!r} has no rows")
     if capacity == "auto":
-        counts = {"process_count": process_count, "share_count": share_count}
-        capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, **counts)
+        capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, share_count=share_count)
+    own = share_count // process_count
     plan = _Plan(
         source=dataset.source,
         rows=dataset.split(split),
@@ -157,9 +158,9 @@ def make_loader(
         shuffle=config.shuffle,
         seed=seed,
         epochs=epochs,
-        slice_index=process_index,
-        slice_size=config.local_batch_size(process_count, share_count),
         share_count=share_count,
+        share_size=config.share_size(share_count),
+        own=range(process_index * own, (process_index + 1) * own),
         max_events=config.max_events_by_type(dataset.schema),
         capacity=dict(capacity),
     )
@@ -180,7 +181,6 @@ def capacities(
     *,
     epochs: int = 1,
     seed: int = 0,
-    process_count: int = 1,
     share_count: int = 1,
 ) -> dict[str, int]:
     """Packed rows that the fullest share of a batch needs, per event type and multi-valued feature, a multiple of 128.
@@ -191,7 +191,8 @@ def capacities(
     is the same on all processes.
     """
     names = capacity_names(dataset.schema)
-    size = config.local_batch_size(process_count, share_count)
+    config.share_size(share_count)
+    size = config.batch_size
     needed = dict.fromkeys(names, 0)
     max_events = config.max_events_by_type(dataset.schema)
     for split in splits:
@@ -256,7 +257,7 @@ class Loader(Iterator[tuple[Batch, Counts]]):
 
     def rows(self, number: int) -> np.ndarray:
         """Row numbers of the examples of batch `number`, counted over all epochs, on all processes: int64, in order."""
-        return self._plan.row_numbers(number, 0, self._plan.batch_size)
+        return self._plan.row_numbers(number)
 
     def get_state(self) -> dict[str, Any]:
         """Where the loader is, in what order of what data; batches that are only prefetched do not count."""
@@ -332,9 +333,9 @@ class _Plan:
     shuffle: Shuffle
     seed: int
     epochs: int
-    slice_index: int
-    slice_size: int
     share_count: int
+    share_size: int
+    own: range
     max_events: dict[str, int]
     capacity: dict[str, int]
 
@@ -344,40 +345,40 @@ class _Plan:
 
     @property
     def batch_bytes(self) -> int:
-        """Size of a batch; all arrays have 4-byte elements."""
+        """Size of what this process has of a batch; all arrays have 4-byte elements."""
         schema = self.source.schema
         per_example = len(schema.categorical) + len(schema.dense) + len(schema.tasks) + 3
-        elements = self.slice_size * (per_example + 2 * len(self.capacity))
+        elements = self.share_size * (per_example + 2 * len(self.capacity))
         packed = sum(
             self.capacity[event.name] * (len(event.categorical) + len(event.dense) + 1) for event in schema.events
         )
         packed += sum(self.capacity[feature.name] for feature in schema.multi_valued)
-        return 4 * (elements + self.share_count * packed)
+        return 4 * len(self.own) * (elements + packed)
 
-    def row_numbers(self, number: int, start: int, size: int) -> np.ndarray:
-        """Rows `start` to ``start + size`` of batch `number`, fewer at the end of an epoch."""
+    def row_numbers(self, number: int) -> np.ndarray:
+        """Rows of batch `number`, of all processes, fewer at the end of an epoch."""
         epoch, batch = divmod(int(number), self.batches_per_epoch)
-        start += batch * self.batch_size
-        index = np.arange(start, min(start + size, len(self.rows)), dtype=np.int64)
+        start = batch * self.batch_size
+        index = np.arange(start, min(start + self.batch_size, len(self.rows)), dtype=np.int64)
         if self.shuffle == "global":
             index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
         return index + self.rows.start
 
     def __call__(self, number: int) -> tuple[Batch, Counts]:
-        index = self.row_numbers(number, self.slice_index * self.slice_size, self.slice_size)
+        index = self.row_numbers(number)
         if self.share_count == 1:
-            return self._packed(index, self.slice_size)
-        packed_rows = sum(_packed_rows(self.source, index, self.max_events).values(), np.zeros(len(index), np.int64))
-        parts = [
-            self._packed(index[share], self.slice_size // self.share_count)
-            for share in shares(packed_rows, self.share_count)
-        ]
-        fullest = max(sum(counts.events.values()) for _, counts in parts)
+            return self._packed(index)
+        lengths = _lengths(self.source, index, self.max_events)
+        packed_rows = sum((aligned(of) for of in lengths.values()), np.zeros(len(index), np.int64))
+        dealt = shares(packed_rows, self.share_count)
+        events = sum((lengths[name] for name in self.max_events), np.zeros(len(index), np.int64))
+        parts = [self._packed(index[dealt[number]]) for number in self.own]
         counts = sum((counts for _, counts in parts), Counts())
+        fullest = max(int(events[share].sum()) for share in dealt)
         return joined([batch for batch, _ in parts]), dataclasses.replace(counts, events_of_fullest=fullest)
 
-    def _packed(self, index: np.ndarray, size: int) -> tuple[Batch, Counts]:
-        return pack(self.source.schema, self.source.rows(index, self.max_events), size, self.capacity)
+    def _packed(self, index: np.ndarray) -> tuple[Batch, Counts]:
+        return pack(self.source.schema, self.source.rows(index, self.max_events), self.share_size, self.capacity)
 
 
 @functools.lru_cache(maxsize=1)
@@ -389,20 +390,24 @@ def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _packed_rows(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:
-    """Packed rows that each example occupies, per event type and multi-valued feature."""
-    packed = {}
-    for event in source.schema.events:
-        lengths = source.history_lengths(index, event.name)
-        packed[event.name] = aligned(np.minimum(lengths, max_events[event.name]))
+def _lengths(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:
+    """How many events, as they are cut, and ids each example has, per event type and multi-valued feature."""
+    lengths = {
+        event.name: np.minimum(source.history_lengths(index, event.name), max_events[event.name])
+        for event in source.schema.events
+    }
     if source.schema.multi_valued:
         no_events = dict.fromkeys(max_events, 0)
         pieces = np.array_split(index, -(-len(index) // 65536))
         rows = [source.rows(piece, no_events).multi_valued for piece in pieces]
         for feature in source.schema.multi_valued:
-            lengths = [np.diff(piece[feature.name].splits) for piece in rows]
-            packed[feature.name] = aligned(np.concatenate(lengths))
-    return packed
+            lengths[feature.name] = np.concatenate([np.diff(piece[feature.name].splits) for piece in rows])
+    return lengths
+
+
+def _packed_rows(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:
+    """Packed rows that each example occupies, per event type and multi-valued feature."""
+    return {name: aligned(of) for name, of in _lengths(source, index, max_events).items()}
 
 
 def _fullest(packed_rows: Mapping[str, np.ndarray], size: int, share_count: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from kunlun_jax.checksums import damage, is_sealed, seal
+from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,15 @@ def _paths(state: TrainState):
     return jax.tree_util.tree_flatten_with_path(state)[0]
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """False: the run decides when to stop (`stop.Stop`), and JAX counts every question as a step that began."""
+        return False
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Of several processes each writes and reads what its devices hold: all are to call all
+    methods, and `directory` lies on a file system that all of them see.
 
     Args:
       directory: made if absent.
@@ -52,9 +60,9 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 2, writable: bool = True):
         directory = Path(directory).absolute()
         self._directory = directory
-        self._latest = _newest_sound(directory, writable)
+        self._latest = agreed(lambda: _newest_sound(directory, writable))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._manager = _Manager(directory, options=options)
         self._sealing: threading.Thread | None = None
 
     def latest(self) -> int | None:
@@ -74,6 +82,8 @@ class Checkpoints:
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position))
         )
         self._latest = step
+        if not is_first():  # which is the one that renames the step when all have written their parts
+            return
         self._sealing = threading.Thread(target=self._seal, args=(step,), name="checksums")
         self._sealing.start()
 

@@ -4,16 +4,18 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
+from kunlun_jax.processes import gathered
 from kunlun_jax.training.metrics import evaluate_predictions
+from kunlun_jax.training.placement import own_rows
 from kunlun_jax.training.step import Trainer, TrainState
 from kunlun_jax.training.stop import Stop
+from kunlun_jax.training.totals import of_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,10 @@ def predict(
     name: str,
     stop: Stop | None = None,
 ) -> Predictions | None:
-    """Runs the model over `loader`; `total` batches, for the progress bar alone. None once `stop` has a signal."""
+    """Runs the model over `loader`; `total` batches, for the progress bar alone. None once `stop` has a signal.
+
+    Of several processes each runs over its own shares, and all get all predictions.
+    """
     logits, batches, counts = [], [], Counts()
     for batch, new in tqdm(
         loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False
@@ -53,12 +58,13 @@ def predict(
         logits.append(trainer.predict(state, trainer.put(batch)))
         batches.append((batch.row, batch.labels, batch.weights))
         counts += new
-        if stop is not None and stop.signal is not None:
+        if stop is not None and stop.reached():
             return None
     # Filling rows have number -1; a real row may have weight 0 and still wants its prediction.
-    row, labels, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
+    columns = *zip(*batches, strict=True), [own_rows(of_batch) for of_batch in logits]
+    row, labels, weights, values = (np.concatenate(gathered(np.stack(column))) for column in columns)
     real = row >= 0
-    values = np.concatenate(jax.device_get(logits))
+    counts = of_all(counts, trainer.mesh)()
     return Predictions(row[real].astype(np.int64), values[real], labels[real], weights[real], counts)
 
 

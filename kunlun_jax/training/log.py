@@ -10,6 +10,7 @@ import jax
 
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.pipeline import Loader
+from kunlun_jax.processes import is_first
 from kunlun_jax.training.run import Run
 from kunlun_jax.training.run_directory import RunDirectory
 from kunlun_jax.training.skipped import Skipped, lines_of, refuse_streak, told
@@ -39,12 +40,15 @@ class MetricsLog:
     ):
         self._directory, self._run, self._loader, self._mirror = directory, run, loader, mirror
         self._batch_size = run.config.loader.batch_size
-        self._waiting: tuple[int, Progress, Counts] | None = None
+        self._waiting: tuple[int, Progress, Callable[[], Counts]] | None = None
         self._last_step, self._last_time = start, time.monotonic()
         self.newest: dict[str, Any] = {}
 
-    def add(self, step: int, progress: Progress, counts: Counts) -> None:
-        """Queues the line of `step` and writes the one before it; `Diverged` as for `flush`."""
+    def add(self, step: int, progress: Progress, counts: Callable[[], Counts]) -> None:
+        """Queues the line of `step` and writes the one before it; `Diverged` as for `flush`.
+
+        `counts` is called when the line is written.
+        """
         self.flush()
         self._waiting = (step, progress, counts)
 
@@ -71,13 +75,13 @@ class MetricsLog:
             examples=step * self._batch_size,
             **values,
             skipped_steps=int(progress.skipped.count),
-            **shown(counts),
+            **shown(counts()),
             examples_per_second=round(rate, 1),
         )
         refuse_streak(step, progress.skipped.streak, self._run.config.run.max_skipped_streak)
 
     def _tell_skipped(self, step: int, skipped: Skipped) -> None:
-        if skipped.count:
+        if skipped.count and is_first():
             self._directory.log_skipped(lines_of(step, skipped, self._run.dataset, self._loader.rows))
             logger.warning("%s; their examples are in %s", told(step, skipped), self._directory.skipped)
 

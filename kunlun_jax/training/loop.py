@@ -3,6 +3,9 @@
 A run that is cut off anywhere, by SIGKILL too, goes on with the same command and ends with the same metrics, bit for
 bit: model, optimizer, random state, metric sums and data position are one checkpoint, and metrics.jsonl is cut back to
 it. SIGTERM or Ctrl-C saves first and returns.
+
+Several processes run the same lines, each on its own shares of the batches; process 0 alone writes the run directory,
+and what it finds there it tells the others (`kunlun_jax.processes`).
 """
 
 import contextlib
@@ -20,6 +23,7 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
 from kunlun_jax.nn.table_rows import dealt
+from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
@@ -31,6 +35,7 @@ from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
 from kunlun_jax.training.skipped import Diverged, refuse_streak
 from kunlun_jax.training.stop import Stop
+from kunlun_jax.training.totals import of_all, own_part
 
 
 def train(config: TrainConfig, path: Path, *, dataset: Dataset | None = None) -> dict[str, Any]:
@@ -71,16 +76,17 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
 def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[str, Any]:
     config = run.config
     loader = run.loader("train", epochs=config.run.epochs, training=True)
-    mirror = tensorboard_writer(directory.path) if config.run.tensorboard else None
-    start = checkpoints.latest() or 0
+    mirror = tensorboard_writer(directory.path) if config.run.tensorboard and is_first() else None
+    start = agreed(lambda: checkpoints.latest() or 0)
     counts = Counts()
     if start:
         state, position = checkpoints.restore(start, run.trainer.abstract_state())
         loader.set_state(position["loader"])
-        counts = Counts(**position["counts"])
+        counts = own_part(Counts(**position["counts"]))
     else:
         state = run.trainer.init()
     directory.truncate_lines(start)
+    evaluated = {(start, split) for split in agreed(lambda: directory.evaluated(start))}
     log = MetricsLog(directory, run, loader, start, mirror)
 
     def streak() -> int:
@@ -90,18 +96,15 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
         log.flush()
         refuse_streak(step, streak(), config.run.max_skipped_streak)
         with jax.transfer_guard("allow"):
-            checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(counts)})
+            total = of_all(counts, run.trainer.mesh)()
+            checkpoints.save(step, state, {"loader": loader.get_state(), "counts": dataclasses.asdict(total)})
 
     def owed(step: int) -> list[str]:
         """The splits that are to be evaluated at `step` and have no line in metrics.jsonl."""
         splits = config.run.eval_splits
         if step < run.steps:
             splits = splits[:1] if config.run.eval_every and step and step % config.run.eval_every == 0 else ()
-        if not splits:
-            return []
-        lines = read_metrics(directory.metrics)
-        done = {line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step}
-        return [split for split in splits if split not in done]
+        return [split for split in splits if (step, split) not in evaluated]
 
     def evaluate(step: int, stop: Stop) -> None:
         refused: NotFinite | None = None
@@ -127,6 +130,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
                 **shown(predictions.counts),
                 seconds=round(time.monotonic() - began, 2),
             )
+            evaluated.add((step, split))
             log.restart_clock()
         if refused is not None:  # after the other splits and a checkpoint, so that nothing else is lost
             save(step)
@@ -138,7 +142,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
     )
     with loader, bar, Stop() as stop, jax.transfer_guard("disallow"):
         evaluate(start, stop)  # what an earlier process was stopped in
-        while step < run.steps and stop.signal is None:
+        while step < run.steps and not stop.reached():
             if config.run.fresh_tables and step and step % run.batches("train") == 0:
                 with jax.transfer_guard("allow"):
                     state = run.trainer.renew_tables(state)
@@ -149,20 +153,21 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
             step += 1
             if config.run.debug_nans and streak():
                 raise Diverged(f"step {step}: {where_not_finite(run.trainer, state, batch)}")
-            if step == start + 1:
+            if step == start + 1 and is_first():
                 # The step is traced by now: what goes wrong in counting does so at the start of a run, not at its end.
                 with jax.transfer_guard("allow"):
                     executed = run.executed()
             bar.update()
             if step % config.run.log_every == 0 or step == run.steps:
-                log.add(step, progress, counts)
+                log.add(step, progress, of_all(counts, run.trainer.mesh))
                 counts = Counts()
                 bar.set_postfix_str(progress_text(log.newest), refresh=False)
             if step == run.steps:
                 log.flush()
-                with jax.transfer_guard("allow"):
-                    limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
-                    log.write(kind="peak", step=step, **limit, **executed)
+                if is_first():  # alone, for a measurement takes seconds of the machine
+                    with jax.transfer_guard("allow"):
+                        limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
+                        log.write(kind="peak", step=step, **limit, **executed)
             # Before the evaluation, so that a signal need not wait for its end.
             # A streak of skipped steps may not end, and of the checkpoints only the newest are kept.
             if step == run.steps or (step % config.run.checkpoint_every == 0 and not streak()):
@@ -172,7 +177,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
     checkpoints.wait()
     if step < run.steps or owed(step):
         return {"stopped": step, "signal": stop.signal, "steps": run.steps}
-    return finish(run, directory)
+    return agreed(lambda: finish(run, directory))
 
 
 def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:

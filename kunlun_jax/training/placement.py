@@ -4,7 +4,7 @@
 |---|---|
 | large tables, and what the optimizer keeps of their rows | cut by rows, an equal run on each device |
 | small tables, dense parameters, their optimizer, the rest | whole on every device |
-| batches | an equal share on each device, packed by itself |
+| batches | an equal share on each device, packed by itself, in the process that has the device |
 
 Source: ours (O).
 """
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from kunlun_jax.data.schema import Schema
@@ -37,6 +38,31 @@ def shardings(schema: Schema, state: Any, mesh: Mesh | None) -> Any:
         device = SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda _: device, state)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(schema, state))
+
+
+def put(batch: Any, mesh: Mesh | None) -> Any:
+    """A tree of NumPy arrays on the devices, cut along the first axis.
+
+    Args:
+      batch: the shares of this process's devices, one after the other.
+      mesh: the devices of all processes; None for one device.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return jax.device_put(batch, None if mesh is None else NamedSharding(mesh, CUT))
+    processes, place = jax.process_count(), NamedSharding(mesh, CUT)
+
+    def of_all(own: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(place, own, (len(own) * processes, *own.shape[1:]))
+
+    # No less asked for than `device_put`, but JAX counts it among the transfers that happen by the way.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(of_all, batch)
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """What this process's devices hold of an array that is cut along its first axis or lies on one device."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate(jax.device_get([shard.data for shard in shards]))
 
 
 def over_devices(

@@ -14,6 +14,7 @@ from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import Loader, capacities, make_loader
 from kunlun_jax.executed import NotCounted
 from kunlun_jax.parallel import make_mesh
+from kunlun_jax.processes import is_first
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, predict
 from kunlun_jax.training.step import Trainer, TrainState
@@ -51,6 +52,8 @@ class Run:
             epochs=epochs,
             seed=self.config.run.seed,
             share_count=self.config.mesh.data,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def batches(self, split: str) -> int:
@@ -88,6 +91,8 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     for split in ("train", *config.run.eval_splits):
         dataset.split(split)
     mesh = make_mesh(config.mesh)
+    if not is_first():
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=False))
     capacity = capacities(
         dataset,
         tuple(dataset.splits),

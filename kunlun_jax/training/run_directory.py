@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.provenance import environment
 
 MAY_DIFFER = (
@@ -36,7 +37,7 @@ class RunInUse(ValueError):
 
 
 class RunDirectory:
-    """Opens or makes a run directory.
+    """Opens or makes a run directory. Of several processes the first does so for all, and alone writes in it.
 
     Args:
       path: the folder.
@@ -51,6 +52,9 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.skipped = self.path / "skipped.jsonl"
+        agreed(lambda: self._open(config))
+
+    def _open(self, config: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         stored = self.path / "config.json"
         config = json.loads(json.dumps(config))
@@ -72,7 +76,7 @@ class RunDirectory:
 
     def keep(self, folder: Path | None) -> None:
         """Copies a folder into this one, unless it was before; None is none."""
-        if folder is None or (self.path / folder.name).exists():
+        if not is_first() or folder is None or (self.path / folder.name).exists():
             return
         partial = self.path / f".{folder.name}.{os.getpid()}"
         shutil.copytree(folder, partial)
@@ -85,6 +89,12 @@ class RunDirectory:
         Raises:
           RunInUse: another process does; the message names it.
         """
+        with contextlib.ExitStack() as held:
+            agreed(lambda: held.enter_context(self._lock()))
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
         with (self.path / ".lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,10 +110,17 @@ class RunDirectory:
 
     def truncate_lines(self, step: int) -> None:
         """Drops lines after `step`, and a line that a kill cut short: a restart writes them again."""
+        if not is_first():
+            return
         for path in (self.metrics, self.skipped):
             if path == self.metrics or path.exists():
                 kept = [line for line in read_metrics(path) if line["step"] <= step]
                 write_atomic(path, "".join(map(_json_line, kept)))
+
+    def evaluated(self, step: int) -> list[str]:
+        """The splits whose evaluation at `step` has its line in ``metrics.jsonl``."""
+        lines = read_metrics(self.metrics)
+        return [line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step]
 
     def log(self, **line: Any) -> None:
         """Appends a line to ``metrics.jsonl``; it is on disk when this returns.
@@ -123,6 +140,8 @@ def _json_line(line: dict[str, Any]) -> str:
 
 
 def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    if not is_first():
+        return
     with path.open("a") as file:
         file.write("".join(map(_json_line, lines)))
         file.flush()

@@ -29,7 +29,7 @@ from kunlun_jax.training import tables
 from kunlun_jax.training.exchange import Route
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
-from kunlun_jax.training.placement import CUT, over_devices, shardings
+from kunlun_jax.training.placement import CUT, over_devices, put, shardings
 from kunlun_jax.training.skipped import NO_ROW, Skipped, all_finite, only_if
 
 
@@ -129,8 +129,8 @@ class Trainer:
         return jax.jit(self.rows.init, out_shardings=NamedSharding(self.mesh, CUT))(table)
 
     def put(self, batch: Batch) -> Batch:
-        """A batch of the loader on the devices, each its own share."""
-        return jax.device_put(batch, None if self.mesh is None else NamedSharding(self.mesh, CUT))
+        """A batch of this process's loader on the devices, each its own share."""
+        return put(batch, self.mesh)
 
     def renew_tables(self, state: TrainState) -> TrainState:
         """The state with the tables and table optimizer of `init`. As a step does, it takes the old ones."""

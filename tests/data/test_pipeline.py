@@ -90,22 +90,24 @@ def test_global_shuffle_is_a_new_permutation_each_epoch_and_the_same_for_a_seed(
 
 @pytest.mark.parametrize("config", [CONFIG, SHUFFLED], ids=["time", "shuffled"])
 def test_processes_share_batches_and_change_nothing(dataset, config):
+    """Each has its run of the shares that one process would pack, and of a batch every example is in one share."""
     with make_loader(dataset, "test", config, epochs=2, seed=3) as loader:
-        whole = list(loader)
-    capacity = capacities(dataset, ["test"], config, epochs=2, seed=3, process_count=4)
-    parts = []
-    for process in range(4):
-        with make_loader(dataset, "test", config, epochs=2, seed=3, process_index=process, process_count=4) as loader:
-            assert loader.capacity == capacity
+        undivided = [batch for batch, _ in loader]
+    with make_loader(dataset, "test", config, epochs=2, seed=3, share_count=4) as loader:
+        whole, capacity = list(loader), loader.capacity
+    parts, own = [], {"process_count": 2, "share_count": 4}
+    for process in range(2):
+        with make_loader(dataset, "test", config, epochs=2, seed=3, process_index=process, **own) as loader:
+            assert loader.capacity == capacity == capacities(dataset, ["test"], config, epochs=2, seed=3, share_count=4)
             parts.append(list(loader))
-    for number, (batch, counts) in enumerate(whole):
-        pieces = [part[number] for part in parts]
-        for name in ("row", "weights", "labels", "categorical", "dense", "request_time"):
-            joined = np.concatenate([getattr(piece, name) for piece, _ in pieces])
-            np.testing.assert_array_equal(joined, getattr(batch, name), strict=True)
-        assert sum((c for _, c in pieces), Counts()) == counts
-        lengths = np.concatenate([piece.events["click"].lengths for piece, _ in pieces])
-        np.testing.assert_array_equal(lengths, batch.events["click"].lengths)
+    for (batch, counts), at_once, *pieces in zip(whole, undivided, *parts, strict=True):
+        leaves = zip(*(jax.tree.leaves(piece) for piece in (batch, *(piece for piece, _ in pieces))), strict=True)
+        for together, *apart in leaves:
+            np.testing.assert_array_equal(np.concatenate(apart), together, strict=True)
+        np.testing.assert_array_equal(np.sort(batch.row), np.sort(at_once.row))
+        total = sum((counts for _, counts in pieces), Counts())
+        assert {part.events_of_fullest for _, part in pieces} == {counts.events_of_fullest}
+        assert dataclasses.replace(total, events_of_fullest=counts.events_of_fullest) == counts
 
 
 def test_processes_and_threads_of_workers_change_nothing(dataset):
@@ -256,8 +258,10 @@ def test_wrong_fields_are_named(change, message):
 
 
 def test_wrong_arguments_are_named(dataset):
-    with pytest.raises(ValueError, match="batch_size 16 must be a multiple of the number of processes 3"):
-        make_loader(dataset, "train", CONFIG, process_count=3)
+    with pytest.raises(ValueError, match="batch_size 16 must be a multiple of 3, the number of devices that share it"):
+        make_loader(dataset, "train", CONFIG, share_count=3)
+    with pytest.raises(ValueError, match="share_count is 1; it must be a multiple of process_count 2"):
+        make_loader(dataset, "train", CONFIG, process_count=2)
     with pytest.raises(ValueError, match="process_index is 2; it must be from 0 to 1"):
         make_loader(dataset, "train", CONFIG, process_index=2, process_count=2)
     with pytest.raises(ValueError, match="epochs is 0; it must be at least 1"):

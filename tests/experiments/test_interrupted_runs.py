@@ -12,9 +12,10 @@ import pytest
 
 from experiments import evaluate, train
 from kunlun_jax.training.run import prepare
-from kunlun_jax.training.run_directory import TIMING, read_metrics
+from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.stop import Stop
 from tests import processes
+from tests.experiments.run_folder import checkpoints, lasting
 from tests.experiments.tiny import FLAGS
 from tests.training.tiny import tiny_config
 
@@ -45,18 +46,6 @@ def finish(process: processes.Process, code: int) -> str:
     done = process.finish()
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def lasting(directory: Path) -> list[str]:
-    """The lines of metrics.jsonl as they stand, less what is time."""
-    text = (directory / "metrics.jsonl").read_text()
-    assert text.endswith("\n")
-    lines = [json.loads(line) for line in text.splitlines()]
-    return [json.dumps({k: v for k, v in line.items() if k not in TIMING}) for line in lines]
-
-
-def checkpoints(directory: Path) -> list[int]:
-    return sorted(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,10 @@ import signal
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kunlun_jax.models.base import ModelConfig
-from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.nn import table_rows
 from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.training import exchange
@@ -21,52 +19,22 @@ from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
 from kunlun_jax.training.placement import over_devices
-from kunlun_jax.training.run import Run, prepare
+from kunlun_jax.training.run import Run
 from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.step import LossWeights, Trainer, weighted_loss
+from tests.training import mesh_steps
+from tests.training.mesh_steps import CONSTANT, LARGE, SMALL, assert_the_same, steps
 from tests.training.tiny import tiny_config
-
-SMALL = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), skip_events=("impression",))
-QUICK = {"xla_backend_optimization_level": 0}
-CONSTANT = ("--optimizer.warmup", "0", "--optimizer.decay", "none", "--model.dropout", "0")
 
 
 @pytest.fixture(autouse=True)
 def large_tables(monkeypatch):
     """Tables of the tiny world are dealt to parts, all but the smallest."""
-    monkeypatch.setattr(table_rows, "LARGE", 60)
+    monkeypatch.setattr(table_rows, "LARGE", LARGE)
 
 
 def prepared(devices: int, *flags: str, model: ModelConfig | None = None) -> Run:
-    config = tiny_config(*CONSTANT, "--mesh.data", str(devices), *flags)
-    return prepare(config if model is None else dataclasses.replace(config, model=model))
-
-
-def cast(tree, dtype):
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-
-
-def after_steps(devices: int, model: ModelConfig | None, dtype) -> tuple[dict, dict[int, np.ndarray]]:
-    """The state's leaves by name after steps on the first two batches and the last, and predictions for that by row."""
-    name = np.dtype(dtype).name
-    # flax's norms mix float64 with float32, which strict promotion refuses.
-    with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
-        flags = ("--data.train-rows", "600", "--model.dtype", name)
-        run = prepared(devices, *flags, model=model and dataclasses.replace(model, dtype=name))
-        with run.loader("train") as loader:
-            batches = [batch for batch, _ in loader]
-        state = run.trainer.init()
-        sums = state.sums  # always float32
-        state = dataclasses.replace(cast(state, dtype), sums=sums)
-        batches = [run.trainer.put(cast(batches[number], dtype)) for number in (0, 1, -1)]
-        step = run.trainer.compile_step(state, batches[0], QUICK)
-        for batch in batches:
-            state, _ = step(state, batch)
-        logits = jax.device_get(run.trainer.predict(state, batches[-1]))
-        rows = np.asarray(batches[-1].row)
-        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-        names = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    return names, {int(row): logit for row, logit in zip(rows, logits, strict=True) if row >= 0}
+    return mesh_steps.prepared(MeshConfig(devices), *flags, model=model)
 
 
 def check_the_same(model: ModelConfig | None, dtype, meshes: tuple[int, ...]) -> None:
@@ -75,19 +43,11 @@ def check_the_same(model: ModelConfig | None, dtype, meshes: tuple[int, ...]) ->
     In float32 not every leaf can be compared: where the gradient is zero but for rounding, as of the bias of softmax
     keys, Adam makes steps of its whole rate of that. What they lead to is the same: logits and metrics.
     """
-    (expected, logits), *others = (after_steps(devices, model, dtype) for devices in (1, *meshes))
-    assert any(name.startswith(".tables") and len(leaf) == table_rows.PARTS for name, leaf in expected.items())
+    expected, *others = (steps(MeshConfig(devices), model, dtype) for devices in (1, *meshes))
+    assert any(name.startswith(".tables") and len(leaf) == table_rows.PARTS for name, leaf in expected.leaves.items())
     exact = dtype == np.float64
-    for devices, (found, found_logits) in zip(meshes, others, strict=True):
-        assert found.keys() == expected.keys() and found_logits.keys() == logits.keys()
-        for name, leaf in found.items():
-            sums = name.startswith(".sums")  # float32 in any case
-            if exact or sums:
-                rtol, atol = (1e-5, 0.0) if sums else (1e-9, 1e-10)
-                where = f"{name} on {devices} devices"
-                np.testing.assert_allclose(leaf, expected[name], rtol=rtol, atol=atol, err_msg=where)
-        both = np.array([(found_logits[row], logits[row]) for row in logits])
-        np.testing.assert_allclose(both[:, 0], both[:, 1], rtol=0, atol=1e-10 if exact else 1e-4)
+    for devices, found in zip(meshes, others, strict=True):
+        assert_the_same(found, expected, exact, f"on {devices} devices")
 
 
 @pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (8,)), (np.float64, (2, 8))])
