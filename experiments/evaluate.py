@@ -92,7 +92,7 @@ def newest_predictions(directory: Path, root: Path | None, split: str, progress:
       ValueError, KeyError: as `open_run`; or there is no checkpoint.
     """
     run = open_run(directory, root, split, progress)
-    checkpoints = Checkpoints(directory / "checkpoints")
+    checkpoints = Checkpoints(directory / "checkpoints", writable=False)
     try:
         step = checkpoints.latest()
         if step is None:

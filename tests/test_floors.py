@@ -11,7 +11,10 @@ FLOORS = {
     "pallas_kernels": ("pallas_kernels",),
     "data": (
         "kunlun_jax.data",
-        *(f"kunlun_jax.{x}" for x in ("batch", "executed", "flops", "mfu", "parallel", "ranges", "serialization")),
+        *(
+            f"kunlun_jax.{x}"
+            for x in ("batch", "checksums", "executed", "flops", "mfu", "parallel", "ranges", "serialization")
+        ),
     ),
     "nn": ("kunlun_jax.nn",),
     "models": ("kunlun_jax.models",),

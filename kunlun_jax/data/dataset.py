@@ -91,12 +91,14 @@ class Dataset:
       p_train: click rate of the training split per task, over the rows that have its label; it fixes the denominator of
         NE.
       fingerprint: changes whenever a row could differ; a run refuses to continue on other data.
+      learned: folder of the vocabularies and means that the columns were made with, if any; runs keep a copy.
     """
 
     source: Source
     splits: dict[str, range]
     p_train: tuple[float, ...]
     fingerprint: str
+    learned: Path | None = None
 
     @property
     def schema(self) -> Schema:

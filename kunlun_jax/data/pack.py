@@ -12,7 +12,7 @@ import numpy as np
 
 from kunlun_jax.batch import Batch, Jagged
 from kunlun_jax.data.dataset import EventRows, Ragged, Rows
-from kunlun_jax.data.schema import Categorical, Schema
+from kunlun_jax.data.schema import NULL_ID, Categorical, Schema
 from pallas_kernels.jagged import ROW_ALIGNMENT, aligned
 
 
@@ -77,7 +77,7 @@ def pack(schema: Schema, rows: Rows, batch_size: int, capacity: Mapping[str, int
 
     Args:
       schema: of the data set.
-      rows: at most `batch_size` examples; ids must not be negative.
+      rows: at most `batch_size` examples; ids are not negative, or `NULL_ID` where the schema allows nulls.
       batch_size: examples in the batch.
       capacity: packed rows per event type and multi-valued feature; multiples of 8.
 
@@ -138,7 +138,7 @@ def map_ids(ids: np.ndarray, features: tuple[Categorical, ...]) -> tuple[np.ndar
     """Table rows for raw ids, and how many ids of each feature were beyond its table.
 
     Args:
-      ids: int64 ``[items, features]``, not negative.
+      ids: int64 ``[items, features]``; `NULL_ID`, or not negative.
       features: one per column.
 
     Returns:
@@ -153,6 +153,9 @@ def map_ids(ids: np.ndarray, features: tuple[Categorical, ...]) -> tuple[np.ndar
         outside[column] = np.count_nonzero(beyond)
         if feature.overflow == "hash" and outside[column]:
             rows[beyond, column] = hashed(ids[beyond, column], feature.size)
+        nulls = capped[:, column] == NULL_ID
+        if nulls.any():
+            rows[nulls, column] = feature.size + (feature.overflow == "oov")
     return rows, outside
 
 

@@ -3,21 +3,32 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 Overflow = Literal["oov", "hash"]
-NullPolicy = Literal["masked"]
-"""What a null stands for. "masked", of a task: no label, so the row counts nothing for that task."""
+TimeUnit = Literal["s", "ms", "us", "ns"]
+Allowed = Literal["relative_times", "early_splits", "events_apart"]
+NullPolicy = Literal["masked", "own_row", "dropped", "indicator"]
+"""What a null stands for.
+
+Of a task "masked": no label, so the row counts nothing for it. Of a categorical feature or field "own_row": an id with
+a table row of its own. Of a multi-valued feature "dropped": no item, and a null list is an empty one. Of a dense
+feature or field "indicator": the mean of the training rows, and a 1 in one more dense feature.
+"""
+NULL_ID = -1
+"""Stands for a null in a column whose policy is "own_row"; it reads the last row of its table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An embedding table: `rows` rows, the out-of-vocabulary row included."""
+    """An embedding table: `rows` rows, those for values out of vocabulary and for nulls included."""
 
     name: str
     rows: int
     size: int
     overflow: Overflow
+    vocabulary: bool = False
+    min_count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +40,16 @@ class Categorical:
       size: number of ids that the table holds; an id beyond it is counted and goes where `overflow` says.
       overflow: "oov" sends such ids to one extra row, "hash" spreads them over the table.
       table: table name; features with the same table name share its embeddings. Empty means its own table.
+      vocabulary: values are text or any numbers, and a vocabulary gives them ids (Parquet data only).
+      min_count: a value must occur so often in the training rows to have an id of its own.
     """
 
     name: str
     size: int
     overflow: Overflow = "oov"
     table: str = ""
+    vocabulary: bool = False
+    min_count: int = 1
 
     @property
     def table_name(self) -> str:
@@ -64,8 +79,12 @@ class Schema:
       tasks: names of the labels, each in [0, 1].
       keys: columns that identify a row to a person; they go into the prediction file.
       group: the key column whose values group rows for gAUC (the user), or empty.
-      nulls: what a null in a column stands for, as pairs of column and policy; in JSON an object. Nulls of columns that
-        are not named are refused. So far only tasks may be named.
+      time_unit: of integer times; columns of timestamps have their own.
+      allow: what is refused unless it is said here: times that do not count from 1970 ("relative_times"), a split
+        before the training split ("early_splits"), events that are all before or all after the requests
+        ("events_apart").
+      nulls: what a null in a column stands for, as pairs of column and policy; in JSON an object. A field of an event
+        type is named "click.item". Nulls of columns that are not named are refused.
     """
 
     name: str
@@ -76,6 +95,8 @@ class Schema:
     tasks: tuple[str, ...] = ("label",)
     keys: tuple[str, ...] = ()
     group: str = ""
+    time_unit: TimeUnit = "ms"
+    allow: tuple[Allowed, ...] = ()
     nulls: tuple[tuple[str, NullPolicy], ...] = ()
 
     def __post_init__(self):
@@ -91,32 +112,58 @@ class Schema:
         if self.group and self.group not in self.keys:
             raise ValueError(f"schema field 'group' is {self.group!r}; it must be one of 'keys' {list(self.keys)}")
         _refuse_duplicates("column of schema field 'nulls'", [column for column, _ in self.nulls])
+        places = self._null_policies()
         for column, policy in self.nulls:
-            if column not in self.tasks:
-                raise ValueError(
-                    f"schema field 'nulls' names {column!r}; only tasks may hold nulls, which are {list(self.tasks)}"
-                )
-            if policy not in get_args(NullPolicy):
-                known = list(get_args(NullPolicy))
-                raise ValueError(f"schema field 'nulls' has {policy!r} for {column!r}; it must be one of {known}")
+            if column not in places:
+                raise ValueError(f"schema field 'nulls' names {column!r}; it may name {sorted(places)}")
+            if policy != places[column]:
+                raise ValueError(f"schema field 'nulls' has {policy!r} for {column!r}; it must be {places[column]!r}")
         _ = self.tables
+
+    def _null_policies(self) -> dict[str, NullPolicy]:
+        """The policy that each column may have."""
+        places: dict[str, NullPolicy] = dict.fromkeys(self.tasks, "masked")
+        places |= {feature.name: "own_row" for feature in self.categorical}
+        places |= {feature.name: "dropped" for feature in self.multi_valued}
+        places |= dict.fromkeys(self.dense, "indicator")
+        for event in self.events:
+            places |= {f"{event.name}.{field.name}": "own_row" for field in event.categorical}
+            places |= {f"{event.name}.{name}": "indicator" for name in event.dense}
+        return places
+
+    def with_indicators(self) -> "Schema":
+        """The schema of the columns that are made of this one: with a dense feature more for each that may be null."""
+        marked = {column for column, policy in self.nulls if policy == "indicator"}
+
+        def more(names: tuple[str, ...], prefix: str = "") -> tuple[str, ...]:
+            return names + tuple(f"{name}_is_null" for name in names if prefix + name in marked)
+
+        events = tuple(dataclasses.replace(e, dense=more(e.dense, f"{e.name}.")) for e in self.events)
+        return dataclasses.replace(self, dense=more(self.dense), events=events)
 
     @property
     def tables(self) -> dict[str, Table]:
         """Embedding tables by name, in order of first use.
 
         Raises:
-          ValueError: two features share a table but differ in size or overflow, or a size is not positive.
+          ValueError: two features share a table but differ in size, overflow or vocabulary, or a size is not positive.
         """
         tables: dict[str, Table] = {}
         features = self.categorical + self.multi_valued + tuple(f for e in self.events for f in e.categorical)
+        own_rows = {column for column, policy in self.nulls if policy == "own_row"}
+        named = [(f.name, f) for f in self.categorical]
+        named += [(f"{e.name}.{f.name}", f) for e in self.events for f in e.categorical]
+        with_null = {feature.table_name for name, feature in named if name in own_rows}
         for feature in features:
             if feature.size < 1:
                 raise ValueError(f"feature {feature.name!r} has size {feature.size}; it must be at least 1")
             if feature.overflow not in ("oov", "hash"):
                 raise ValueError(f"feature {feature.name!r} has overflow {feature.overflow!r}; use 'oov' or 'hash'")
-            rows = feature.size + (feature.overflow == "oov")
-            table = Table(feature.table_name, rows, feature.size, feature.overflow)
+            if feature.min_count < 1:
+                raise ValueError(f"feature {feature.name!r} has min_count {feature.min_count}; it must be at least 1")
+            name = feature.table_name
+            rows = feature.size + (feature.overflow == "oov") + (name in with_null)
+            table = Table(name, rows, feature.size, feature.overflow, feature.vocabulary, feature.min_count)
             if tables.setdefault(table.name, table) != table:
                 raise ValueError(
                     f"feature {feature.name!r} wants {table}, but an earlier one wants {tables[table.name]}"
@@ -210,20 +257,25 @@ def _from_json(cls: type, value: Any, where: str) -> Any:
             for column, policy in item.items():
                 _expect(f"{path}[{column!r}]", policy, str)
             arguments[name] = tuple(item.items())
-        elif fields[name].type == tuple[str, ...]:
+        elif get_origin(fields[name].type) is tuple:
             _expect(path, item, list)
             for i, entry in enumerate(item):
-                _expect(f"{path}[{i}]", entry, str)
+                _expect_value(f"{path}[{i}]", entry, get_args(fields[name].type)[0])
             arguments[name] = tuple(item)
         else:
-            _expect(path, item, int if fields[name].type is int else str)
-            if fields[name].type == Overflow and item not in get_args(Overflow):
-                raise ValueError(f"{path} is {item!r}; it must be one of {list(get_args(Overflow))}")
+            _expect_value(path, item, fields[name].type)
             arguments[name] = item
     return cls(**arguments)
 
 
+def _expect_value(path: str, value: Any, kind: Any) -> None:
+    """`kind` is int, bool, str or a Literal of texts."""
+    _expect(path, value, kind if kind in (int, bool) else str)
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{path} is {value!r}; it must be one of {list(get_args(kind))}")
+
+
 def _expect(path: str, value: Any, kind: type) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        names = {list: "a list", dict: "an object", str: "a string", int: "a whole number"}
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = {bool: "true or false", list: "a list", dict: "an object", str: "a string", int: "a whole number"}
         raise ValueError(f"{path} is {value!r}; it must be {names[kind]}")

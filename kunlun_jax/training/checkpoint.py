@@ -1,8 +1,14 @@
 """Checkpoints: state and data position in one Orbax step, written in the background.
 
 The state goes in as a flat dict from path to array, so that a checkpoint can be read without the classes that made it.
+When Orbax has written a step, checksums of all its files follow (`kunlun_jax.checksums`), and only a step whose files
+are as they were then is used: a flipped bit in a table would be another model, and no reader would notice.
 """
 
+import logging
+import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,17 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from kunlun_jax.checksums import damage, is_sealed, seal
 from kunlun_jax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+DAMAGED = "damaged"
+"""Folder beside the steps in which damaged ones are kept."""
+
+
+class DamagedCheckpoint(ValueError):
+    """No checkpoint of a run is as it was written."""
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
@@ -27,20 +43,29 @@ class Checkpoints:
     Args:
       directory: made if absent.
       keep: newest steps to keep.
+      writable: damaged steps, and those whose write was cut off, are taken away, so that they can be written again.
+
+    Raises:
+      DamagedCheckpoint: there are steps, and none is as it was written.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2):
+    def __init__(self, directory: Path, *, keep: int = 2, writable: bool = True):
+        directory = Path(directory).absolute()
+        self._directory = directory
+        self._latest = _newest_sound(directory, writable)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(Path(directory).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._sealing: threading.Thread | None = None
 
     def latest(self) -> int | None:
-        """The newest complete step, or None; an interrupted write does not count."""
-        return self._manager.latest_step()
+        """The newest complete and undamaged step, or None; an interrupted write does not count."""
+        return self._latest
 
     def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         """Starts to save; returns when the state may be donated. `position` must be JSON."""
-        if step == self.latest():
+        if step == self._latest:
             return
+        self.wait()
         flat = _flat(state)
         if jax.default_backend() == "cpu":
             # What Orbax reads in the background would be the very buffer that the next step overwrites.
@@ -48,6 +73,16 @@ class Checkpoints:
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position))
         )
+        self._latest = step
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name="checksums")
+        self._sealing.start()
+
+    def _seal(self, step: int) -> None:
+        while self._manager.is_saving_in_progress():
+            time.sleep(0.02)
+        folder = self._directory / str(step)
+        if folder.is_dir():  # otherwise Orbax failed, and says so at the next call
+            seal(folder)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data position of a step.
@@ -68,8 +103,39 @@ class Checkpoints:
     def wait(self) -> None:
         """Until everything saved is on disk."""
         self._manager.wait_until_finished()
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+
+def _newest_sound(directory: Path, writable: bool) -> int | None:
+    """The newest step that may be used. Newer ones are named, and taken away if `writable`."""
+    steps = sorted((int(p.name) for p in directory.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()), reverse=True)
+    # Where none has checksums, an older version wrote them, or the first save was cut off just before they were added.
+    unchecked = steps and not any(is_sealed(directory / str(step)) for step in steps)
+    damaged = []
+    for step in steps:
+        folder = directory / str(step)
+        if unchecked:
+            logger.warning("%s has no checksums and is used unchecked", folder)
+            return step
+        wrong = damage(folder) if is_sealed(folder) else "it has no checksums: its write was cut off, or is not done"
+        if wrong is None:
+            return step
+        damaged.append(f"{folder}: {wrong}")
+        logger.warning("checkpoint %s is not used: %s", folder, wrong)
+        if writable and len(damaged) < len(steps):
+            (directory / DAMAGED).mkdir(exist_ok=True)
+            shutil.rmtree(directory / DAMAGED / folder.name, ignore_errors=True)
+            folder.rename(directory / DAMAGED / folder.name)
+    if damaged:
+        raise DamagedCheckpoint(
+            "no checkpoint is as it was written; train anew in another --run.dir, or remove this one:\n"
+            + "\n".join(f"  {line}" for line in damaged)
+        )
+    return None

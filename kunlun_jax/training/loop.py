@@ -64,6 +64,7 @@ def train_run(run: Run, path: Path) -> dict[str, Any]:
     )
     # Closed whatever happens: a run that ends with an error is to leave what it has begun to save.
     with directory.locked(), contextlib.closing(Checkpoints(directory.checkpoints)) as checkpoints:
+        directory.keep(run.dataset.learned)
         return _train(run, directory, checkpoints)
 
 

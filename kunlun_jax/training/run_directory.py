@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,14 @@ class RunDirectory:
             # The config comes last: a directory without one is a new one, whatever a kill left in it.
             write_atomic(self.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             write_atomic(stored, json.dumps(config, indent=2, allow_nan=False) + "\n")
+
+    def keep(self, folder: Path | None) -> None:
+        """Copies a folder into this one, unless it was before; None is none."""
+        if folder is None or (self.path / folder.name).exists():
+            return
+        partial = self.path / f".{folder.name}.{os.getpid()}"
+        shutil.copytree(folder, partial)
+        partial.rename(self.path / folder.name)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

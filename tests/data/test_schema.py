@@ -30,16 +30,16 @@ BAD = {
     "a policy that is no text": (changed(nulls={"rated": True}), "schema.nulls['rated'] is True; it must be a string"),
     "nulls of another column": (
         changed(nulls={"price": "masked"}),
-        "schema field 'nulls' names 'price'; only tasks may hold nulls, which are ['bought', 'rated']",
+        "schema field 'nulls' has 'masked' for 'price'; it must be 'indicator'",
     ),
     "an unknown policy": (
         changed(nulls={"rated": "mean"}),
-        "schema field 'nulls' has 'mean' for 'rated'; it must be one of ['masked']",
+        "schema field 'nulls' has 'mean' for 'rated'; it must be 'masked'",
     ),
     "not an object": ([1], r"schema is [1]; it must be an object with the fields of Schema"),
     "unknown field": (
         changed(labels=["y"]),
-        "schema has unknown fields ['labels']; known are ['categorical', 'dense',",
+        "schema has unknown fields ['labels']; known are ['allow', 'categorical', 'dense',",
     ),
     "missing field": (changed(categorical=None), "schema lacks the fields ['categorical']"),
     "no name": (changed(name=None), "schema lacks the fields ['name']"),
@@ -80,6 +80,26 @@ BAD = {
     "event field twice": (
         changed(events=[{"name": "e", "categorical": [FEATURE], "dense": ["x"]}]),
         "field of event type 'e' names must be unique; ['x']",
+    ),
+    "nulls of no column": (
+        changed(nulls={"item": "own_row", "like.price": "indicator"}),
+        "schema field 'nulls' names 'like.price'; it may name [",
+    ),
+    "no minimum count": (
+        changed(categorical=[FEATURE | {"min_count": 0}]),
+        "feature 'x' has min_count 0; it must be at least 1",
+    ),
+    "a vocabulary that is not said": (
+        changed(categorical=[FEATURE | {"vocabulary": "yes"}]),
+        "schema.categorical[0].vocabulary is 'yes'; it must be true or false",
+    ),
+    "unknown unit": (
+        changed(time_unit="minutes"),
+        "schema.time_unit is 'minutes'; it must be one of ['s', 'ms', 'us', 'ns']",
+    ),
+    "unknown allowance": (
+        changed(allow=["early_splits", "anything"]),
+        "schema.allow[1] is 'anything'; it must be one of ['relative_times', 'early_splits', 'events_apart']",
     ),
     "no task": (changed(tasks=[]), "schema field 'tasks' is empty; name at least one label column"),
     "group": (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -72,6 +73,26 @@ def undisturbed(command, tmp_path_factory) -> Path:
         key=lambda item: (item[1], ["train", "peak", "eval"].index(item[0])),
     )
     return directory
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(command, undisturbed, tmp_path, capsys):
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed, directory)
+    before, newest = checkpoints(directory)
+    assert newest == STEPS
+    largest = max((directory / "checkpoints" / str(newest)).rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(bytes(data))
+
+    assert evaluate.main(["--run.dir", str(directory), "--split", "valid", "--no-progress"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == before
+
+    done = command(directory).finish()
+    assert done.returncode == 0
+    assert f"checkpoints/{newest} is not used" in done.stderr and "was changed" in done.stderr
+    assert lasting(directory) == lasting(undisturbed)
+    assert checkpoints(directory) == [before, newest]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,14 @@
 """What is saved comes back bit for bit, whatever happens meanwhile."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kunlun_jax.training.checkpoint import Checkpoints
+from kunlun_jax.checksums import FILE
+from kunlun_jax.training.checkpoint import DAMAGED, Checkpoints, DamagedCheckpoint
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
 from kunlun_jax.training.skipped import Skipped
@@ -125,3 +129,85 @@ def test_an_interrupted_write_does_not_count_and_may_be_made_again(tmp_path):
     restored, _ = again.restore(2, jax.eval_shape(make_state))
     assert_same(restored, host_copy(state))
     again.close()
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A folder with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), POSITION | {"at": step})
+    checkpoints.close()
+    return folder
+
+
+def flip(path, number: int) -> None:
+    """Changes one bit, or with a negative number cuts or empties the file."""
+    data = bytearray(path.read_bytes())
+    if number >= 0:
+        data[number * 7919 % len(data)] ^= 1 << number % 8
+    path.write_bytes(bytes(data if number >= 0 else data[: len(data) // -number // 2]))
+
+
+def test_a_damaged_step_is_named_and_the_newest_sound_one_is_used(two_steps, tmp_path, caplog):
+    files = sorted(path.relative_to(two_steps) for path in (two_steps / "2").rglob("*") if path.is_file())
+    files = [name for name in files if (two_steps / name).stat().st_size and name.name != FILE]
+    assert len(files) > 4
+    for number in range(-len(files), 40):
+        name = files[number % len(files)]
+        copy = tmp_path / str(number)
+        shutil.copytree(two_steps, copy)
+        flip(copy / name, number)
+        caplog.clear()
+        for writable in (False, True):
+            checkpoints = Checkpoints(copy, writable=writable)
+            assert checkpoints.latest() == 1, name
+            assert str(copy / "2") in caplog.text and name.relative_to("2").as_posix() in caplog.text
+            assert (copy / "2").exists() != writable and (copy / DAMAGED / "2").exists() == writable
+            checkpoints.close()
+        shutil.rmtree(copy)
+
+
+def test_after_damage_training_goes_on_from_the_older_step(two_steps, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    flip(folder / "2" / "data" / "metadata", 5)
+    checkpoints = Checkpoints(folder)
+    restored, position = checkpoints.restore(1, jax.eval_shape(make_state))
+    assert_same(restored, host_copy(make_state(1)))
+    assert position["at"] == 1
+    checkpoints.save(2, make_state(2), POSITION | {"at": 2})
+    checkpoints.close()
+    again = Checkpoints(folder)
+    assert again.latest() == 2
+    again.close()
+
+
+def test_without_any_sound_step_there_is_nothing_to_go_on_from(two_steps, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    for step in ("1", "2"):
+        flip(folder / step / FILE, 3)
+    for writable in (False, True, True):
+        with pytest.raises(DamagedCheckpoint, match=r"(?s)train anew in another --run.dir.*checksums.json"):
+            Checkpoints(folder, writable=writable)
+
+
+def test_a_write_that_was_cut_off_before_its_checksums_does_not_count(two_steps, tmp_path, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    (folder / "2" / FILE).unlink()
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest() == 1 and "its write was cut off" in caplog.text
+    checkpoints.close()
+
+
+def test_steps_of_a_version_without_checksums_are_used_and_it_is_said(two_steps, tmp_path, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(two_steps, folder)
+    for step in ("1", "2"):
+        (folder / step / FILE).unlink()
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.latest() == 2 and "has no checksums and is used unchecked" in caplog.text
+    checkpoints.close()

@@ -2,7 +2,8 @@
 
     python -m experiments.train onetrans/kuairand --data.root KuaiRand-Pure
 
-Cost and score (LogLoss, AUC, NE): to be measured.
+Cost: six minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5929, test AUC .7411, NE .8578,
+frozen gAUC .6385 (commit e23b0ee, `experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand

@@ -2,8 +2,9 @@
 
     python -m experiments.train wukong/kuairand --data.root KuaiRand-Pure
 
-Cost: six minutes on two busy CPU cores. Score, one seed: valid LogLoss .5916, test AUC .7418, NE .8570,
-frozen gAUC .6396 (commit fc2e8d6).
+Cost: six minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5933, test AUC .7393, NE .8595,
+frozen gAUC .6394 (commit e23b0ee, `experiments/results/cpu/systems_kuairand.json`); the same seed on two cores had
+.5916, .7418, .8570 and .6396 (commit fc2e8d6).
 """
 
 from experiments.configs.kunlun import kuairand

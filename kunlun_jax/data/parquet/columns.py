@@ -16,18 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from kunlun_jax.data.parquet.checks import (
-    ExampleGroup,
-    Layout,
-    Report,
-    event_groups,
-    example_groups,
-    parquet_file,
-)
+from kunlun_jax.data.parquet import times
+from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups
+from kunlun_jax.data.parquet.files import Layout
+from kunlun_jax.data.parquet.learn import learn
+from kunlun_jax.data.parquet.report import Report
+from kunlun_jax.data.parquet.row_group import parquet_file
 from kunlun_jax.data.schema import EventType
 
 FORMAT = 2  # of the folder; part of the fingerprint
-META = "meta.json"  # written last
+META = "meta.json"
 
 
 def fingerprint(layout: Layout) -> str:
@@ -49,7 +47,7 @@ def write_columns(layout: Layout, folder: Path, report: Report) -> bool:
         meta = _Conversion(layout, folder, report, files).run()
     if meta is None or report.problems:
         return False
-    (folder / "schema.json").write_text(layout.schema.to_json())
+    (folder / "schema.json").write_text(layout.schema.with_indicators().to_json())
     (folder / META).write_text(json.dumps(meta, indent=2) + "\n")
     return True
 
@@ -84,20 +82,35 @@ class _Conversion:
 
     def run(self) -> dict | None:
         """The contents of ``meta.json``; None if the report has problems."""
+        with _progress("learning from training rows", None, "row") as bar:
+            self.learned = learn(self.layout, bar.update)
+        self.learned.write(self.folder)
         with _progress("converting", _total_rows(self.layout), "row") as self.bar:
-            histories = [self._events(i, event) for i, event in enumerate(self.schema.events)]
+            spans = {event.name: times.Span() for event in self.schema.events}
+            histories = [self._events(i, event, spans[event.name]) for i, event in enumerate(self.schema.events)]
             splits, rows, means = {}, 0, []
+            requests, moments = {split: times.Span() for split in self.layout.examples}, times.Span()
             for split in self.layout.examples:
                 first, sums, weight = rows, *np.zeros((2, len(self.schema.tasks)))
-                for group in self._good(example_groups(self.layout, split, self.report)):
+                for group in self._good(example_groups(self.layout, split, self.report, self.learned)):
                     self._examples(group, histories)
+                    requests[split].add(group.request_time_ms)
+                    moments.add(group.history_time_ms)
                     rows += len(group.weights)
                     weights, there = group.weights.astype(np.float64), ~np.isnan(group.labels)
                     weight += [weights[known].sum() for known in there.T]
                     sums += weights @ np.where(there, group.labels, 0).astype(np.float64)
                 splits[split] = [first, rows]
-                if split == "train":
+                if first == rows and not self.report.problems:
+                    right = "it has no rows; write some, or remove the folder"
+                    self.report.add("no rows", self.layout.root / "examples" / split, right)
+                elif split == "train":
                     means = self._click_rates(sums, weight)
+            if self.report.problems:
+                return None
+            times.check_order(self.layout, requests, self.report)
+            for event, span in spans.items():
+                times.check_overlap(self.layout, event, span, moments, self.report)
         if rows >= 2**31:
             right = f"{rows} rows; row numbers are int32, bring less than {2**31}"
             self.report.add("too many rows", self.layout.root / "examples", right)
@@ -111,10 +124,15 @@ class _Conversion:
             if not self.report.problems:
                 yield group
 
-    def _events(self, number: int, event: EventType) -> "_Histories":
+    def _events(self, number: int, event: EventType, span: times.Span) -> "_Histories":
         name = f"events.{number}"
+        # Columns of no rows, for a type that nobody has yet.
+        dense = self.schema.with_indicators().events[number].dense
+        self._write(f"{name}.ids", np.zeros((0, len(event.categorical)), np.int64))
+        self._write(f"{name}.dense", np.zeros((0, len(dense)), np.float32))
+        self._write(f"{name}.time_ms", np.zeros(0, np.int64))
         keys, starts, rows = [], [], 0
-        for group in self._good(event_groups(self.layout, event, self.report)):
+        for group in self._good(event_groups(self.layout, event, self.report, self.learned)):
             new = np.concatenate([[True], np.diff(group.history_key) != 0])
             new[0] = not keys or group.history_key[0] != keys[-1][-1]
             if new.any():
@@ -123,9 +141,10 @@ class _Conversion:
             self._write(f"{name}.ids", group.ids)
             self._write(f"{name}.dense", group.dense)
             self._write(f"{name}.time_ms", group.time_ms)
+            span.add(group.time_ms)
             rows += len(group.time_ms)
             self.bar.update(len(group.time_ms))
-        if self.report.problems:
+        if self.report.problems or not keys:
             return _Histories(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
         self.files[f"{name}.time_ms"].flush()
         time_ms = mapped(self.folder / f"{name}.time_ms.npy")

@@ -16,8 +16,10 @@ import pyarrow as pa
 
 from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, EventRows, Ragged, Rows, gather_ranges
-from kunlun_jax.data.parquet.checks import Layout, Report, find_layout
 from kunlun_jax.data.parquet.columns import META, check_all, fingerprint, mapped, write_columns
+from kunlun_jax.data.parquet.files import Layout, find_layout
+from kunlun_jax.data.parquet.learned import FOLDER
+from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import Schema
 
 
@@ -66,7 +68,7 @@ def open_checked(root: Path, cache: Path | None, report: Report) -> Dataset | No
                 report.add("changed", file, "the file changed while it was read; open it when it is complete")
         return well and not report.problems
 
-    return open_columns(folder) if build_once(folder, META, make) else None
+    return open_columns(folder) if build_once(folder, make) else None
 
 
 def open_columns(folder: Path) -> Dataset:
@@ -74,7 +76,8 @@ def open_columns(folder: Path) -> Dataset:
     meta = json.loads((folder / META).read_text())
     splits = {name: range(start, stop) for name, (start, stop) in meta["splits"].items()}
     source = ParquetSource(folder, Schema.read(folder / "schema.json"), meta["rows"])
-    return Dataset(source, splits, tuple(meta["p_train"]), folder.name)
+    learned = folder / FOLDER
+    return Dataset(source, splits, tuple(meta["p_train"]), folder.name, learned if learned.exists() else None)
 
 
 def _stamps(layout: Layout) -> dict[Path, tuple[int, int]]:

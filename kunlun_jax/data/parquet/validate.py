@@ -5,7 +5,6 @@ and exits 0. It is the pass that `open_dataset` makes, so a data set that is val
 training opens it with the same cache.
 """
 
-import datetime
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ import numpy as np
 import tyro
 
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet.checks import Problem, Report
+from kunlun_jax.data.parquet.report import Problem, Report
 from kunlun_jax.data.parquet.source import ParquetSource, open_checked
+from kunlun_jax.data.parquet.times import text_of
 from kunlun_jax.data.schema import Categorical
 
 _CHUNK = 1 << 20  # rows read at a time
+_NONE = ["-", "-"]
 _QUANTILES = {"median": 0.5, "90%": 0.9, "99%": 0.99, "max": 1.0}
 
 
@@ -49,7 +50,7 @@ def summary(dataset: Dataset) -> str:
     splits[0] += [f"without {schema.tasks[i]}" for i in masked]
     for name, rows in dataset.splits.items():
         times = source.column("request_time_ms")[rows.start : rows.stop]
-        splits.append([name, str(len(rows)), _time(times[0]), _time(times[-1])])
+        splits.append([name, str(len(rows)), text_of(times[0]), text_of(times[-1])])
         splits[-1] += [f"{mean:.4f}" for mean in _weighted_means(source, rows)]
         labels = source.column("labels")[rows.start : rows.stop]
         splits[-1] += [f"{sum(np.isnan(part).sum() for part in _chunks(labels[:, i])) / len(rows):.2%}" for i in masked]
@@ -58,8 +59,8 @@ def summary(dataset: Dataset) -> str:
     for i, event in enumerate(schema.events):
         times = source.column(f"events.{i}.time_ms")
         bounds = [(int(part.min()), int(part.max())) for part in _chunks(times)]
+        span = [text_of(min(low for low, _ in bounds)), text_of(max(high for _, high in bounds))] if bounds else _NONE
         lengths = source.column(f"history.{i}.stop") - source.column(f"history.{i}.start")
-        span = [_time(min(low for low, _ in bounds)), _time(max(high for _, high in bounds))]
         quantiles = np.quantile(lengths, list(_QUANTILES.values()))
         events.append([event.name, str(len(times)), *span, f"{np.mean(lengths == 0):.2%}"])
         events[-1] += [f"{quantile:.0f}" for quantile in quantiles]
@@ -121,11 +122,6 @@ def _vocabulary(name: str, feature: Categorical, ids: np.ndarray) -> list[str]:
     beyond = sum(int(np.count_nonzero(part >= feature.size)) for part in _chunks(ids))
     share = f"{beyond / len(ids):.2%}" if len(ids) else "-"
     return [name, str(feature.size), feature.overflow, str(len(ids)), str(beyond), share]
-
-
-def _time(time_ms: int) -> str:
-    time = datetime.datetime(1970, 1, 1) + datetime.timedelta(milliseconds=int(time_ms))
-    return time.isoformat(" ", "seconds")
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -17,8 +17,9 @@ from pyarrow import csv
 
 from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, gather_ranges
-from kunlun_jax.data.parquet.checks import Report, find_layout
-from kunlun_jax.data.parquet.columns import FORMAT, META, write_columns
+from kunlun_jax.data.parquet.columns import FORMAT, write_columns
+from kunlun_jax.data.parquet.files import find_layout
+from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.parquet.source import open_columns
 from kunlun_jax.data.schema import Schema
 
@@ -214,5 +215,5 @@ def open_official(
         shutil.rmtree(prepared)
         return True
 
-    build_once(folder, META, make)
+    build_once(folder, make)
     return open_columns(folder)

@@ -12,7 +12,7 @@ import pytest
 
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.parquet import columns, source
-from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 from tests.data.parquet.parquet_sets import Tables, random_tables
@@ -115,7 +115,7 @@ def test_rows_are_those_of_the_tables(dataset, tables, most):
 
 
 def test_the_clicks_of_the_request_itself_are_not_its_history(tmp_path):
-    schema = Schema("one", (), events=(EventType("click", (Categorical("item", 9),)),))
+    schema = Schema("one", (), events=(EventType("click", (Categorical("item", 9),)),), allow=("relative_times",))
     examples = {"request_time_ms": [10, 20, 20], "history_key": [4, 4, 5], "label": [0, 1, 1]}
     events = {"history_key": [4, 4, 4, 5], "time_ms": [9, 10, 20, 19], "item": [1, 2, 3, 4]}
     root = Tables({"train": examples}, {"click": events}, schema).write(tmp_path / "data")
@@ -177,7 +177,7 @@ def test_no_rows_at_all_and_rows_outside(dataset):
 
 
 def test_a_schema_of_context_alone(tmp_path):
-    schema = Schema("plain", (Categorical("a", 3),), keys=("a",))
+    schema = Schema("plain", (Categorical("a", 3),), keys=("a",), allow=("relative_times",))
     columns = {"request_time_ms": [5, 6], "a": [1, 2], "label": [0.0, 1.0]}
     dataset = open_dataset(Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1), tmp_path / "cache")
     rows = dataset.source.rows(np.array([1]), {})
@@ -187,7 +187,14 @@ def test_a_schema_of_context_alone(tmp_path):
 
 
 def test_labels_may_be_true_and_false_and_ids_of_any_integer_type(tmp_path):
-    schema = Schema("types", (Categorical("a", 3),), multi_valued=(Categorical("m", 3),), dense=("d",), keys=("k",))
+    schema = Schema(
+        "types",
+        (Categorical("a", 3),),
+        multi_valued=(Categorical("m", 3),),
+        dense=("d",),
+        keys=("k",),
+        allow=("relative_times",),
+    )
     columns = {
         "request_time_ms": pa.array([5, 6], pa.uint32()),
         "a": pa.array([1, 2], pa.uint64()),

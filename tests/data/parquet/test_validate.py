@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.parquet.checks import DataError
+from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.parquet.validate import main, summary, validate
 from kunlun_jax.data.schema import Categorical, EventType, Schema
@@ -132,7 +132,7 @@ BAD_VALUES = {
     ),
     "microseconds": (
         column("request_time_ms", 59, 10**15),
-        place(TRAIN_1, 29, "request_time_ms") + f"value {10**15}; times are milliseconds since 1970-01-01, from 0 to",
+        place(TRAIN_1, 29, "request_time_ms") + f"value {10**15}; times are milliseconds since 1970-01-01 UTC, from",
     ),
     "negative event id": (
         event_column("place", 200, -1),
@@ -275,7 +275,8 @@ def flip_page(root: Path) -> None:
 
 
 def no_rows(root: Path) -> None:
-    pq.write_table(pq.read_table(root / TRAIN_1).slice(0, 0), root / TRAIN_1)
+    for path in (root / "examples" / "valid").iterdir():
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
 
 
 def extra_type(root: Path) -> None:
@@ -291,10 +292,10 @@ BAD_FILES = {
     "truncated": (truncate, f"{CLICK_1}: cannot be read ("),
     "not Parquet": (lambda root: (root / TRAIN_0).write_text("id,label\n1,0\n"), f"{TRAIN_0}: cannot be read ("),
     "empty file": (lambda root: (root / TRAIN_0).write_bytes(b""), f"{TRAIN_0}: the file has 0 bytes; write it again"),
-    "no rows": (no_rows, f"{TRAIN_1}: the file has 0 rows; write it again"),
+    "no rows": (no_rows, "examples/valid: it has no rows; write some, or remove the folder"),
     "no files": (
         lambda root: [path.unlink() for path in (root / "examples" / "valid").iterdir()],
-        "examples/valid: no *.parquet file in this folder; it must hold at least one",
+        "examples/valid: no *.parquet file in this folder; one without rows is enough",
     ),
     "no train split": (
         lambda root: shutil.rmtree(root / "examples" / "train"),
@@ -391,12 +392,13 @@ def test_all_problems_are_listed_once_with_their_count(tmp_path, capsys):
 
 
 def test_a_key_that_is_also_a_feature_of_the_wrong_type(tmp_path):
-    schema = Schema("s", (Categorical("user", 5),), keys=("user",))
+    schema = Schema("s", (Categorical("user", 5),), keys=("user",), allow=("relative_times",))
     columns = {"request_time_ms": [1, 2], "label": [0, 1], "user": ["a", "b"]}
     root = Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1)
     problems, _ = validate(root, tmp_path / "cache")
     assert [str(p) for p in problems] == [
-        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64"
+        f"{root / TRAIN_0}: column 'user': its type is string; it must be an integer type such as int64; "
+        'cast it, as pyarrow.compute.cast(column, "int64"), or say "vocabulary": true of this feature in schema.json'
     ]
 
 
