@@ -207,10 +207,8 @@ class Schema:
 
     def to_json(self) -> str:
         """The schema as the text of a ``schema.json``."""
-        fields = dataclasses.asdict(self)
-        nulls = fields.pop("nulls")
-        # Left out where there is none: fingerprints of data are made of this text, and older ones are to stay.
-        return json.dumps(fields | ({"nulls": dict(nulls)} if nulls else {}), indent=2) + "\n"
+        fields = _written(self)
+        return json.dumps(fields | ({"nulls": dict(self.nulls)} if self.nulls else {}), indent=2) + "\n"
 
     @staticmethod
     def read(path: Path) -> "Schema":
@@ -227,12 +225,26 @@ class Schema:
             raise ValueError(f"{path}: {error}") from error
 
 
+def _written(described: Any) -> Any:
+    """A description as JSON has it, less what is as usual of the fields that came later.
+
+    Fingerprints of data are made of this text, and those of data without such fields are to stay.
+    """
+    if isinstance(described, tuple):
+        return [_written(item) for item in described]
+    if not dataclasses.is_dataclass(described):
+        return described
+    fields = [(field, getattr(described, field.name)) for field in dataclasses.fields(described)]
+    return {field.name: _written(x) for field, x in fields if field.name not in _LATER or x != field.default}
+
+
 def _refuse_duplicates(what: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{what} names must be unique; {twice} appear more than once")
 
 
+_LATER = ("vocabulary", "min_count", "time_unit", "allow", "nulls")
 _NESTED: dict[str, Any] = {"categorical": Categorical, "multi_valued": Categorical, "events": EventType}
 
 
