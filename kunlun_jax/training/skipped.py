@@ -83,9 +83,7 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
     A gradient whose squares overflow does lasting harm, too: Adam and Adagrad would keep the infinity and divide by it.
     """
-    # Behind the barrier, since XLA would otherwise fuse all these sums into one loop, which takes long to compile.
-    sums = jax.lax.optimization_barrier([jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)])
-    return jnp.stack([jnp.isfinite(total) for total in sums]).all()
+    return jnp.stack([jnp.isfinite(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(tree)]).all()
 
 
 def only_if(sound: Bool[Array, ""], optimizer: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -213,7 +213,9 @@ class Trainer:
         gradient = jax.value_and_grad(self.loss, argnums=(0, 1), has_aux=True)
         (loss, logits), (param_gradient, row_gradient) = gradient(state.params, *inputs)
         param_gradient = self.sum(param_gradient)
-        sound = self.sum((~all_finite((loss, param_gradient, row_gradient))).astype(jnp.int32)) == 0
+        broken = self.sum((~all_finite((loss, param_gradient, row_gradient))).astype(jnp.int32))
+        # Behind a barrier, since XLA would otherwise work it out anew in every update that depends on it.
+        sound = lax.optimization_barrier(broken == 0)
         updates, optimizer = only_if(sound, self.dense).update(param_gradient, state.optimizer, state.params)
         row_optimizer = only_if(sound, self.rows)
         new_tables, table_optimizer = tables.update(
