@@ -23,6 +23,7 @@ from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, metrics_of
 from kunlun_jax.training.run import Run, prepare
+from kunlun_jax.training.run_directory import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def open_run(directory: Path, root: Path | None, split: str, progress: bool) -> 
     stored_path = directory / "config.json"
     if not stored_path.exists():
         raise ValueError(f"{stored_path}: no such file; --run.dir must name a run directory of experiments.train")
-    stored = json.loads(stored_path.read_text())
+    stored = read_json(stored_path)
     config = from_json(TrainConfig, stored["config"])
     data = dataclasses.replace(config.data, root=root) if root is not None else config.data
     dataset = open_dataset(data)
@@ -126,9 +127,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
     keep_compiled(None)
     try:
+        if args.predictions is not None:  # before the evaluation, which may take long
+            args.predictions.open("a").close()
         run, step, predictions = newest_predictions(args.run.dir, args.data.root, args.split, args.progress)
         metrics = metrics_of(run.dataset, predictions)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OSError) as error:
         # A KeyError as text stands in quotes.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2

@@ -17,12 +17,12 @@ import scipy.sparse as sp
 import tyro
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from kunlun_jax.data.dataset import Dataset, Ragged, Rows
 from kunlun_jax.data.open import DataConfig, open_dataset
 from kunlun_jax.data.pack import map_ids
 from kunlun_jax.data.schema import Categorical
+from kunlun_jax.progress import ProgressBar
 from kunlun_jax.provenance import environment
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.metrics import evaluate_predictions
@@ -91,7 +91,7 @@ def matrix(
     most = {event.name: args.max_events for event in dataset.schema.events}
     span = dataset.split(split)
     sparse, dense, labels, weights = [], [], [], []
-    for start in tqdm(range(span.start, span.stop, CHUNK), desc=f"read {split}", unit="chunk", leave=False):
+    for start in ProgressBar(range(span.start, span.stop, CHUNK), desc=f"read {split}", unit="chunk", leave=False):
         rows = dataset.source.rows(np.arange(start, min(start + CHUNK, span.stop)), most)
         sparse.append(sparse_columns(dataset, rows, args.history))
         dense.append(rows.dense)
@@ -122,7 +122,7 @@ def run(args: Arguments) -> dict[str, Any]:
         return evaluate_predictions(labels[there], logits, weights[there], groups, p_train=dataset.p_train[0])
 
     best, tried = None, {}
-    for c in tqdm(args.c, desc="fit", unit="C"):
+    for c in ProgressBar(args.c, desc="fit", unit="C"):
         x, labels, weights = data["train"]
         model = LogisticRegression(C=c, max_iter=args.max_iterations, solver="lbfgs")
         there = ~np.isnan(labels)

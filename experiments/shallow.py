@@ -16,12 +16,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from experiments.logistic_regression import CHUNK, one_hot, ragged_rows, sparse_columns
 from experiments.match_features import history_lengths, match_counts
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import map_ids
+from kunlun_jax.progress import ProgressBar
 from kunlun_jax.training.metrics import log_losses
 
 SPLITS = ("train", "valid", "test")
@@ -63,7 +63,7 @@ def _read(dataset: Dataset, split: str, most: Mapping[str, int]) -> Inputs:
     schema, span = dataset.schema, dataset.split(split)
     small = [i for i, feature in enumerate(schema.categorical) if feature.size < MOST_CATEGORIES]
     chunks = []
-    for start in tqdm(range(span.start, span.stop, CHUNK), desc=f"read {split}", unit="chunk", leave=False):
+    for start in ProgressBar(range(span.start, span.stop, CHUNK), desc=f"read {split}", unit="chunk", leave=False):
         rows = dataset.source.rows(np.arange(start, min(start + CHUNK, span.stop)), most)
         dense = [rows.dense]
         for feature in schema.multi_valued:
@@ -102,7 +102,7 @@ def logistic_regression(
         x[split] = sp.csr_matrix(sp.hstack([inputs.ids, sp.csr_matrix(np.asarray(scaled, np.float32))]))
     train, valid = data["train"], data["valid"]
     best: tuple[float, float, LogisticRegression] | None = None
-    for c in tqdm(PENALTIES, desc="fit", unit="penalty", leave=False):
+    for c in ProgressBar(PENALTIES, desc="fit", unit="penalty", leave=False):
         model = LogisticRegression(C=c, max_iter=400, tol=1e-6)
         with warnings.catch_warnings():
             # Stopped by the bound on iterations is stopped early, which the validation split judges like a penalty.

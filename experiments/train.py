@@ -16,9 +16,13 @@ With ``--mesh.data N`` many devices share a run. If they are in several processe
 (docs/cluster.md); the first of them prints and writes.
 """
 
+import contextlib
 import dataclasses
+import io
 import logging
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +101,27 @@ def parse(arguments: list[str]) -> tuple[str, TrainConfig]:
     if arguments and arguments[0].endswith(".py"):
         name, summary, config = load(Path(arguments[0]), "CONFIG", TrainConfig)
         presets, arguments = {**PRESETS, name: (summary, config)}, [name, *arguments[1:]]
-    config = tyro.extras.overridable_config_cli(presets, args=arguments, prog="experiments.train", description=__doc__)
+    with _plain_names():
+        config = tyro.extras.overridable_config_cli(
+            presets, args=arguments, prog="experiments.train", description=__doc__
+        )
     name = next(argument for argument in arguments if argument in presets)
     refuse_unread(config.data, presets[name][1].data)
     return name, config
+
+
+@contextlib.contextmanager
+def _plain_names() -> Iterator[None]:
+    """Takes tyro's name for what a preset's flags are fields of out of what it says of them."""
+    inner, said = "__tyro-dummy-inner__.", io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        for line in said.getvalue().splitlines(keepends=True):
+            plain = line.replace(inner, "")
+            # The frame around the text stays where it was.
+            sys.stderr.write(line if plain == line else re.sub(r"(│?\n?)$", " " * len(inner) + r"\1", plain, count=1))
 
 
 def refuse_unread(data: DataConfig, preset: DataConfig) -> None:
@@ -139,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_first():
             print(summary(run.parts), flush=True)
         result = train_run(run, path)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OSError) as error:
         # A KeyError as text stands in quotes.
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2

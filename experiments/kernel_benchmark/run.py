@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from experiments.kernel_benchmark import cases, clock, implementations, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.store import Row, Store
 from experiments.kernel_benchmark.subjects import Subject
 from experiments.kernel_benchmark.worker import Message, OutOfTime, Worker, collect, reason
+from kunlun_jax.progress import ProgressBar
 from pallas_kernels import roofline
 from pallas_kernels.chips import chip_of
 from pallas_kernels.roofline import Pass
@@ -132,7 +132,7 @@ def measure_groups(
             fields = rated(store, row, fields)
         return store.put(row, fields)
 
-    with tqdm(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
+    with ProgressBar(total=sum(map(len, groups)), unit="row", dynamic_ncols=True, disable=not groups) as bar:
         try:
             for rows in groups:
                 if time.monotonic() > deadline:

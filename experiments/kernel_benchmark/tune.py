@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from experiments.kernel_benchmark import cases, clock, store, unfused
 from experiments.kernel_benchmark.cases import Case
 from experiments.kernel_benchmark.implementations import APIS, options
 from experiments.kernel_benchmark.run import ERROR_LIMIT, check_device
 from experiments.kernel_benchmark.subjects import Subject, on_packed
 from experiments.kernel_benchmark.worker import CannotRun, Message, Worker, collect, reason
+from kunlun_jax.progress import ProgressBar
 from kunlun_jax.training.run_directory import write_atomic
 from pallas_kernels.jagged import aligned
 from pallas_kernels.mosaic import tuning
@@ -257,7 +256,7 @@ def run(device: str, worker: Worker, path: Path, deadline: float, *, rounds: int
         path.unlink(missing_ok=True)
     tuner = Tuner(path, store.OPERATORS, device, generation, rounds=rounds)
     todo = tuner.plan()
-    with tqdm(todo, unit="config", dynamic_ncols=True) as bar:
+    with ProgressBar(todo, unit="config", dynamic_ncols=True) as bar:
         for case, key, config in bar:
             if time.monotonic() > deadline:
                 bar.set_description("out of time")

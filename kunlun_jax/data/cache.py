@@ -1,6 +1,7 @@
 """Where prepared data sets are kept between runs, and how they get there: completely or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -49,9 +50,14 @@ def build_once(folder: Path, make: Callable[[Path], bool]) -> bool:
                 folder.rename(work / "old")
         new = work / "new"
         new.mkdir()
-        if not make(new):
-            return False
-        seal(new)
+        try:
+            if not make(new):
+                return False
+            seal(new)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+                raise OSError(error.errno, error.strerror, str(folder)) from error
+            raise
         try:
             new.rename(folder)
         except OSError:

@@ -213,7 +213,7 @@ def capacities(
                 lengths = _packed_rows(dataset.source, rows.start + index, max_events)
                 fullest = _fullest(lengths, size, share_count)
                 needed = {name: max(needed[name], math.ceil(fullest[name] * SAMPLE_MARGIN)) for name in names}
-            logger.info(
+            logger.warning(
                 "split %r has %d rows: capacities are estimated from %d batches with a margin of %.0f%%; "
                 "what should not fit is cut and counted",
                 *(split, len(rows), len(starts), 100 * (SAMPLE_MARGIN - 1)),

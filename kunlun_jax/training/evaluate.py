@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.processes import gathered
+from kunlun_jax.progress import ProgressBar
 from kunlun_jax.training.metrics import evaluate_predictions
 from kunlun_jax.training.placement import own_rows
 from kunlun_jax.training.step import Trainer, TrainState
@@ -52,7 +52,7 @@ def predict(
     Of several processes each runs over its own shares, and all get all predictions.
     """
     logits, batches, counts = [], [], Counts()
-    for batch, new in tqdm(
+    for batch, new in ProgressBar(
         loader, total=total, desc=f"evaluate {name}", unit="batch", disable=not progress, leave=False
     ):
         logits.append(trainer.predict(state, trainer.put(batch)))

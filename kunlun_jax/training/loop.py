@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from kunlun_jax import flops
 from kunlun_jax.data.dataset import Dataset
@@ -24,6 +23,7 @@ from kunlun_jax.data.pack import Counts
 from kunlun_jax.mfu import PEAK_FIELDS, peak, utilization
 from kunlun_jax.nn.table_rows import dealt
 from kunlun_jax.processes import agreed, is_first
+from kunlun_jax.progress import ProgressBar
 from kunlun_jax.serialization import to_json
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
@@ -86,6 +86,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
     else:
         state = run.trainer.init()
     directory.truncate_lines(start)
+    directory.warn_of_lost_lines(start, config.run.log_every)
     evaluated = {(start, split) for split in agreed(lambda: directory.evaluated(start))}
     log = MetricsLog(directory, run, loader, start, mirror)
 
@@ -137,7 +138,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
             raise refused
 
     step, executed = start, dict[str, Any]()
-    bar = tqdm(
+    bar = ProgressBar(
         total=run.steps, initial=start, desc="train", unit="step", disable=not config.run.progress, smoothing=0.05
     )
     with loader, bar, Stop() as stop, jax.transfer_guard("disallow"):

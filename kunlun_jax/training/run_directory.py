@@ -7,6 +7,7 @@ not defined is null.
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -16,6 +17,8 @@ from typing import Any
 
 from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.provenance import environment
+
+logger = logging.getLogger(__name__)
 
 MAY_DIFFER = (
     *("config.data.root", "config.data.cache", "config.run.dir", "config.run.progress"),
@@ -61,7 +64,7 @@ class RunDirectory:
         if stored.exists():
             differences = [
                 item
-                for item in diff(json.loads(stored.read_text()), config)
+                for item in diff(read_json(stored), config)
                 if not f"{item[0]}.".startswith(tuple(f"{name}." for name in MAY_DIFFER))
             ]
             if differences:
@@ -117,6 +120,17 @@ class RunDirectory:
                 kept = [line for line in read_metrics(path) if line["step"] <= step]
                 write_atomic(path, "".join(map(_json_line, kept)))
 
+    def warn_of_lost_lines(self, step: int, log_every: int) -> None:
+        """Says so if ``metrics.jsonl`` ends before `step`, at which there is a checkpoint: it was cut off."""
+        if not is_first():
+            return
+        newest = max((line["step"] for line in read_metrics(self.metrics) if line["kind"] == "train"), default=0)
+        if newest < step - step % log_every:
+            logger.warning(
+                "%s ends at step %d, and the run goes on at step %d: what lies between was cut off, and is not in it",
+                *(self.metrics, newest, step),
+            )
+
     def evaluated(self, step: int) -> list[str]:
         """The splits whose evaluation at `step` has its line in ``metrics.jsonl``."""
         lines = read_metrics(self.metrics)
@@ -164,6 +178,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
     return lines
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: it is no JSON; names the file, line and column.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # of its bytes, too
+        raise ValueError(f"{path} is not valid JSON, so it was damaged or cut off: {error}") from error
 
 
 def diff(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -176,3 +176,16 @@ def test_diff_names_the_leaves():
         ("a.d", "(absent)", 4),
     ]
     assert diff({"a": [1, 2]}, {"a": [1, 2]}) == []
+
+
+def test_metrics_that_lost_their_end_are_told(tmp_path, caplog):
+    directory = RunDirectory(tmp_path / "run", {})
+    for step in (5, 10, 15):
+        directory.log(kind="train", step=step)
+    directory.log(kind="eval", step=16, split="valid")
+    for step in (0, 4, 10, 15, 19):
+        directory.warn_of_lost_lines(step, 5)
+    assert caplog.messages == []
+    directory.warn_of_lost_lines(20, 5)
+    (message,) = caplog.messages
+    assert f"{directory.metrics} ends at step 15, and the run goes on at step 20" in message

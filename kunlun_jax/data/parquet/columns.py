@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from kunlun_jax.data.parquet import times
 from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups
@@ -23,6 +22,7 @@ from kunlun_jax.data.parquet.learn import learn
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.parquet.row_group import parquet_file
 from kunlun_jax.data.schema import EventType
+from kunlun_jax.progress import ProgressBar
 
 FORMAT = 2  # of the folder; part of the fingerprint
 META = "meta.json"
@@ -62,8 +62,8 @@ def check_all(layout: Layout, report: Report) -> None:
             pass
 
 
-def _progress(what: str, total: int | None, unit: str) -> tqdm:
-    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, delay=2.0)
+def _progress(what: str, total: int | None, unit: str) -> ProgressBar:
+    return ProgressBar(desc=what, total=total, unit=unit, unit_scale=True, delay=2.0)
 
 
 def mapped(path: Path) -> np.ndarray:
