@@ -37,7 +37,7 @@ SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks 
   tests/pallas_kernels/mosaic/test_softmax_contract.py::TestSoftmaxContract
 NEWEST_CI ?= tests/nn tests/training tests/models/test_kunlun.py tests/pallas_kernels/test_contract.py
 
-.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci kernels kernels-ci lint format figures notebooks lock clean gpu carry
+.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -127,6 +127,9 @@ test: dev  ## everything that a CPU can check, but for the slow tests
 
 test-slow: dev  ## the slow tests
 	$(call BOUNDED,$(PY)) $(RUN_PYTEST) -m slow $(PYTEST)
+
+faults: dev  ## what damaged files and kills do, in the long form: 1500 damaged inputs, 50 kills
+	FAULTS=250 KILLS=50 $(call BOUNDED,$(PY)) $(RUN_PYTEST) -m "slow or not slow" tests/faults $(PYTEST)
 
 test-slow-ci:  ## a selection of the slow tests, as .ci/run does
 	@$(MAKE) --no-print-directory test-slow PYTEST="$(SLOW_CI)"

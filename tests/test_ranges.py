@@ -14,7 +14,12 @@ import kunlun_jax
 from kunlun_jax.ranges import above, at_least, ranges, rate, within
 from kunlun_jax.training.optimizer import OptimizerConfig
 
-OWN = {"MeshConfig.data": "a power of two"}
+OWN = {
+    "MeshConfig.data": "a power of two",
+    "MeshConfig.processes": "divides data",
+    "MeshConfig.process": "below processes",
+    "MeshConfig.heartbeat_s": "at least 1, below the floor of ranges",
+}
 """Numbers that are checked another way."""
 
 

@@ -117,7 +117,7 @@ class RunDirectory:
             return
         for path in (self.metrics, self.skipped):
             if path == self.metrics or path.exists():
-                kept = [line for line in read_metrics(path) if line["step"] <= step]
+                kept = [line for line in read_metrics(path, ("step",)) if line["step"] <= step]
                 write_atomic(path, "".join(map(_json_line, kept)))
 
     def warn_of_lost_lines(self, step: int, log_every: int) -> None:
@@ -162,21 +162,29 @@ def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, fields: tuple[str, ...] = ("kind", "step")) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; an unfinished last line is left out, an absent file has none.
 
+    Args:
+      path: of the file.
+      fields: that every line must have.
+
     Raises:
-      ValueError: a line before the last is not valid JSON.
+      ValueError: a line before the last is not valid JSON, or no line of metrics.
     """
     if not path.exists():
         return []
-    text = path.read_text()
+    data = path.read_bytes()
     lines = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            found = json.loads(line)
+        except ValueError as error:  # of its bytes, too
             raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+        kinds = {"step": int, "kind": str}
+        if not isinstance(found, dict) or any(type(found.get(name)) is not kinds[name] for name in fields):
+            raise ValueError(f"{path}, line {number} must be an object with {' and '.join(fields)}")
+        lines.append(found)
     return lines
 
 

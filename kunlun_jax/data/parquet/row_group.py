@@ -3,6 +3,7 @@
 Every message names file, row group, row, column, value and what is expected.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ def row_groups(
         present = {*schema.names, *folders}
         wanted = wanted + [(name, kind) for name, kind in optional or [] if name in present]
         usable, wrong = [], set()
+        for name, _ in optional or []:
+            # One that is nearly named so would be left out without a word; one that is missing is none.
+            near = difflib.get_close_matches(name, present - {*dict(wanted)}, 1, cutoff=0.93)
+            if name not in present and near:
+                right = f"its name is nearly {name!r}, an optional column; give it that name, or one less alike"
+                report.add("nearly a column", file, right, near[0])
         for name, kind in wanted:
             if name not in present:
                 right = f"there is no such column, only {sorted(present)}; it must hold {types.KINDS[kind].name}"
