@@ -18,7 +18,7 @@ import tyro
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from kunlun_jax.data.dataset import Dataset, Ragged, Rows
+from kunlun_jax.data.dataset import Dataset, Ragged, Rows, group_numbers
 from kunlun_jax.data.open import DataConfig, open_dataset
 from kunlun_jax.data.pack import map_ids
 from kunlun_jax.data.schema import Categorical
@@ -115,9 +115,8 @@ def run(args: Arguments) -> dict[str, Any]:
 
     def measure(model: LogisticRegression, split: str) -> dict[str, Any]:
         x, labels, weights = data[split]
-        keys = dataset.source.keys(np.asarray(dataset.split(split)))
         there = ~np.isnan(labels)
-        groups = keys[dataset.schema.group][there] if dataset.schema.group else None
+        groups = group_numbers(dataset.source, np.flatnonzero(there) + dataset.split(split).start)
         logits = model.decision_function(x[there])
         return evaluate_predictions(labels[there], logits, weights[there], groups, p_train=dataset.p_train[0])
 

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -197,6 +197,25 @@ def dense_moments(dataset: Dataset, blocks: int = 16, block: int = 512) -> Momen
     # A spread that comes from rounding is none.
     std = np.where(std > 1e-6 * np.maximum(largest, 1e-30), std, 1.0)
     return Moments(tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def group_numbers(source: Source, index: np.ndarray, chunk: int = 65536) -> np.ndarray | None:
+    """The group of each of the examples `index` as a number, by the schema's `group`; None if it has none.
+
+    Keys are read in chunks: text of millions of rows in one array would take as much room for each as for the longest.
+
+    Returns:
+      int64 ``[rows]``, from 0 in the order of first appearance.
+    """
+    group = source.schema.group
+    if not group:
+        return None
+    numbers: dict[Any, int] = {}
+    codes = np.empty(len(index), np.int64)
+    for start in range(0, len(index), chunk):
+        keys = source.keys(index[start : start + chunk])[group].tolist()
+        codes[start : start + chunk] = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return codes
 
 
 def gather_ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kunlun_jax.batch import Batch
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, group_numbers
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.processes import gathered
 from kunlun_jax.progress import ProgressBar
@@ -84,7 +84,7 @@ def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
     finite = np.isfinite(predictions.logits).all(axis=1)
     if not finite.all():
         raise NotFinite(_not_finite(dataset, predictions.row, finite))
-    groups = dataset.source.keys(predictions.row)[schema.group] if schema.group else None
+    groups = group_numbers(dataset.source, predictions.row)
     result = {}
     for index, task in enumerate(schema.tasks):
         there = ~np.isnan(predictions.labels[:, index])

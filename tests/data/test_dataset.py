@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from kunlun_jax.data.dataset import OUTLYING, Dataset, Rows, dense_moments
+from kunlun_jax.data.dataset import OUTLYING, Dataset, Rows, dense_moments, group_numbers
+from kunlun_jax.data.parquet.source import open_dataset as open_parquet
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, open_dataset
+from tests.data.parquet.parquet_sets import random_tables
 
 
 class Dense:
@@ -47,3 +49,14 @@ def test_a_value_far_from_all_others_is_left_out_of_the_moments():
     whole = dense[:, 1:].astype(np.float64)
     np.testing.assert_allclose(found.mean[1:], whole.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.std[1:], whole.std(0), rtol=1e-12)
+
+
+def test_groups_are_numbered_as_they_come(tmp_path):
+    dataset = open_parquet(random_tables().write(tmp_path / "data"), tmp_path / "cache")
+    index = np.random.default_rng(0).permutation(180)
+    names = dataset.source.keys(index)["user_name"].tolist()
+    order = list(dict.fromkeys(names))
+    for chunk in (7, 1000):
+        numbers = group_numbers(dataset.source, index, chunk)
+        assert numbers is not None and numbers.dtype == np.int64
+        assert numbers.tolist() == [order.index(name) for name in names]
