@@ -70,7 +70,7 @@ def write_data(root: Path, setting: Setting, seed: int = 0) -> None:
     fields = tuple(Categorical(name, size) for name, size in zip(FIELDS, (100_000, 10_000, 100), strict=True))
     context = tuple(Categorical(f"context_{i}", 1000) for i in range(CONTEXT))
     events = tuple(EventType(name, fields, ("value",)) for name in TYPES)
-    schema = Schema("benchmark", context, events=events, dense=("rate",), tasks=("click",))
+    schema = Schema("benchmark", context, events=events, dense=("rate",), tasks=("click",), allow=("relative_times",))
     root.mkdir(parents=True)
     (root / "schema.json").write_text(schema.to_json())
     day = 86_400_000
