@@ -29,6 +29,7 @@ from kunlun_jax.data.dataset import Dataset, Source
 from kunlun_jax.data.pack import Counts, capacity_names, pack
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.shares import joined, shares
+from kunlun_jax.data.shuffle import shuffled
 from kunlun_jax.ranges import at_least, check
 from pallas_kernels.jagged import aligned
 
@@ -198,19 +199,18 @@ def capacities(
     for split in splits:
         rows = dataset.split(split)
         passes = range(epochs) if config.shuffle == "global" else ()
-        orders = [None, *(functools.partial(_permutation, len(rows), seed, epoch) for epoch in passes)]
+        orders = [lambda index: index, *(functools.partial(shuffled, len(rows), seed, epoch) for epoch in passes)]
         if len(rows) <= EXACT_ROWS:
             lengths = _packed_rows(dataset.source, np.arange(rows.start, rows.stop), max_events)
             for order in orders:
-                index = slice(None) if order is None else order()
+                index = order(np.arange(len(rows)))
                 fullest = _fullest({name: of[index] for name, of in lengths.items()}, size, share_count)
                 needed = {name: max(needed[name], fullest[name]) for name in names}
         else:
             starts = np.linspace(0, len(rows) - size, max(2, SAMPLE_ROWS // size), dtype=np.int64)
             sample = (starts[:, None] + np.arange(size)).reshape(-1)
             for order in orders[:2]:
-                index = sample if order is None else order()[sample]
-                lengths = _packed_rows(dataset.source, rows.start + index, max_events)
+                lengths = _packed_rows(dataset.source, rows.start + order(sample), max_events)
                 fullest = _fullest(lengths, size, share_count)
                 needed = {name: max(needed[name], math.ceil(fullest[name] * SAMPLE_MARGIN)) for name in names}
             logger.warning(
@@ -361,7 +361,7 @@ class _Plan:
         start = batch * self.batch_size
         index = np.arange(start, min(start + self.batch_size, len(self.rows)), dtype=np.int64)
         if self.shuffle == "global":
-            index = _permutation(len(self.rows), self.seed, epoch)[index].astype(np.int64)
+            index = shuffled(len(self.rows), self.seed, epoch, index)
         return index + self.rows.start
 
     def __call__(self, number: int) -> tuple[Batch, Counts]:
@@ -379,15 +379,6 @@ class _Plan:
 
     def _packed(self, index: np.ndarray) -> tuple[Batch, Counts]:
         return pack(self.source.schema, self.source.rows(index, self.max_events), self.share_size, self.capacity)
-
-
-@functools.lru_cache(maxsize=1)
-def _permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Order of an epoch, int32; 4 bytes per row in every process that packs."""
-    order = np.arange(rows, dtype=np.int32)
-    np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).shuffle(order)
-    order.flags.writeable = False
-    return order
 
 
 def _lengths(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:
