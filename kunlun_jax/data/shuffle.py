@@ -1,7 +1,7 @@
 """The order of an epoch: a permutation of all rows, of which any part can be had by itself.
 
-Up to `LISTED_ROWS` it is numpy's shuffle, kept as a list of 4 bytes a row in every process that packs. Beyond, where the
-list would grow with the data, it is a Feistel network over the smallest power of four that holds all rows: a
+Up to `LISTED_ROWS` it is numpy's shuffle, kept as a list of 4 bytes a row in every process that packs. Beyond, where
+the list would grow with the data, it is a Feistel network over the smallest power of four that holds all rows: a
 permutation that is computed for each row by itself, in four rounds, and again while the result lies outside (cycle
 walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """

@@ -189,3 +189,16 @@ def test_metrics_that_lost_their_end_are_told(tmp_path, caplog):
     directory.warn_of_lost_lines(20, 5)
     (message,) = caplog.messages
     assert f"{directory.metrics} ends at step 15, and the run goes on at step 20" in message
+
+
+def test_a_folder_is_kept_once(tmp_path):
+    directory = RunDirectory(tmp_path / "run", {})
+    directory.keep(None)
+    learned = tmp_path / "cache" / "learned"
+    learned.mkdir(parents=True)
+    (learned / "vocabulary.0.parquet").write_bytes(b"first")
+    directory.keep(learned)
+    (learned / "vocabulary.0.parquet").write_bytes(b"later")
+    directory.keep(learned)
+    assert (directory.path / "learned" / "vocabulary.0.parquet").read_bytes() == b"first"
+    assert {path.name for path in directory.path.iterdir()} == {"config.json", "env.json", "learned"}
