@@ -128,8 +128,8 @@ test: dev  ## everything that a CPU can check, but for the slow tests
 test-slow: dev  ## the slow tests
 	$(call BOUNDED,$(PY)) $(RUN_PYTEST) -m slow $(PYTEST)
 
-faults: dev  ## what damaged files and kills do, in the long form: 1500 damaged inputs, 50 kills
-	FAULTS=250 KILLS=50 $(call BOUNDED,$(PY)) $(RUN_PYTEST) -m "slow or not slow" tests/faults $(PYTEST)
+faults: dev  ## what damaged files and kills do, in the long form: 1500 damaged inputs, 50 kills on two data sets
+	FAULTS=250 KILLS=25 $(call BOUNDED,$(PY)) $(RUN_PYTEST) -m "slow or not slow" tests/faults $(PYTEST)
 
 test-slow-ci:  ## a selection of the slow tests, as .ci/run does
 	@$(MAKE) --no-print-directory test-slow PYTEST="$(SLOW_CI)"
