@@ -32,7 +32,7 @@ NEWEST_TESTS ?= tests --ignore=tests/notebooks --ignore=tests/experiments --igno
 KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory.
 KERNELS_CI ?= --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
-SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks \
+SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks tests/training/test_processes.py \
   tests/pallas_kernels/mosaic/test_gdpa_contract.py tests/pallas_kernels/test_contract.py \
   tests/pallas_kernels/mosaic/test_softmax_contract.py::TestSoftmaxContract
 NEWEST_CI ?= tests/nn tests/training tests/models/test_kunlun.py tests/pallas_kernels/test_contract.py

@@ -16,6 +16,7 @@ def large_tables(monkeypatch):
     monkeypatch.setattr(table_rows, "LARGE", LARGE)
 
 
+@pytest.mark.slow
 def test_two_processes_with_four_devices_are_like_one_device(large_tables, tmp_path):
     """As eight devices of one process are (test_mesh.py). Uneven histories, a short last batch.
 
