@@ -28,7 +28,8 @@ class Learned:
         (folder / FOLDER).mkdir()
         files = {}
         for number, (table, vocabulary) in enumerate(self.vocabularies.items()):
-            files[table] = f"vocabulary.{number}.parquet"
-            vocabulary.write(folder / FOLDER / files[table])
+            name = f"vocabulary.{number}.parquet"
+            vocabulary.write(folder / FOLDER / name)
+            files[table] = {"file": name, "values": len(vocabulary.values), "left_out": vocabulary.left_out}
         text = json.dumps({"vocabularies": files, "means": self.means}, indent=2)
         (folder / FOLDER / "learned.json").write_text(text + "\n")

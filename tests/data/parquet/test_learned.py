@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import decimal
+import json
 import re
 
 import numpy as np
@@ -104,6 +105,9 @@ def test_what_was_learned_is_kept_beside_the_columns(tmp_path):
     assert dataset.learned is not None
     table = pq.read_table(dataset.learned / "vocabulary.0.parquet")
     assert table.to_pydict() == {"value": ["a", "b"], "count": [2, 2]}
+    learned = json.loads((dataset.learned / "learned.json").read_text())
+    assert learned["vocabularies"]["item"] == {"file": "vocabulary.0.parquet", "values": 2, "left_out": 1}
+    assert learned["means"] == {"price": 2.5, "click.amount": 3.0}
     users = pq.read_table(dataset.learned / "vocabulary.1.parquet")
     assert users["value"].to_pylist() == ["7", str(2**64 - 1), str(2**63 + 5)]
     plain = dataclasses.replace(
