@@ -1,4 +1,4 @@
-"""A run that is killed at moments that nobody chose ends like one that was not; ``make faults`` kills it 25 times on each data."""
+"""A run that is killed at moments that nobody chose ends like one that was not; ``make faults`` kills it 50 times."""
 
 import os
 import signal
