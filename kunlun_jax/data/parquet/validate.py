@@ -51,7 +51,7 @@ def summary(dataset: Dataset) -> str:
     for name, rows in dataset.splits.items():
         times = source.column("request_time_ms")[rows.start : rows.stop]
         splits.append([name, str(len(rows)), text_of(times[0]), text_of(times[-1])])
-        splits[-1] += [f"{mean:.4f}" for mean in _weighted_means(source, rows)]
+        splits[-1] += ["-" if np.isnan(mean) else f"{mean:.4f}" for mean in _weighted_means(source, rows)]
         labels = source.column("labels")[rows.start : rows.stop]
         splits[-1] += [f"{sum(np.isnan(part).sum() for part in _chunks(labels[:, i])) / len(rows):.2%}" for i in masked]
 
