@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import compare, learns, mfu_bound, mfu_report, parity, table_scaling
+from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, parity, table_scaling
 from experiments.comparisons import NAMES
 from experiments.kernel_benchmark import scaling
 
@@ -42,6 +42,9 @@ def of_comparison(name: str) -> Made:
 
 
 MADE = {name: of_comparison(name) for name in NAMES} | {
+    "data_scaling": Made(
+        lambda c, path: data_scaling.picture(c["rows"], path), lambda c: data_scaling.markdown(c["rows"])
+    ),
     "learns": Made(lambda c, path: learns.picture(c["rows"], path), lambda c: learns.markdown(c["rows"])),
     "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
     "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),
