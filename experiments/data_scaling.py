@@ -3,8 +3,8 @@
 For each number of examples a data set with five events an example is written, then opened by processes of their own:
 first converted, then opened again and read in batches, in the log's order and in a global shuffle. Shown are seconds,
 and memory that is the process's own (RssAnon: what is mapped from files the system takes back when it needs it), less
-that of a process that has only imported the library. Two minutes on two CPU cores for the default sizes, and some 100
-bytes of disk an event; a table, ``data_scaling.json`` and ``data_scaling.png`` at the end. Stored sizes are not run
+that of a process that has only imported the library. Two minutes on two CPU cores for the default sizes, and some
+gigabytes of disk; a table, ``data_scaling.json`` and ``data_scaling.png`` at the end. Stored sizes are not run
 again.
 """
 

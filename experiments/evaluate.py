@@ -8,6 +8,7 @@ probability of each task.
 import csv
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -127,8 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = tyro.cli(Arguments, args=arguments, prog="experiments.evaluate", description=__doc__)
     keep_compiled(None)
     try:
-        if args.predictions is not None:  # before the evaluation, which may take long
-            args.predictions.open("a").close()
+        path = args.predictions  # looked at before the evaluation, which may take long
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK)):
+            raise ValueError(f"{path}: no file can be written there; make its folder, or name another")
         run, step, predictions = newest_predictions(args.run.dir, args.data.root, args.split, args.progress)
         metrics = metrics_of(run.dataset, predictions)
     except (ValueError, KeyError, OSError) as error:

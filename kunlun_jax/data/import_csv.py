@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import tyro
 from pyarrow import csv
 
-from kunlun_jax.data.parquet.files import FIRST_SPLITS, RESERVED_EVENT_COLUMNS, RESERVED_EXAMPLE_COLUMNS
+from kunlun_jax.data.parquet.files import FIRST_SPLITS, RESERVED_EVENT_COLUMNS, RESERVED_EXAMPLE_COLUMNS, write_layout
 from kunlun_jax.data.parquet.validate import summary, validate
+from kunlun_jax.data.parquet.vocabulary import as_text
 from kunlun_jax.data.schema import Allowed, Categorical, EventType, NullPolicy, Overflow, Schema, TimeUnit
 
-_ROW_GROUP = 65536
 _RESERVED = {*RESERVED_EXAMPLE_COLUMNS, *RESERVED_EVENT_COLUMNS, "history_key"}
 _TRUE = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
 
@@ -89,12 +89,14 @@ def import_log(mapping: Mapping) -> Schema:
     mapping.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{mapping.out.name}-", dir=mapping.out.parent))
     try:
-        for split, (start, stop) in zip(FIRST_SPLITS, itertools.pairwise(bounds), strict=True):
-            if stop > start:
-                _write(work / "examples" / split, _examples(mapping, table.slice(start, stop - start)))
-        for event in schema.events:
-            _write(work / "events" / event.name, _events(mapping, table, event))
-        (work / "schema.json").write_text(schema.to_json())
+        splits = zip(FIRST_SPLITS, itertools.pairwise(bounds), strict=True)
+        examples = {
+            split: _examples(mapping, table.slice(start, stop - start))
+            for split, (start, stop) in splits
+            if stop > start
+        }
+        events = {event.name: _events(mapping, table, event) for event in schema.events}
+        write_layout(work, schema, examples, events)
         work.chmod(0o755)
         work.rename(mapping.out)
     finally:
@@ -143,7 +145,7 @@ def _read(mapping: Mapping) -> pa.Table:
             raise ValueError(f"{path}: there is no column {name!r}, only {raw.column_names}{hint}")
     if not raw.num_rows:
         raise ValueError(f"{path}: it has no rows below its header")
-    columns: dict[str, Any] = {name: _text(raw[name]) for name in _texts(mapping)}
+    columns: dict[str, Any] = {name: as_text(raw[name]) for name in _texts(mapping)}
     for name in (mapping.user, mapping.item):
         _refuse_nulls(path, name, columns[name])
     columns |= {name: _numbers(path, name, raw[name]) for name in mapping.dense}
@@ -170,10 +172,6 @@ def _read_csv(mapping: Mapping) -> pa.Table:
         raise ValueError(f"{path}: it is no CSV file with {delimiter!r} between its fields: {error}") from error
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.large_string())
-
-
 def _refuse_nulls(path: Path, name: str, column: pa.ChunkedArray) -> None:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
@@ -192,7 +190,7 @@ def _labels(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float64 from 0 to 1, null where the log has nothing."""
     if pa.types.is_boolean(column.type):
         return column.cast(pa.float64())
-    words = pc.call_function("utf8_lower", [_text(column)])
+    words = pc.call_function("utf8_lower", [as_text(column)])
     known = pc.call_function("index_in", [words], pc.SetLookupOptions(pa.array(list(_TRUE), pa.large_string())))
     if known.null_count == column.null_count:
         codes = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
@@ -285,11 +283,6 @@ def _events(mapping: Mapping, table: pa.Table, event: EventType) -> pa.Table:
     table = table.sort_by([("history_key", "ascending"), ("time", "ascending")])
     fields = {field.name: table[field.name] for field in event.categorical}
     return pa.table({"history_key": table["history_key"], "time_ms": table["time"], **fields})
-
-
-def _write(folder: Path, table: pa.Table) -> None:
-    folder.mkdir(parents=True)
-    pq.write_table(table, folder / "part-00000.parquet", row_group_size=_ROW_GROUP, compression="zstd")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,13 @@
-"""The files of a prepared data set: every one is read, or refused by its name."""
+"""The files of a prepared data set, as they are written and found: every one is read, or refused by its name."""
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.schema import Schema
@@ -29,6 +33,18 @@ class Layout:
     def files(self) -> list[Path]:
         """All Parquet files."""
         return [file for files in (*self.examples.values(), *self.events.values()) for file in files]
+
+
+def write_layout(
+    root: Path, schema: Schema, examples: Mapping[str, pa.Table], events: Mapping[str, pa.Table], row_group: int = 65536
+) -> None:
+    """Writes a data set into `root`: examples by split and events by type, a file each, and ``schema.json``."""
+    for kind, tables in (("examples", examples), ("events", events)):
+        for name, table in tables.items():
+            (root / kind / name).mkdir(parents=True)
+            path = root / kind / name / "part-00000.parquet"
+            pq.write_table(table, path, row_group_size=row_group, compression="zstd")
+    (root / "schema.json").write_text(schema.to_json())
 
 
 def find_layout(root: Path, report: Report) -> Layout | None:

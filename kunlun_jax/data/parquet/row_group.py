@@ -17,7 +17,7 @@ from kunlun_jax.data.parquet import times, types
 from kunlun_jax.data.parquet.files import Layout, partition
 from kunlun_jax.data.parquet.learned import Learned
 from kunlun_jax.data.parquet.report import Report
-from kunlun_jax.data.parquet.vocabulary import text_of
+from kunlun_jax.data.parquet.vocabulary import as_text
 from kunlun_jax.data.schema import NULL_ID, Categorical, EventType, NullPolicy
 
 LARGEST = 1e18  # magnitude of numbers; the squares of larger ones leave sums in float32 no room
@@ -184,7 +184,7 @@ class RowGroup:
         """Ids of values without nulls, of which each is of one of `rows`."""
         if feature.vocabulary:
             known = self._learned and self._learned.vocabularies.get(feature.table_name)
-            return known.ids(text_of(values)) if known else np.zeros(len(values), np.int64)
+            return known.ids(as_text(values)) if known else np.zeros(len(values), np.int64)
         return self._not_negative(feature.name, self._int64(feature.name, values, rows), rows)
 
     def values(self, name: str, rows: np.ndarray) -> pa.Array:
@@ -196,7 +196,7 @@ class RowGroup:
         """
         array = self._table.column(name).combine_chunks().filter(pa.array(rows))
         listed = types.fault(array.type, "values") is None
-        return text_of(types.plain(array, "values").flatten() if listed else types.plain(array, "value"))
+        return as_text(types.plain(array, "values").flatten() if listed else types.plain(array, "value"))
 
     def times(self, name: str) -> np.ndarray:
         """int64 milliseconds that a log can have and that fit uint32 seconds."""

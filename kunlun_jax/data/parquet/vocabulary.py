@@ -92,6 +92,6 @@ def _beyond(value: str, size: int) -> int:
     return size + int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "big") % (2**62 - size)
 
 
-def text_of(array: pa.Array) -> pa.Array:
+def as_text[T: (pa.Array, pa.ChunkedArray)](array: T) -> T:
     """The values of a column as large_strings: text as it is, whole numbers in decimal digits."""
     return array.cast(pa.large_string())

@@ -11,19 +11,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc  # its functions are created at import, which pyright does not see
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 from pyarrow import csv
 
 from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, gather_ranges
 from kunlun_jax.data.parquet.columns import FORMAT, write_columns
-from kunlun_jax.data.parquet.files import find_layout
+from kunlun_jax.data.parquet.files import find_layout, write_layout
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.parquet.source import open_columns
 from kunlun_jax.data.schema import Schema
-
-_ROW_GROUP = 65536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +176,8 @@ def write_prepared(
                 raise ValueError(
                     f"the log of {schema.name!r} has no row for {kind} {name!r}; it must have at least one"
                 )
-            folder = out / kind / name
-            folder.mkdir(parents=True)
-            pq.write_table(table, folder / "part-00000.parquet", row_group_size=_ROW_GROUP, compression="zstd")
+    write_layout(out, schema, splits, events)
     (out / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    (out / "schema.json").write_text(schema.to_json())
 
 
 def open_official(
