@@ -1,8 +1,11 @@
 """The devices that share a run, as a mesh; `kunlun_jax.training.placement` says what lies where on it."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
 MOST_DEVICES = 512
@@ -10,6 +13,8 @@ MOST_DEVICES = 512
 
 DATA = "data"
 """The mesh axis over which batches and large tables are spread."""
+AXES = (DATA,)
+"""All mesh axes; the fields of `MeshConfig` that say how many devices each has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,11 @@ class MeshConfig:
         if self.heartbeat_s < 1:
             raise ValueError(f"mesh.heartbeat_s is {self.heartbeat_s}; it must be at least 1")
 
+    @property
+    def devices(self) -> int:
+        """How many there are, those of all processes together."""
+        return self.data
+
 
 def make_mesh(config: MeshConfig) -> Mesh | None:
     """The mesh of the first devices of each process, those of one after those of another; None for one device.
@@ -70,4 +80,10 @@ def make_mesh(config: MeshConfig) -> Mesh | None:
             f"mesh.data is {config.data}, and there are {found} devices{of_processes} ({jax.default_backend()}); for a "
             f"trial on a CPU set JAX_NUM_CPU_DEVICES={each}"
         )
-    return jax.make_mesh((config.data,), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    return mesh_of(config, devices)
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
+    """The mesh of these devices, which may belong to a topology that is not there, in their order."""
+    shape = [getattr(config, name) for name in AXES]
+    return Mesh(np.asarray(devices, object).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))

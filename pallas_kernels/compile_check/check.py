@@ -130,7 +130,7 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
         return Result(case.name, (), (f"did not compile in {TIMEOUT} s",), time.perf_counter() - started)
     seconds = time.perf_counter() - started
     if process.returncode:
-        last = _last_lines(process.stderr.decode(errors="replace"))
+        last = last_lines(process.stderr.decode(errors="replace"))
         return Result(case.name, (), (f"did not compile, exit status {process.returncode}:\n{last}",), seconds)
     try:
         kernels = read(process.stdout.decode(errors="replace"))
@@ -143,7 +143,7 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
     return result
 
 
-def _last_lines(errors: str) -> str:
+def last_lines(errors: str) -> str:
     """What the compiler complained of, and the end of the traceback.
 
     Paths start at their packages: these lines go into a file that others read.
