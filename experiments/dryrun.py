@@ -244,8 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(rows, machine))
-    picture(stored(path), path.with_suffix(".png"))
-    print(f"rows in {path}, picture in {path.with_suffix('.png')}")
+    drawn = picture(stored(path), path.with_suffix(".png"))
+    print(f"rows in {path}" + (f", picture in {path.with_suffix('.png')}" if drawn else "; nothing compiled to be drawn"))
     refused = [f"{of(row)}: {row['failed']}" for row in rows if "failed" in row]
     refused += [
         f"{of(row)}: {remedies(row, machine)}" for row in rows if "failed" not in row and not fits(row, machine)

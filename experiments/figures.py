@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, parity, table_scaling
 from experiments.comparisons import NAMES
+from experiments.dry_run import report as dry_run_report
 from experiments.kernel_benchmark import scaling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,6 +46,7 @@ MADE = {name: of_comparison(name) for name in NAMES} | {
     "data_scaling": Made(
         lambda c, path: data_scaling.picture(c["rows"], path), lambda c: data_scaling.markdown(c["rows"])
     ),
+    "dryrun": Made(lambda c, path: dry_run_report.picture(c["rows"], path)),
     "learns": Made(lambda c, path: learns.picture(c["rows"], path), lambda c: learns.markdown(c["rows"])),
     "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
     "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),

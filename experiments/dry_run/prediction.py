@@ -8,7 +8,8 @@
 | nvlink, network | bytes that a device sends, at the rate of the link (`machine`) |
 
 Overlapped: maps and traffic at once, and both links while the chip computes. Apart: one after the other. All rates are
-the datasheet's, so a measurement will lie beyond the longer of both rather than between them.
+the datasheet's, so a measurement will lie beyond the longer of both rather than between them. Operators and maps are
+those of mean histories, traffic that of the rows which the fullest batch needs, since a step moves all of its capacity.
 
 `pallas_kernels.compile_check.predict` would say more of a kernel than its roofline. It counts for gdpa with heads of
 128 and 256 keys; no preset here has such heads, so it says nothing of them, and is not asked.
