@@ -41,7 +41,7 @@ from experiments.configs import PRESETS
 from experiments.dry_run.fit import fits, remedies
 from experiments.dry_run.machine import HOST_DEVICES, MACHINES
 from experiments.dry_run.prediction import counted
-from experiments.dry_run.report import of, picture, table
+from experiments.dry_run.report import of, picture, series, table
 from experiments.dry_run.worker import Job
 from experiments.files import load
 from kunlun_jax.data.dataset import Dataset, dense_moments
@@ -147,7 +147,7 @@ def histories(preset: str, examples: int, kind: str) -> tuple[Dataset, dict[str,
     if kind == "full":
         most = config.loader.max_events_by_type(dataset.schema)
         lengths = {name: np.full_like(found, most[name]) for name, found in lengths.items()}
-        capacity |= {name: examples * int(aligned(np.array(most[name]))) for name in most}
+        capacity |= {name: examples * int(aligned(np.array([number]))[0]) for name, number in most.items()}
     return dataset, capacity, lengths
 
 
@@ -244,8 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(rows, machine))
-    drawn = picture(stored(path), path.with_suffix(".png"))
-    print(f"rows in {path}" + (f", picture in {path.with_suffix('.png')}" if drawn else "; nothing compiled to be drawn"))
+    print(f"rows in {path}")
+    if series(stored(path)):
+        picture(stored(path), path.with_suffix(".png"))
+        print(f"picture in {path.with_suffix('.png')}")
     refused = [f"{of(row)}: {row['failed']}" for row in rows if "failed" in row]
     refused += [
         f"{of(row)}: {remedies(row, machine)}" for row in rows if "failed" not in row and not fits(row, machine)

@@ -83,15 +83,15 @@ def series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return dict(sorted(found.items()))
 
 
-def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
+def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Memory, bytes sent and predicted time of a device over devices: a column for each of `series`.
 
-    Returns:
-      Whether there was one to be drawn.
+    Raises:
+      ValueError: no row has anything to be drawn.
     """
     shown = series(rows)
     if not shown:
-        return False
+        raise ValueError(f"{path}: nothing of these rows compiled, so there is nothing to be drawn")
     machine = MACHINES[next(iter(shown.values()))[0]["chip"]]
     figure = Figure(figsize=(2.2 + 3.4 * len(shown), 8.2), dpi=140, layout="constrained")
     panels = figure.subplots(3, len(shown), squeeze=False, sharey="row")
@@ -127,7 +127,6 @@ def picture(rows: Sequence[Mapping[str, Any]], path: Path) -> bool:
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.suptitle(f"a training step on {machine.chip.model}s, of one device: compiled, and not run", fontsize=10)
     figure.savefig(path)
-    return True
 
 
 def _stack(axes: Any, rows: Sequence[Mapping[str, Any]], parts_of: Any) -> None:
