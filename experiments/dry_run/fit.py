@@ -8,7 +8,7 @@ from experiments.dry_run.machine import USABLE, Machine
 OF_EXAMPLES = ("batch", "temporaries", "results beside the state")
 """Kinds of memory that grow with the examples of a device; all others do not."""
 STEP = 8
-"""Fewer examples are proposed in multiples of this."""
+"""Fewer examples are proposed in multiples of this, unless they are fewer."""
 
 
 def needed(row: Mapping[str, Any]) -> int:
@@ -30,8 +30,10 @@ def remedies(row: Mapping[str, Any], machine: Machine) -> str:
     )
     growing = sum(memory[kind] for kind in OF_EXAMPLES)
     fixed = needed(row) - growing
-    examples = int(row["examples"] * (room - fixed) / growing) // STEP * STEP if growing else 0
+    examples = int(row["examples"] * (room - fixed) / growing) if growing else 0
     if examples >= STEP:
+        examples -= examples % STEP
+    if examples >= 1:
         more = -(-row["examples"] // examples)
         return text + (
             f"about {examples} examples a device would fit instead of {row['examples']} (--examples), so for the same "

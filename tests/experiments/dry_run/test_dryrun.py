@@ -1,8 +1,12 @@
-"""The dry run itself: a small step compiled for eight B200s in earnest, and what is refused before that."""
+"""The dry run itself: a small step compiled for eight B200s in earnest, and what needs no compiler.
+
+Compiling takes a minute of processor time, a third of it for Mosaic to lower three kernels, so it is marked `slow`.
+"""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,12 +14,74 @@ import pytest
 from flax import nnx
 
 from experiments import dryrun
+from experiments.dry_run.machine import MACHINES
+from experiments.dry_run.prediction import counted, predict
 from experiments.dry_run.report import series
 from kunlun_jax.parallel import MeshConfig
+from pallas_kernels.chips import B200
+from pallas_kernels.compile_check import check
 from tests.experiments.dry_run import pooling_only
 
 PRESET = str(Path(pooling_only.__file__))
 DEVICES = 8
+ROW = {
+    "chip": "b200",
+    "preset": "pooling_only",
+    "lengths": "data",
+    "examples": 16,
+    "devices": 8,
+    "topology": "1x1x8",
+    "axes": {"data": 8},
+    "work": {"useful_flops": 9e12, "gdpa_seconds": 0.001, "attention_seconds": 0.002, "maps_seconds": 0.004},
+    "memory": {
+        "parameters": 10**9,
+        "optimizer state": 0,
+        "tables": 2 * 10**9,
+        "table optimizer state": 0,
+        "batch": 10**9,
+        "temporaries": 36 * 10**9,
+        "results beside the state": 0,
+    },
+    "collectives": [
+        {"kind": "all-reduce", "group_size": 8, "runs": 2, "bytes": 4e9, "nvlink": 9e9, "network": 0.0},
+        {"kind": "all-to-all", "group_size": 8, "runs": 4, "bytes": 1e9, "nvlink": 0.0, "network": 0.5e9},
+    ],
+    "mosaic_calls": 3,
+    "implementations": ["seed_attention: mosaic"],
+    "moved_bytes": 24e9,
+}
+"""What is stored of a compiled step, with numbers that are easy to divide."""
+
+
+def written(folder: Path, **other: Any) -> str:
+    """The path of a file with `ROW`."""
+    (folder / "dryrun.json").write_text(json.dumps({"rows": [ROW | other]}))
+    return str(folder / "dryrun.json")
+
+
+def test_parts_of_the_predicted_time_are_counts_over_rates():
+    found = predict(ROW, MACHINES["b200"])
+    assert found.parts == pytest.approx(
+        {"gdpa": 0.001, "attention": 0.002, "maps": 0.004, "traffic": 0.003, "nvlink": 0.01, "network": 0.01}
+    )
+    assert (found.overlapped, found.apart) == pytest.approx((0.01, 0.03))
+    assert found.mfu == pytest.approx((9 / 0.03 / 2250, 9 / 0.01 / 2250))
+    near = predict(ROW | {"collectives": []}, MACHINES["b200"])
+    assert (near.overlapped, near.limit) == (pytest.approx(0.001 + 0.002 + 0.004), "maps")
+
+
+def test_counted_work_is_that_of_the_model_and_of_the_bounds():
+    config = pooling_only.CONFIG
+    schema = config.data.options.open(None, None).schema
+    model = nnx.eval_shape(lambda: config.model.build(schema, base_rate=(0.1,), rngs=nnx.Rngs(0)))
+    lengths = {"click": np.array([3, 17, 0, 40])}
+    found = counted(model, lengths, 8, MACHINES["b200"])
+    forward = 8 * sum(part.flops for part in model.parts(lengths))
+    # One pooling into two tokens with one head of 32: four FLOPs for each channel of its scores, of twice four examples.
+    pooling = 2 * 4 * 60 * 2 * 32
+    assert found["useful_flops"] == pytest.approx(3 * forward)
+    assert found["maps_seconds"] == pytest.approx(3 * (forward - pooling) / B200.flops)
+    assert found["attention_seconds"] > 0 == found["gdpa_seconds"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +96,7 @@ def compiled(tmp_path_factory):
     return row, text
 
 
+@pytest.mark.slow
 def test_fused_kernels_survive_partitioning(compiled):
     row, text = compiled
     assert f"num_partitions={DEVICES}" in text.partition("\n")[0]  # one program, which every device runs
@@ -41,12 +108,13 @@ def test_fused_kernels_survive_partitioning(compiled):
     assert all(re.search(rf"bf16\[(\d+,)*{rows}(,\d+)*\]", line) for line in calls)
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_compiler_takes_and_what_shapes_say(compiled):
     row, _ = compiled
     memory = row["memory"]
     given = sum(memory[kind] for kind in memory if kind not in ("temporaries", "results beside the state", "code"))
-    # Small arrays are moved to where alignment wants them, which the compiler counts.
-    assert given <= row["argument_bytes"] <= given + 100 * 256
+    # What no part of the step reads, such as events that the model leaves out, is on the device, but no argument.
+    assert given - memory["batch"] < row["argument_bytes"] <= given
     config = pooling_only.CONFIG
     dim, rows = config.model.embedding_dim, config.data.options.users
     schema = config.data.options.open(None, None).schema
@@ -60,6 +128,7 @@ def test_memory_is_what_the_compiler_takes_and_what_shapes_say(compiled):
     assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], abs=64)
 
 
+@pytest.mark.slow
 def test_gradients_and_rows_travel(compiled):
     row, _ = compiled
     sent = {(one["kind"], one["group_size"]): one for one in row["collectives"]}
@@ -73,27 +142,43 @@ def test_gradients_and_rows_travel(compiled):
     assert all(one["network"] == 0 for one in row["collectives"])
 
 
-def test_a_row_that_is_there_is_not_compiled_again(compiled, tmp_path, monkeypatch, capsys):
-    row, _ = compiled
-    out = tmp_path / "dryrun.json"
-    out.write_text(json.dumps({"rows": [row]}))
+def test_a_row_that_is_there_is_not_compiled_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dryrun, "compiled", lambda *_: pytest.fail("compiled again"))
-    assert dryrun.main([PRESET, "--dirty", "--out", str(out)]) == 0
+    monkeypatch.setattr(check, "compiler", lambda: tmp_path)
+    assert dryrun.main([PRESET, "--dirty", "--out", written(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "predicted, not measured" in printed and "predicted MFU" in printed
+    assert "predicted, not measured" in printed and "predicted MFU 13.3% to 40.0%" in printed
+    assert (tmp_path / "dryrun.png").stat().st_size > 10_000
 
 
-def test_what_does_not_fit_is_refused(compiled, tmp_path, capsys):
-    row, _ = compiled
-    large = {**row, "memory": row["memory"] | {"temporaries": 400 * 10**9}}
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "compiler", lambda: tmp_path)
+    out = written(tmp_path, memory=ROW["memory"] | {"temporaries": 326 * 10**9})
+    assert dryrun.main([PRESET, "--dirty", "--out", out]) == 1
+    said = capsys.readouterr()
+    assert "DOES NOT FIT" in said.out
+    assert "error: pooling_only on 8 devices (1x1x8, data 8)" in said.err
+    # 162.6 GB are left beside 3 GB, and 16 examples need 327.
+    assert "about 7 examples a device would fit instead of 16" in said.err
+    assert "needs 330.0 GB a device, and a B200 gives 165.6 GB (92% of 180)" in said.err
+
+
+def test_what_fails_to_compile_is_stored_and_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check, "compiler", lambda: tmp_path)
+    monkeypatch.setattr(dryrun, "compiled", lambda *_: {"failed": "no such instruction"})
     out = tmp_path / "dryrun.json"
-    out.write_text(json.dumps({"rows": [large]}))
     assert dryrun.main([PRESET, "--dirty", "--out", str(out)]) == 1
-    assert "error: pooling_only on 8 devices" in (said := capsys.readouterr()).err
-    assert "examples a device would fit instead of 16" in said.err and "DOES NOT FIT" in said.out
+    said = capsys.readouterr()
+    assert "did not compile: no such instruction" in said.out and "no such instruction" in said.err
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["failed"] and not out.with_suffix(".png").exists()
+    monkeypatch.setattr(dryrun, "compiled", lambda *_: {k: v for k, v in ROW.items() if k != "work"})
+    assert dryrun.main([PRESET, "--dirty", "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert "failed" not in row and row["mosaic_calls"] == 3
 
 
-def test_what_cannot_begin_says_why(tmp_path, capsys):
+def test_what_cannot_begin_says_why(tmp_path, monkeypatch, capsys):
     for topology in ("8", "1x1x16", "1x1x1"):
         with pytest.raises(ValueError, match=f"topology is '{topology}'; it must be GROUPSxHOSTSxDEVICES"):
             dryrun.Arguments(topology=(topology,))
@@ -103,6 +188,7 @@ def test_what_cannot_begin_says_why(tmp_path, capsys):
         dryrun.config_of("kunlun/huge")
     with pytest.raises(ValueError, match="the mesh has 4 devices and the topology 8"):
         dryrun.on_mesh(pooling_only.CONFIG, MeshConfig(data=4), 8, 16)
+    monkeypatch.setattr(check, "compiler", lambda: tmp_path)
     out = str(tmp_path / "dryrun.json")
     assert dryrun.main(["kunlun/huge", "--dirty", "--out", out]) == 2
     assert "error: there is no preset 'kunlun/huge'" in capsys.readouterr().err
