@@ -77,7 +77,7 @@ def test_counted_work_is_that_of_the_model_and_of_the_bounds():
     lengths = {"click": np.array([3, 17, 0, 40])}
     found = counted(model, lengths, 8, MACHINES["b200"])
     forward = 8 * sum(part.flops for part in model.parts(lengths))
-    # One pooling into two tokens with one head of 32: four FLOPs for each channel of its scores, of twice four examples.
+    # Two tokens pool with one head of 32: four FLOPs for each channel of a score, of twice four examples.
     pooling = 2 * 4 * 60 * 2 * 32
     assert found["useful_flops"] == pytest.approx(3 * forward)
     assert found["maps_seconds"] == pytest.approx(3 * (forward - pooling) / B200.flops)
