@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments.compare import RESULTS, stored
 from experiments.scaling_plan import BASELINE, Budget, best_rate, families
@@ -23,7 +24,6 @@ STYLES = {
 """System -> color and name."""
 REFERENCES = {
     "lr-matches": "logistic regression, match counts",
-    "trees": "trees",
     "trees-matches": "trees, match counts",
 }
 """Systems of learns.json that are drawn in -> how they are called; those without a size."""
@@ -47,7 +47,7 @@ HEADS = (
     "in machine time",
 )
 """Columns; the law NE_0 - eta log10(C / 10^6) comes first, then E + A (C / 10^6)^-b. "largest" is what a law fitted
-without the largest size predicts for it, less what was measured."""
+without the largest size predicts for it, less what was measured. Where the sizes do not bend to a floor, E is -inf."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
             cells += [""] * 4
         else:
             cells += [with_interval(x, 3) for x in (law.power.e, law.power.a, law.power.b)]
-            cells.append(f"{law.power.r_squared:.3f}" + ", at a limit" * law.power.at_limit)
+            cells.append(f"{law.power.r_squared:.3f}")
         cells.append("" if law.power_miss is None else f"{law.power_miss:+.4f}")
         if law.log is None or baseline is None or baseline.log is None or law is baseline:
             cells += ["", f"{law.mfu:.1%}", ""]
@@ -135,8 +135,13 @@ def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
 
 
 def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
-    """NE over FLOPs: a dot a run, the log law a line, the power law dashed; the floor, and models without a size."""
-    for system, group in families(budget, rows).items():
+    """NE over FLOPs: a dot a run, the log law a line, the power law dashed; a small cross is a run at another rate."""
+    kept = families(budget, rows)
+    for system, (color, _) in STYLES.items():
+        others = [row for row in rows if row["system"] == system and row not in kept.get(system, [])]
+        dots = [(row["flops_per_example"], row["splits"]["test"]["ne"]) for row in others]
+        axes.plot(*np.array(dots).reshape(-1, 2).T, "x", color=color, markersize=3, alpha=0.5)
+    for system, group in kept.items():
         law, (color, name) = laws(group), STYLES[system]
         axes.plot(law.flops, law.ne, "o", color=color, markersize=4, alpha=0.8, label=None if law.log else name)
         points = np.geomspace(law.flops.min(), law.flops.max(), 100)
@@ -145,30 +150,35 @@ def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
             axes.plot(points, law.log.predict(points), color=color, linewidth=1.6, label=eta)
         if law.power is not None:
             axes.plot(points, law.power.predict(points), color=color, linewidth=1, linestyle=(0, (4, 2)))
-    floors = [row["splits"]["test"].get("floor") for row in rows]
-    if floors[0] is not None:
-        axes.axhline(floors[0], color="#666666", linewidth=1.2, linestyle=(0, (5, 2)))
-        axes.annotate(f"floor of the world {floors[0]:.3f}", (0.01, floors[0]), **_AT_THE_SIDE)
-    for system, name in REFERENCES.items():
-        same = [
-            r for r in stored(RESULTS / "cpu" / "learns.json") if (r["system"], r["data"]) == (system, rows[0]["data"])
-        ]
-        if same:
-            ne = statistics.fmean(row["test"]["ne"] for row in same)
-            axes.axhline(ne, color="#999999", linewidth=0.8, linestyle=":")
-            axes.annotate(f"{name} {ne:.3f}", (0.01, ne), **_AT_THE_SIDE)
     axes.set_xscale("log")
     axes.set_xlabel("useful forward FLOPs per example")
     axes.set_ylabel("test NE (lower is better)")
 
 
-_AT_THE_SIDE: dict[str, Any] = {
-    "xycoords": ("axes fraction", "data"),
-    "xytext": (0, 2),
-    "textcoords": "offset points",
-    "fontsize": 7,
-    "color": "#666666",
-}
+def draw_references(axes: Axes, fingerprint: str) -> None:
+    """What learns.json has of the same rows: the floor, models without a size as lines, presets as diamonds."""
+    same = [row for row in stored(RESULTS / "cpu" / "learns.json") if row["data"] == fingerprint]
+    levels = {f"floor of the world {row['floor']['test']:.3f}": row["floor"]["test"] for row in same[:1]}
+    for system, name in REFERENCES.items():
+        found = [row["test"]["ne"] for row in same if row["system"] == system]
+        if found:
+            levels[f"{name} {statistics.fmean(found):.3f}"] = statistics.fmean(found)
+    for text, ne in levels.items():
+        axes.axhline(ne, color="#666666", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            text,
+            (0.01, ne),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=7,
+            color="#666666",
+        )
+    for system in dict.fromkeys(row["system"] for row in same if "flops_per_example" in row):
+        group = [row for row in same if row["system"] == system]
+        color, name = STYLES.get(system, ("#333333", system))
+        ne = statistics.fmean(row["test"]["ne"] for row in group)
+        axes.plot(group[0]["flops_per_example"], ne, "D", color=color, fillstyle="none", label=f"{name}, preset small")
 
 
 def draw_depth(axes: Axes) -> None:
@@ -198,21 +208,34 @@ def draw_data(axes: Axes) -> None:
         means = [statistics.fmean(ne for c, ne in dots if c == count) for count in counts]
         axes.plot(counts, means, color=color, label=f"{name}, preset small")
     axes.set_xscale("log")
+    axes.set_xticks(sorted({row["rows"] for row in rows}))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training rows, one pass")
     axes.set_ylabel("test NE")
 
 
-def picture(rows: list[dict[str, Any]], budget: Budget, path: Path) -> None:
+def drawn(rows: list[dict[str, Any]], budget: Budget) -> Figure:
     """The laws on the left; on the right NE over depth and over training rows."""
     figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
     grid = figure.add_gridspec(2, 3)
     whole, depth, data = (figure.add_subplot(grid[place]) for place in ((slice(None), slice(2)), (0, 2), (1, 2)))
     draw_laws(whole, rows, budget)
+    if rows:
+        draw_references(whole, rows[0]["data"])
     draw_depth(depth)
     draw_data(data)
     for axes in (whole, depth, data):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    for axes in (depth, data):
+        axes.legend(frameon=False, fontsize=8)
+    if whole.get_legend_handles_labels()[0]:
+        # Between what is measured and the floor.
+        whole.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.12))
+    return figure
+
+
+def picture(rows: list[dict[str, Any]], budget: Budget, path: Path) -> None:
+    """`drawn` as a file."""
+    drawn(rows, budget).savefig(path)

@@ -29,12 +29,16 @@ TAIL = 2.5
 """Percent of draws beyond each end of an interval."""
 STARTS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Exponents b that the search for the power law starts from; E and A follow by least squares."""
-LEAST, MOST = np.log([1e-4, 1e-6, 1e-3]), np.log([10.0, 100.0, 5.0])
-"""Limits of the search for (E, A, b), as logarithms."""
+MOST_BENT = 5.0
+"""Largest b of the search, of either sign."""
+SMALL = 1e-6
+"""A b of this size is a straight line."""
+LEAST_NE = 1e-6
+"""What a curve is taken to be where a step of the search brings it below 0."""
 STEPS = 60
 """Most steps of Levenberg's and Marquardt's method; a test compares with SciPy's."""
 CONVERGED = 1e-9
-"""Steps of log (E, A, b) that are too small to go on."""
+"""Steps that are too small to go on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +78,23 @@ class LogLaw:
 class PowerLaw:
     """NE(C) = e + a (C / C_0)^-b; `r_squared` is of the sizes' means.
 
-    `at_limit` says that the search ended at a limit: the sizes show no curve of this form.
+    Where the sizes do not bend to a floor, b is 0 or less, e is -inf and a is inf; so are ends of intervals.
+
+    Attributes:
+      shape: height, fall and b of `_curve`, which stay finite.
+      middle: ln(C / C_0) that the height is at.
     """
 
     e: Estimate
     a: Estimate
     b: Estimate
     r_squared: float
-    at_limit: bool
+    shape: Float[np.ndarray, "3"]
+    middle: float
 
     def predict(self, flops: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
         """NE of models of these FLOPs per example."""
-        return self.e.value + self.a.value * (flops / REFERENCE_FLOPS) ** -self.b.value
+        return _curve(np.log(flops / REFERENCE_FLOPS) - self.middle, self.shape)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +192,17 @@ def fit_log(flops: Float[np.ndarray, " runs"], ne: Float[np.ndarray, " runs"], *
     return LogLaw(Estimate(float(value[0]), ne_0), Estimate(float(value[1]), eta), _explained(y, fitted))
 
 
-def _curve(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log NE ``[..., sizes]`` of log (E, A, b) ``[..., 3]`` at x = ln(C / C_0), and its slopes ``[..., sizes, 3]``."""
-    e, a, log_b = (theta[..., i, None] for i in range(3))
-    falling = a - np.exp(log_b) * x
-    value = np.logaddexp(e, falling)
-    share = np.exp(falling - value)
-    return value, np.stack([1 - share, share, -share * np.exp(log_b) * x], axis=-1)
+def _curve(x: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """NE ``[..., sizes]`` at x = ln(C / C_0) less its middle, and its slopes in `shape`, ``[..., sizes, 3]``.
+
+    NE = height - fall (1 - e^-bx) / b, which for b > 0 is the power law with E = height - fall / b. A straight line,
+    where E and A are infinite, is b = 0 here, and a search passes through it.
+    """
+    height, fall, b = (shape[..., i, None] for i in range(3))
+    b = np.where(np.abs(b) < SMALL, SMALL, b)
+    bent = -np.expm1(-b * x) / b
+    slopes = np.broadcast_arrays(1.0, -bent, -fall * (x * np.exp(-b * x) - bent) / b)
+    return height - fall * bent, np.stack(slopes, axis=-1)
 
 
 def _loss(rest: np.ndarray) -> np.ndarray:
@@ -198,48 +211,63 @@ def _loss(rest: np.ndarray) -> np.ndarray:
     return np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2)).sum(axis=-1)
 
 
-def _normal(x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Residuals of log NE, gradient and Gauss-Newton matrix of Huber's loss."""
-    value, slopes = _curve(x, theta)
-    rest = y - value
+def _rest(x: np.ndarray, y: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Residuals of log NE."""
+    return y - np.log(np.maximum(_curve(x, shape)[0], LEAST_NE))
+
+
+def _normal(x: np.ndarray, y: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient and Gauss-Newton matrix of Huber's loss."""
+    value, slopes = _curve(x, shape)
+    value = np.maximum(value, LEAST_NE)
+    rest, slopes = y - np.log(value), slopes / value[..., None]
     weighted = slopes * (HUBER / np.maximum(np.abs(rest), HUBER))[..., None]
-    return rest, np.einsum("...sp,...s->...p", weighted, rest), np.einsum("...sp,...sq->...pq", weighted, slopes)
+    return np.einsum("...sp,...s->...p", weighted, rest), np.einsum("...sp,...sq->...pq", weighted, slopes)
 
 
-def _descend(x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """Log (E, A, b) ``[..., 3]`` of the least loss near `theta`, by Levenberg's and Marquardt's method, all at once."""
-    damping = np.full(theta.shape[:-1], 1e-3)
-    best = _loss(y - _curve(x, theta)[0])
+def _descend(x: np.ndarray, y: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Shapes ``[..., 3]`` of the least loss near `shape`, by Levenberg's and Marquardt's method, all at once."""
+    damping = np.full(shape.shape[:-1], 1e-3)
+    best = _loss(_rest(x, y, shape))
     for _ in range(STEPS):
-        _, gradient, matrix = _normal(x, y, theta)
+        gradient, matrix = _normal(x, y, shape)
         scale = np.einsum("...pp->...p", matrix) * damping[..., None] + 1e-12
         step = np.linalg.solve(matrix + scale[..., None] * np.eye(3), gradient[..., None])[..., 0]
         if np.abs(step).max() < CONVERGED:
             break
-        tried = np.clip(theta + np.clip(step, -1, 1), LEAST, MOST)
-        loss = _loss(y - _curve(x, tried)[0])
+        tried = shape + np.clip(step, -1, 1)
+        tried[..., 2] = np.clip(tried[..., 2], -MOST_BENT, MOST_BENT)
+        loss = _loss(_rest(x, y, tried))
         better = loss <= best
-        theta, best = np.where(better[..., None], tried, theta), np.where(better, loss, best)
+        shape, best = np.where(better[..., None], tried, shape), np.where(better, loss, best)
         damping = np.clip(np.where(better, damping / 5, damping * 4), 1e-12, 1e6)
-    return theta
+    return shape
 
 
 def _starts(x: np.ndarray, ne: np.ndarray) -> np.ndarray:
-    """Log (E, A, b) ``[starts, 3]``: for each exponent E and A of least squares, inside the limits."""
+    """Shapes ``[starts, 3]``: for each exponent height and fall of least squares."""
     found = []
     for b in STARTS:
-        e, a = np.linalg.lstsq(np.stack([np.ones_like(x), np.exp(-b * x)], axis=1), ne, rcond=None)[0]
-        found.append(np.log(np.maximum([e, a, b], np.exp(LEAST))))
-    return np.clip(found, LEAST, MOST)
+        slopes = np.stack([np.ones_like(x), np.expm1(-b * x) / b], axis=1)
+        found.append([*np.linalg.lstsq(slopes, ne, rcond=None)[0], b])
+    return np.array(found)
 
 
-def _errors(x: np.ndarray, y: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """Standard errors of log (E, A, b), ``[..., 3]``."""
-    rest, _, matrix = _normal(x, y, theta)
+def _errors(x: np.ndarray, y: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Standard errors of shapes, ``[..., 3]``."""
+    rest, (_, matrix) = _rest(x, y, shape), _normal(x, y, shape)
     squares = np.minimum(rest**2, HUBER * np.abs(rest)).sum(axis=-1) / (len(x) - 3)
     # A parameter that nothing depends on gets a large error, not none.
     inverse = np.linalg.inv(matrix + 1e-12 * np.eye(3))
     return np.sqrt(squares[..., None] * np.einsum("...pp->...p", inverse))
+
+
+def _parameters(shape: np.ndarray, middle: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E, A and b ``[...]`` of shapes."""
+    height, fall, b = (shape[..., i] for i in range(3))
+    bends = b > SMALL
+    falls = fall / np.where(bends, b, 1.0)
+    return np.where(bends, height - falls, -np.inf), np.where(bends, falls * np.exp(b * middle), np.inf), b
 
 
 def fit_power(flops: Float[np.ndarray, " runs"], ne: Float[np.ndarray, " runs"], *, seed: int = 0) -> PowerLaw:
@@ -249,17 +277,20 @@ def fit_power(flops: Float[np.ndarray, " runs"], ne: Float[np.ndarray, " runs"],
       ValueError: fewer than four sizes, or a number that is not finite or not above 0.
     """
     sizes = _sizes(flops, ne, 4)
-    x, y = sizes.decades * np.log(10), np.log(sizes.mean)
+    middle = float(sizes.decades.mean() * np.log(10))
+    x, y = sizes.decades * np.log(10) - middle, np.log(sizes.mean)
     starts = _descend(x, y, _starts(x, sizes.mean))
-    theta = starts[np.argmin(_loss(y - _curve(x, starts)[0]))]
-    rest = y - _curve(x, theta)[0]
+    shape = starts[np.argmin(_loss(_rest(x, y, starts)))]
+    rest = _rest(x, y, shape)
     residuals = rest * np.sqrt(len(x) / (len(x) - 3))
     relative = dataclasses.replace(
         sizes, seeds=[seeds / mean for seeds, mean in zip(sizes.seeds, sizes.mean, strict=True)]
     )
     again = _drawn(relative, residuals - residuals.mean(), y - rest, np.random.default_rng(seed))
-    drawn = _descend(x, again, np.broadcast_to(theta, (DRAWS, 3)))
-    draws = np.exp(_studentized(theta, _errors(x, y, theta), drawn, _errors(x, again, drawn)))
-    e, a, b = (Estimate(float(np.exp(theta[i])), draws[:, i]) for i in range(3))
-    at_limit = bool(np.any((theta <= LEAST + 1e-9) | (theta >= MOST - 1e-9)))
-    return PowerLaw(e, a, b, _explained(sizes.mean, np.exp(y - rest)), at_limit)
+    drawn = _descend(x, again, np.broadcast_to(shape, (DRAWS, 3)))
+    draws = _studentized(shape, _errors(x, y, shape), drawn, _errors(x, again, drawn))
+    e, a, b = (
+        Estimate(float(value), maybe)
+        for value, maybe in zip(_parameters(shape, middle), _parameters(draws, middle), strict=True)
+    )
+    return PowerLaw(e, a, b, _explained(sizes.mean, np.exp(y - rest)), shape, middle)
