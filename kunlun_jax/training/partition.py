@@ -39,7 +39,7 @@ Path = tuple[Any, ...]
 WHOLE = PartitionSpec()
 
 
-def specs(params: nnx.State, mesh: Mesh) -> nnx.State:
+def specs(params: Any, mesh: Mesh) -> Any:
     """Where each dense parameter lies; `params` as arrays or as their shapes, those of whole parameters."""
     found = [(path, leaf.replace(_spec(path, leaf.shape, mesh))) for path, leaf in nnx.to_flat_state(params)]
     return nnx.from_flat_state(found)
@@ -77,7 +77,7 @@ def _experts(paths: list[Path]) -> dict[Path, list[Path]]:
     return found
 
 
-def gather(params: nnx.State, places: nnx.State) -> nnx.State:
+def gather(params: Any, places: Any) -> Any:
     """The dense parameters as the model uses them, from those of this device, which lie as `places` say."""
     flat, of = nnx.to_flat_state(params), dict(nnx.to_flat_state(places))
     whole = {path: leaf[...] for path, leaf in flat}
@@ -103,7 +103,7 @@ def _own(alike: list[Array], spec: PartitionSpec) -> list[Array]:
     return [*own, *jnp.zeros((len(alike) - each, *own.shape[1:]), own.dtype)]
 
 
-def add(gradient: nnx.State, places: nnx.State) -> nnx.State:
+def add(gradient: Any, places: Any) -> Any:
     """The gradient over all devices, from that of the loss of this one's share with respect to what lies here."""
 
     def of_leaf(leaf: Array, spec: PartitionSpec) -> Array:
@@ -113,7 +113,7 @@ def add(gradient: nnx.State, places: nnx.State) -> nnx.State:
     return jax.tree.map(of_leaf, gradient, places)
 
 
-def norm(tree: nnx.State, places: nnx.State) -> Float[Array, ""]:
+def norm(tree: Any, places: Any) -> Float[Array, ""]:
     """Root of the sum of squares of all parameters, or of a gradient that `add` made."""
 
     def squares(leaf: Array, spec: PartitionSpec) -> Array:
