@@ -37,6 +37,10 @@ CUT = 16
 """Numbers from which on a dense parameter is cut over the devices."""
 QUICK = {"xla_backend_optimization_level": 0}
 CONSTANT = ("--optimizer.warmup", "0", "--optimizer.decay", "none", "--model.dropout", "0")
+CLIPPED = ("--optimizer.clip-norm", "0.01")
+"""Below the norm of every gradient here, which is of all parameters, wherever they lie."""
+SHARED = ("--model.experts", "2", "--model.interaction-context", "summary")
+"""Two experts with as many tokens each."""
 ROWS = ("--data.train-rows", "600")
 """Of batches of 32 the last has 24."""
 
@@ -82,7 +86,7 @@ def steps(
     name = np.dtype(dtype).name
     # flax's norms mix float64 with float32, which strict promotion refuses.
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
-        flags = (*ROWS, "--model.dtype", name)
+        flags = (*ROWS, *CLIPPED, *SHARED, "--model.dtype", name)
         run = prepared(mesh, *flags, model=model and dataclasses.replace(model, dtype=name))
         with run.loader("train") as loader:
             batches = [cast(batch, dtype) for batch, _ in loader]
