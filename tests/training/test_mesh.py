@@ -134,9 +134,7 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
-    """Begun on eight devices, continued on four and ended on one, it reads every example once and ends like a run on one
-    alone.
-    """
+    """Begun on eight, continued on four and ended on one, it reads every example once and ends like a run on one."""
 
     def config(mesh: MeshConfig, name: str) -> TrainConfig:
         return dataclasses.replace(tiny_config(*CONSTANT, directory=tmp_path / name), model=SMALL, mesh=mesh)

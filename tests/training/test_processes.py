@@ -18,8 +18,8 @@ def small_things(monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_with_four_devices_are_like_one_device(small_things, tmp_path):
-    """As eight devices of one process are (test_mesh.py). Uneven histories, a short last batch, dense parameters cut over
-    all eight devices.
+    """As eight devices of one process are (test_mesh.py). Uneven histories, a short last batch, and parameters that
+    are cut over all eight.
 
     They begin with a checkpoint of one device, and theirs is read by one and by two.
     """
