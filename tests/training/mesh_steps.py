@@ -43,6 +43,8 @@ SHARED = ("--model.experts", "2", "--model.interaction-context", "summary")
 """Two experts with as many tokens each."""
 ROWS = ("--data.train-rows", "600")
 """Of batches of 32 the last has 24."""
+FLAGS = (*ROWS, *CLIPPED, *SHARED)
+"""Of `steps`."""
 
 
 def cut_small_things(set_to: Callable[[ModuleType, str, int], None]) -> None:
@@ -86,7 +88,7 @@ def steps(
     name = np.dtype(dtype).name
     # flax's norms mix float64 with float32, which strict promotion refuses.
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
-        flags = (*ROWS, *CLIPPED, *SHARED, "--model.dtype", name)
+        flags = (*FLAGS, "--model.dtype", name)
         run = prepared(mesh, *flags, model=model and dataclasses.replace(model, dtype=name))
         with run.loader("train") as loader:
             batches = [cast(batch, dtype) for batch, _ in loader]

@@ -18,7 +18,7 @@ from kunlun_jax.parallel import AXES, MeshConfig, make_mesh
 from kunlun_jax.training import partition
 from kunlun_jax.training.placement import specs
 from tests.training.collectives import collectives, size
-from tests.training.mesh_steps import QUICK, SMALL, cut_small_things, prepared
+from tests.training.mesh_steps import FLAGS, QUICK, SMALL, cut_small_things, prepared
 
 P = PartitionSpec
 
@@ -97,7 +97,7 @@ def test_what_travels_of_dense_parameters_and_tables():
     is whole and what is left of a sum is added; of large tables rows and ids alone travel.
     """
     devices = MeshConfig(2, fsdp=4)
-    run = prepared(devices, model=SMALL)
+    run = prepared(devices, *FLAGS, model=SMALL)  # the step that test_mesh.py compiles, too
     with run.loader("train") as loader:
         batch = run.trainer.put(next(loader)[0])
     made = run.trainer.init()
