@@ -153,19 +153,28 @@ def check_shared(model: Any, devices: int) -> None:
     """That this many devices can share the experts of each `GlobalInteraction` of a model.
 
     Raises:
-      ValueError: there are none, or they are not equally many on each device, or not alike.
+      ValueError: there are none, or they are not equally many on each device, or not alike; or a list with the name of
+        theirs is another module's.
     """
-    found = {path: part for path, part in nnx.iter_modules(model) if isinstance(part, GlobalInteraction)}
-    if devices > 1 and not found:
+    if devices == 1:
+        return
+    found = {".".join(map(str, path)): part for path, part in nnx.iter_modules(model) if hasattr(part, "experts")}
+    if not found:
         raise ValueError(f"mesh.experts is {devices}, and this model has no GlobalInteraction; it must be 1")
-    for path, part in found.items():
+    for name, part in found.items():
+        if not isinstance(part, GlobalInteraction):
+            raise ValueError(
+                f"mesh.experts is {devices}, and {name}.experts belongs to a {type(part).__name__}, which does not "
+                "share them; give it another name, or set mesh.experts to 1"
+            )
         count = len(part.experts)
         if count % devices:
-            raise ValueError(f"mesh.experts is {devices}; it must divide the {count} of model.experts")
+            raise ValueError(f"mesh.experts is {devices}; it must divide model.experts, which is {count}")
         tokens = sum(expert.fm_map.shape[0] for expert in part.experts)
-        if devices > 1 and tokens % count:
+        if tokens % count:
             raise ValueError(
-                f"mesh.experts is {devices}, and the {count} experts of {'.'.join(map(str, path))} are unlike, for "
-                f"they share {tokens} tokens; model.experts must divide them (they follow from the context features, "
-                "model.summary_tokens and the tokens of each event type), or mesh.experts be 1"
+                f"mesh.experts is {devices}, and the {count} experts of {name} are unlike, for they share {tokens} "
+                f"tokens; those must be a multiple of model.experts {count}. They follow from the context features (with "
+                "model.interaction_context summary from model.summary_tokens) and the tokens of each event type. Or set "
+                "mesh.experts to 1"
             )

@@ -178,16 +178,25 @@ def test_devices_that_share_experts_compute_what_one_does(mesh):
     assert set(found) <= {"all-to-all", "all-gather", "all-reduce", "reduce-scatter"}
 
 
+class Other(nnx.Module):
+    """Has experts of its own."""
+
+    def __init__(self):
+        self.experts = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0)) for _ in range(2)])
+
+
 @pytest.mark.parametrize(
     ("model", "devices", "message"),
     [
         (lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)), 2, "mesh.experts is 2, and this model has no GlobalInteraction"),
-        (mixture, 8, "mesh.experts is 8; it must divide the 4 of model.experts"),
+        (mixture, 8, "mesh.experts is 8; it must divide model.experts, which is 4"),
         (
             lambda: nnx.Dict(first=mixture(4, 10)),
             2,
-            "mesh.experts is 2, and the 4 experts of first are unlike, for they share 10 tokens; model.experts must",
+            "mesh.experts is 2, and the 4 experts of first are unlike, for they share 10 tokens; those must be a multiple "
+            "of model.experts 4",
         ),
+        (Other, 2, "mesh.experts is 2, and .experts belongs to a Other, which does not share them"),
     ],
 )
 def test_experts_that_cannot_be_shared_are_refused(model, devices, message):
