@@ -22,7 +22,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST ?=
 # worksteal gives each worker neighbouring files, so what a file compiled is used again, and evens out the end.
 WORKERS ?= 2
-RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20
+# Tests that have not begun after so many minutes are skipped.
+MINUTES ?=
+RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(if $(MINUTES),--minutes $(MINUTES))
 # $(call BOUNDED,PYTHON): runs the rest of the line so that nothing of it outlives it, nor an end of make.
 BOUNDED = $(1) .ci/bounded.py -- $(1)
 # The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.
@@ -33,9 +35,12 @@ KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory.
 KERNELS_CI ?= --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
 SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks tests/training/test_processes.py \
-  tests/pallas_kernels/mosaic/test_gdpa_contract.py tests/pallas_kernels/test_contract.py \
+  tests/pallas_kernels/mosaic/test_gdpa_contract.py::TestMosaicContract \
+  tests/pallas_kernels/mosaic/test_gdpa_contract.py::test_lengths tests/pallas_kernels/test_contract.py \
   tests/pallas_kernels/mosaic/test_softmax_contract.py::TestSoftmaxContract
-NEWEST_CI ?= tests/nn tests/training tests/models/test_kunlun.py tests/pallas_kernels/test_contract.py
+NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_mesh.py \
+  tests/training/test_checkpoint.py tests/training/test_optimizer.py tests/training/test_exchange.py \
+  tests/pallas_kernels/test_contract.py
 
 .PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry
 

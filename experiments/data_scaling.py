@@ -1,11 +1,13 @@
 """Does reading data stay bounded as it grows? ``python -m experiments.data_scaling``.
 
 For each number of examples a data set with five events an example is written, then opened by processes of their own:
-first converted, then opened again and read in batches, in the log's order and in a global shuffle. Shown are seconds,
-and memory that is the process's own (RssAnon: what is mapped from files the system takes back when it needs it), less
-that of a process that has only imported the library. Two minutes on two CPU cores for the default sizes, and some
-gigabytes of disk; a table, ``data_scaling.json`` and ``data_scaling.png`` at the end. Stored sizes are not run
-again.
+first converted, then opened again and read in batches, in the log's order and in a global shuffle. A last one has a
+random prediction for every example and does what an evaluation does with them: metrics, with gAUC over users whose
+keys are text, and the CSV of `experiments.evaluate`. Shown are seconds, and memory that is the process's own (RssAnon:
+what is mapped from files the system takes back when it needs it), less that of a process that has only imported the
+library; of an evaluation less the predictions themselves, 20 bytes an example. Five minutes on two CPU cores for the
+default sizes, and some gigabytes of disk; a table, ``data_scaling.json`` and ``data_scaling.png`` at the end. Stored
+sizes are not run again.
 """
 
 import dataclasses
@@ -24,10 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
+from experiments.evaluate import write_predictions
+from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.pipeline import LoaderConfig, make_loader
 from kunlun_jax.data.schema import Categorical, EventType, Schema
 from kunlun_jax.provenance import environment
+from kunlun_jax.training.evaluate import Predictions, metrics_of
 from kunlun_jax.training.run_directory import write_atomic
 
 EVENTS, PER_USER, PART, BATCHES, START = 5, 10, 1_000_000, 200, 1_600_000_000_000
@@ -38,7 +43,8 @@ SCHEMA = Schema(
     (Categorical("user", 1_000_000, "hash"), ITEM),
     dense=("price",),
     events=(EventType("click", (ITEM,)),),
-    keys=("request",),
+    keys=("request", "user_name"),
+    group="user_name",
 )
 COLUMNS = {
     "convert": "conversion, s",
@@ -47,6 +53,10 @@ COLUMNS = {
     "read_mb": "reading, MB",
     "shuffled_first_batch": "shuffled, s",
     "shuffled_mb": "shuffled, MB",
+    "metrics": "metrics, s",
+    "metrics_mb": "metrics, MB",
+    "csv": "CSV, s",
+    "csv_mb": "CSV, MB",
 }
 
 
@@ -79,6 +89,7 @@ def write_data(root: Path, examples: int) -> None:
             "price": rng.random(len(rows)),
             "label": rng.integers(0, 2, len(rows)),
             "request": rows,
+            "user_name": [f"user-{key}" for key in user.tolist()],
         }
         _write(root / "examples" / "train", part, columns)
         # The events of a run of users; every user has as many.
@@ -89,7 +100,7 @@ def write_data(root: Path, examples: int) -> None:
         _write(root / "events" / "click", part, columns | {"item": rng.integers(0, ITEM.size, times.size)})
 
 
-def _write(folder: Path, part: int, columns: dict[str, np.ndarray]) -> None:
+def _write(folder: Path, part: int, columns: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), folder / f"part-{part:05}.parquet", row_group_size=1 << 17)
 
@@ -119,7 +130,9 @@ class Peak:
 
 
 def measure(root: Path, cache: Path, what: str) -> dict[str, float]:
-    """What one process sees: ``convert``, ``read`` or ``shuffled``."""
+    """What one process sees: ``convert``, ``read``, ``shuffled`` or ``evaluate``."""
+    if what == "evaluate":
+        return measure_evaluation(root, cache)
     start = time.perf_counter()
     with Peak() as peak:
         dataset = open_dataset(root, cache)
@@ -136,13 +149,38 @@ def measure(root: Path, cache: Path, what: str) -> dict[str, float]:
     return {f"{prefix}first_batch": first, "read_mb" if what == "read" else "shuffled_mb": peak.mb}
 
 
+def measure_evaluation(root: Path, cache: Path) -> dict[str, float]:
+    """What becomes of predictions."""
+    dataset = open_dataset(root, cache)
+    rows = np.asarray(dataset.split("train"))
+    none = {event.name: 0 for event in dataset.schema.events}
+    labels = np.concatenate(
+        [dataset.source.rows(part, none).labels for part in np.array_split(rows, len(rows) // PART + 1)]
+    )
+    logits = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    predictions = Predictions(rows, logits, labels, np.ones(len(rows), np.float32), Counts())
+    with Peak() as metrics:
+        start = time.perf_counter()
+        metrics_of(dataset, predictions)
+        seconds = time.perf_counter() - start
+    with Peak() as written:
+        start = time.perf_counter()
+        write_predictions(root.with_name("predictions.csv"), dataset, predictions)
+    return {
+        "metrics": seconds,
+        "metrics_mb": metrics.mb,
+        "csv": time.perf_counter() - start,
+        "csv_mb": written.mb,
+    }
+
+
 def row(examples: int, work: Path | None) -> dict[str, Any]:
     """Writes the data of a size and measures it, each thing in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="kunlun_data_scaling_", dir=work) as name:
         folder = Path(name)
         write_data(folder / "data", examples)
         found: dict[str, Any] = {"examples": examples, "events": EVENTS * examples}
-        for what in ("convert", "read", "shuffled"):
+        for what in ("convert", "read", "shuffled", "evaluate"):
             command = [sys.executable, "-m", "experiments.data_scaling", "measure", what, str(folder)]
             found |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 from experiments.compilation import keep_compiled
+from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.nn.table_rows import dealt
 from kunlun_jax.parallel import MeshConfig
@@ -105,22 +106,28 @@ def newest_predictions(directory: Path, root: Path | None, split: str, progress:
     return run, step, run.predict(state, split)
 
 
-def write_predictions(path: Path, run: Run, predictions: Predictions) -> None:
-    """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several)."""
-    tasks = run.dataset.schema.tasks
-    keys = run.dataset.source.keys(predictions.row)
-    probability = 1.0 / (1.0 + np.exp(-predictions.logits.astype(np.float64)))
+def write_predictions(path: Path, dataset: Dataset, predictions: Predictions, chunk: int = 65536) -> None:
+    """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several).
+
+    Written in chunks of rows: text of all of them in one array would take as much room for each as for the longest.
+    """
+    tasks, keys = dataset.schema.tasks, dataset.schema.keys
     suffixes = [f"_{task}" for task in tasks] if len(tasks) > 1 else [""]
-    columns = {f"key_{name}" if name in ("label", "prediction") else name: values for name, values in keys.items()}
-    for index, suffix in enumerate(suffixes):
-        label = predictions.labels[:, index]
-        nothing = np.full(len(label), None)  # an empty cell
-        columns[f"label{suffix}"] = np.where(np.isnan(label), nothing, label)
-        columns[f"prediction{suffix}"] = probability[:, index]
+    names = [f"key_{name}" if name in ("label", "prediction") else name for name in keys]
+    names += [f"{name}{suffix}" for suffix in suffixes for name in ("label", "prediction")]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(column.tolist() for column in columns.values()), strict=True))
+        writer.writerow(names)
+        for start in range(0, len(predictions.row), chunk):
+            part = slice(start, start + chunk)
+            of_key = dataset.source.keys(predictions.row[part])
+            columns = [of_key[name] for name in keys]
+            probability = 1.0 / (1.0 + np.exp(-predictions.logits[part].astype(np.float64)))
+            for index in range(len(tasks)):
+                label = predictions.labels[part, index]
+                nothing = np.full(len(label), None)  # an empty cell
+                columns += [np.where(np.isnan(label), nothing, label), probability[:, index]]
+            writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {"split": args.split, "step": step, **metrics, **predictions.counts.flat()}
     print(json.dumps(metrics, indent=2, allow_nan=False))
     if args.predictions is not None:
-        write_predictions(args.predictions, run, predictions)
+        write_predictions(args.predictions, run.dataset, predictions)
         print(f"{len(predictions.row):,} predictions in {args.predictions}", file=sys.stderr)
     return 0
 

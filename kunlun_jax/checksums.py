@@ -23,13 +23,7 @@ def seal(folder: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = _entry(path, hashlib.file_digest(file, "sha256").hexdigest())
-    text = json.dumps(files, indent=1)
-    partial = folder / f".{FILE}"
-    with partial.open("w") as file:
-        file.write(json.dumps({"files": files, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(folder / FILE)
+    write_entries(folder / FILE, files)
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -50,9 +44,8 @@ def damage(folder: Path, *, trust_times: bool = False) -> str | None:
         a disk does by itself.
     """
     try:
-        stored = json.loads((folder / FILE).read_text())
-        files: dict[str, Any] = stored["files"]
-        if hashlib.sha256(json.dumps(files, indent=1).encode()).hexdigest() != stored["sha256"]:
+        files = read_entries(folder / FILE)
+        if files is None:
             return f"{FILE} was changed"
         for name, entry in files.items():
             path = folder / name
@@ -71,8 +64,37 @@ def damage(folder: Path, *, trust_times: bool = False) -> str | None:
     return None
 
 
+def write_entries(path: Path, files: dict[str, Any]) -> None:
+    """Writes what is known of some files, with a checksum of its own; it is on disk whole, or as it was before."""
+    partial = path.with_name(f".{path.name}-{os.getpid()}")  # several processes may write it at a time
+    try:
+        with partial.open("w") as file:
+            file.write(json.dumps({"files": files, "sha256": _digest_of(files)}, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_entries(path: Path) -> dict[str, Any] | None:
+    """What `write_entries` wrote; None if it is not that any more.
+
+    Raises:
+      OSError, ValueError, KeyError, TypeError, AttributeError: the file cannot be read.
+    """
+    stored = json.loads(path.read_text())
+    return stored["files"] if _digest_of(stored["files"]) == stored["sha256"] else None
+
+
+def _digest_of(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, indent=1).encode()).hexdigest()
+
+
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE, f".{FILE}"))
+    of_this_module = (FILE, f".{FILE}-")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(of_this_module))
 
 
 def _entry(path: Path, sha256: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ import gc
 import os
 from pathlib import Path
 
+from tests import compiled
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Most of the time of these tests is XLA's (LOG.md): what it compiled once is kept for other modules
-# (`_memory_goes_back`), workers, subprocesses and the next run. Here, since jax reads it when it is imported.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"))
+# What XLA compiled once is kept for other modules (`_memory_goes_back`), workers, subprocesses, the next run and other
+# clones. Here, since jax reads it when it is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled.folder()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -29,6 +31,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # once, not in each process of xdist
+        compiled.remove_old(compiled.folder())
 
 
 def pytest_collection_finish() -> None:

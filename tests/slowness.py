@@ -1,27 +1,50 @@
 """A test that takes long and is not marked `slow` is an error, and a test that fails is named at once.
 
 Long is what takes long by the clock and by the processor as well: on a machine that others keep busy every test takes
-long by the clock, and one that only waits is ended by `timeout`.
+long by the clock, and one that only waits is ended by `timeout`. Both limits are those of a processor of `REFERENCE_S`;
+on a slower one they are longer.
+
+``--minutes N`` begins no test later than that. Those left out are skipped, so they are counted and the reason is said.
 """
 
+import functools
 import os
+import time
 
 import pytest
 
 SECONDS = pytest.StashKey[float]()
 STARTED = pytest.StashKey[float]()
+END = pytest.StashKey[float]()
 SLOW_LIMIT_S = 900
 """A test marked `slow` may take longer than `timeout` in pyproject.toml says."""
+REFERENCE_S = 0.045
+"""Processor seconds of a million additions in a Python loop. Machines of 2026 take .03 to .09."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("slow_test_seconds", "seconds that a test without the marker `slow` may take", default="60")
+    parser.addoption("--minutes", type=float, help="tests that have not begun by then are skipped")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
+        if not item.get_closest_marker("timeout"):
+            limit = SLOW_LIMIT_S if item.get_closest_marker("slow") else float(config.getini("timeout") or 0)
+            item.add_marker(pytest.mark.timeout(limit * slower()))
+
+
+@functools.cache
+def slower() -> float:
+    """How many times slower than `REFERENCE_S` this processor is, at least 1; takes a tenth of a second."""
+
+    def seconds() -> float:
+        start, total = time.process_time(), 0
+        for number in range(1_000_000):
+            total += number
+        return time.process_time() - start
+
+    return max(1.0, min(seconds() for _ in range(3)) / REFERENCE_S)
 
 
 def processor_seconds() -> float:
@@ -33,6 +56,8 @@ def processor_seconds() -> float:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[STARTED] = processor_seconds()
+    if time.monotonic() > item.config.stash[END]:
+        pytest.skip(f"not begun: the {item.config.getoption('minutes'):g} minutes of --minutes are over")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -40,7 +65,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     seconds = item.stash[SECONDS] = item.stash.get(SECONDS, 0.0) + call.duration
     seconds = min(seconds, processor_seconds() - item.stash[STARTED])
-    limit = float(item.config.getini("slow_test_seconds"))
+    limit = float(item.config.getini("slow_test_seconds")) * slower()
     if call.when != "teardown" or seconds <= limit or item.get_closest_marker("slow") or not report.passed:
         return report
     import jax  # here, for a run of pytest without jax is not to wait for it
@@ -68,4 +93,6 @@ class Named:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    minutes = config.getoption("minutes")
+    config.stash[END] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     config.pluginmanager.register(Named(config))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests import processes, slowness
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,12 +62,28 @@ def run_pytest(tmp_path, text, *arguments):
 
 
 def test_a_long_test_without_its_marker_is_an_error(tmp_path):
-    code, printed = run_pytest(tmp_path, LONG, "-o", "slow_test_seconds=0.5")
+    code, printed = run_pytest(tmp_path, LONG, "-o", "slow_test_seconds=0.1")
     assert code == 1
     assert "4 passed, 1 error" in printed  # a report of teardown that fails is an error beside the test that passed
     assert "test_some.py::test_long took 0." in printed
     assert "FAILED test_some.py::test_long (teardown)" in printed  # at once, not only at the end
     assert "a test may take 0 s: make it shorter, or mark it `slow`" in printed
+
+
+def test_the_limit_is_longer_on_a_slower_processor(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(slowness.time, "process_time", lambda: next(clock))
+    assert slowness.slower.__wrapped__() == 1 / slowness.REFERENCE_S
+    monkeypatch.setattr(slowness.time, "process_time", lambda: 0.0)
+    assert slowness.slower.__wrapped__() == 1
+
+
+def test_what_has_not_begun_in_time_is_skipped_and_counted(tmp_path):
+    code, printed = run_pytest(tmp_path, LONG, "--minutes", "10")
+    assert code == 0 and "4 passed" in printed
+    code, printed = run_pytest(tmp_path, LONG, "--minutes", "0", "-rs", "-n", "1")
+    assert code == 0 and "4 skipped" in printed
+    assert "not begun: the 0 minutes of --minutes are over" in printed
 
 
 def test_a_long_test_within_the_limit_passes(tmp_path):

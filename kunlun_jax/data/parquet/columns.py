@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kunlun_jax.data.digests import digests
 from kunlun_jax.data.parquet import times
 from kunlun_jax.data.parquet.checks import ExampleGroup, event_groups, example_groups
 from kunlun_jax.data.parquet.files import Layout
@@ -28,16 +29,11 @@ FORMAT = 2  # of the folder; part of the fingerprint
 META = "meta.json"
 
 
-def fingerprint(layout: Layout) -> str:
-    """SHA-256 of the schema and of every byte of every file; about a second per gigabyte."""
+def fingerprint(layout: Layout, cache: Path) -> str:
+    """SHA-256 of the schema and of every byte of every file; `cache` remembers files that were read before."""
     total = hashlib.sha256(f"kunlun_jax {FORMAT}\n{layout.schema.to_json()}".encode())
-    size = sum(file.stat().st_size for file in layout.files)
-    with _progress("hashing", size, "B") as bar:
-        for file in layout.files:
-            with open(file, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            total.update(f"{file.relative_to(layout.root).as_posix()} {digest}\n".encode())
-            bar.update(file.stat().st_size)
+    for file, digest in zip(layout.files, digests(layout.files, cache), strict=True):
+        total.update(f"{file.relative_to(layout.root).as_posix()} {digest}\n".encode())
     return total.hexdigest()
 
 

@@ -59,7 +59,8 @@ def open_checked(root: Path, cache: Path | None, report: Report) -> Dataset | No
             check_all(layout, report)
         return None
     before = _stamps(layout)
-    folder = (cache or default_cache()) / fingerprint(layout)
+    cache = cache or default_cache()
+    folder = cache / fingerprint(layout, cache)
 
     def make(work: Path) -> bool:
         well = write_columns(layout, work, report)

@@ -16,6 +16,7 @@ from pyarrow import csv
 
 from kunlun_jax.data.cache import build_once, default_cache
 from kunlun_jax.data.dataset import Dataset, DatasetConfig, gather_ranges
+from kunlun_jax.data.digests import digests
 from kunlun_jax.data.parquet.columns import FORMAT, write_columns
 from kunlun_jax.data.parquet.files import find_layout, write_layout
 from kunlun_jax.data.parquet.report import Report
@@ -193,11 +194,11 @@ def open_official(
     The fingerprint covers the bytes of `inputs`, `config` (a dataclass) and the converter's `version`. `convert` writes
     the layout of a prepared data set into a folder; only its columns and report are kept.
     """
+    cache = cache or default_cache()
     digest = hashlib.sha256(json.dumps([name, version, FORMAT, dataclasses.asdict(config)], sort_keys=True).encode())
-    for path in inputs:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    folder = (cache or default_cache()) / f"{name}-{digest.hexdigest()[:16]}"
+    for path, content in zip(inputs, digests(inputs, cache), strict=True):
+        digest.update(f"{path.name} {content}\n".encode())
+    folder = cache / f"{name}-{digest.hexdigest()[:16]}"
 
     def make(work: Path) -> bool:
         prepared, report = work / "prepared", Report(strict=True)

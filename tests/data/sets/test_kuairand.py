@@ -290,7 +290,7 @@ def test_a_failed_conversion_leaves_nothing_behind(log, tmp_path):
     config = KuaiRandConfig(test_days=("2022-06-01", "2022-06-02"))
     with pytest.raises(ValueError, match=r"test_days .* hold no row .*2022-04-25 to 2022-05-04"):
         _open(tmp_path, log, config)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / "cache").glob("*/")) == []
 
 
 @pytest.mark.parametrize(
