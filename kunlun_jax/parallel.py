@@ -71,10 +71,8 @@ class MeshConfig:
     @property
     def named(self) -> str:
         """The axes that are more than one device, for messages: "mesh.data 2 x mesh.fsdp 4"."""
-        return (
-            " x ".join(f"mesh.{name} {getattr(self, name)}" for name in AXES if getattr(self, name) > 1)
-            or "mesh.data 1"
-        )
+        used = [name for name in AXES if getattr(self, name) > 1] or [DATA]
+        return " x ".join(f"mesh.{name} {getattr(self, name)}" for name in used)
 
 
 def make_mesh(config: MeshConfig) -> Mesh | None:

@@ -174,7 +174,7 @@ def check_shared(model: Any, devices: int) -> None:
         if tokens % count:
             raise ValueError(
                 f"mesh.experts is {devices}, and the {count} experts of {name} are unlike, for they share {tokens} "
-                f"tokens; those must be a multiple of model.experts {count}. They follow from the context features (with "
-                "model.interaction_context summary from model.summary_tokens) and the tokens of each event type. Or set "
-                "mesh.experts to 1"
+                f"tokens; those must be a multiple of model.experts {count}. They follow from the context features "
+                "(with model.interaction_context summary from model.summary_tokens) and the tokens of each event type. "
+                "Or set mesh.experts to 1"
             )

@@ -193,8 +193,8 @@ class Other(nnx.Module):
         (
             lambda: nnx.Dict(first=mixture(4, 10)),
             2,
-            "mesh.experts is 2, and the 4 experts of first are unlike, for they share 10 tokens; those must be a multiple "
-            "of model.experts 4",
+            "mesh.experts is 2, and the 4 experts of first are unlike, for they share 10 tokens; those must be a "
+            "multiple of model.experts 4",
         ),
         (Other, 2, "mesh.experts is 2, and .experts belongs to a Other, which does not share them"),
     ],
