@@ -51,7 +51,11 @@ def check_the_same(model: ModelConfig | None, dtype, meshes: tuple[MeshConfig, .
 
 @pytest.mark.parametrize(
     ("dtype", "meshes"),
-    [(np.float32, (MeshConfig(2, fsdp=4),)), (np.float64, (MeshConfig(8), MeshConfig(2, fsdp=2)))],
+    [
+        (np.float32, (MeshConfig(2, fsdp=4),)),
+        (np.float64, (MeshConfig(2, fsdp=2),)),
+        pytest.param(np.float64, (MeshConfig(2), MeshConfig(8), MeshConfig(1, fsdp=8)), marks=pytest.mark.slow),
+    ],
 )
 def test_any_mesh_trains_the_same(dtype, meshes):
     check_the_same(SMALL, dtype, meshes)
