@@ -28,8 +28,8 @@ class MeshConfig:
     """
 
     data: int = 1
-    """Groups of fsdp x experts devices, a power of two; each group holds all dense parameters. The devices that share
-    the run, where the others are 1."""
+    """Groups of fsdp x experts devices, each of which holds all dense parameters, a power of two; with fsdp and experts
+    1 these are the devices of the run."""
     fsdp: int = 1
     """Devices over which the dense parameters and their optimizer's state are cut, a power of two; a parameter is put
     together where it is used."""
@@ -115,4 +115,5 @@ def mesh_of(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
 
 def devices_along(axis: str) -> int:
     """Devices of a mesh axis inside `jax.shard_map`; 1 outside of any."""
-    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[axis] if axis in mesh.manual_axes else 1
