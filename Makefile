@@ -175,6 +175,8 @@ format: dev  ## mend what ruff can mend
 GPU_PYTHON ?= $(or $(PYTHON),python3)
 # A checkout of facebookresearch/ads_model_kernel_library, to measure Meta's kernels, too.
 ADS_KERNEL_LIBRARY ?=
+# Names of pieces, to run these alone, e.g. make gpu GPU_ONLY=scaling_law
+GPU_ONLY ?=
 CARRY ?= pytest pytest-timeout iniconfig pluggy pygments packaging hypothesis sortedcontainers beartype jaxtyping wadler-lindig einops \
   tyro docstring-parser typeguard typing-extensions tqdm optax
 empty :=
@@ -182,7 +184,8 @@ space := $(empty) $(empty)
 
 gpu:  ## contract, block sizes and benchmark on a GPU, within 9 minutes; continues where it was cut off
 	@PYTHONPATH=$(subst $(space),:,$(strip $(CURDIR) $(CURDIR)/.carry $(wildcard $(CURDIR)/.carry/*.whl))) \
-	  $(GPU_PYTHON) -m experiments.gpu $(if $(ADS_KERNEL_LIBRARY),--ads-kernel-library $(ADS_KERNEL_LIBRARY))
+	  $(GPU_PYTHON) -m experiments.gpu $(if $(ADS_KERNEL_LIBRARY),--ads-kernel-library $(ADS_KERNEL_LIBRARY)) \
+	  $(if $(GPU_ONLY),--only $(GPU_ONLY))
 
 carry: dev  ## put pure-Python packages that a GPU machine may lack into .carry, as locked
 	@for name in $(CARRY); do \

@@ -12,6 +12,7 @@ Rows of uncommitted code are refused, since they could not be reproduced (``--di
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -53,7 +54,7 @@ SIZES = {
 """Columns that are a row's size or speed: name -> field of a row. Per example useful forward FLOPs and those that a
 training step executes, bytes that it moves for a batch, parameters with tables, and training examples per second on the
 machine of that row."""
-SPEEDS = ("steps", *SIZES.values())
+SPEEDS = ("steps", *SIZES.values(), "mfu")
 """What else a row keeps of a training run."""
 Runner = Callable[[TrainConfig, int], dict[str, Any]]
 """Makes a row that is no training run, of a config (its data) and a seed: at least ``{"splits": {split: metrics}}``."""
@@ -178,6 +179,29 @@ def trained(config: TrainConfig, path: Path, dataset: Dataset | None = None) -> 
     }
 
 
+def train_row(row: dict[str, Any], config: TrainConfig, dataset: Dataset, runs: Path, commit: str) -> dict[str, Any]:
+    """`trained` for the row's name and seed, in a folder whose path begins with `runs`."""
+    seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=row["seed"]))
+    # The commit in the name, so that no other code goes on with a run that was cut off.
+    name = f"{runs.name}-{row['name']}-{row['data'][:20]}-seed{row['seed']}-{commit[:10]}"
+    return trained(seeded, runs.parent / re.sub("[ /,]+", "-", name), dataset)
+
+
+def add(
+    path: Path,
+    row: dict[str, Any],
+    key_of: Callable[[dict[str, Any]], tuple],
+    started_in: dict[str, Any],
+    measure: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Measures a row, stores it with its seconds and environment, and returns it."""
+    began, load = time.monotonic(), round(os.getloadavg()[0], 2)
+    row = row | measure() | {"seconds": round(time.monotonic() - began, 1)}
+    row["environment"] = {**started_in, "load_average": load}
+    store(path, row, key_of)
+    return row
+
+
 def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
     """What makes two rows the same measurement, in the order of the comparison."""
     order = list(comparison.rows) + list(comparison.others)
@@ -212,16 +236,13 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
             row = {"name": name, "seed": seed, "flags": flags, "data": data}
             if key(row) in map(key, stored(path)):
                 continue
-            began, load = time.monotonic(), round(os.getloadavg()[0], 2)
             if other:
-                row |= other[1](config, seed)
+                measure = functools.partial(other[1], config, seed)
             else:
-                seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
-                # The commit in the name, so that no other code goes on with a run that was cut off.
-                folder = f"{Path(args.name).stem}-{name}-{data[:20]}-seed{seed}-{started_in['commit'][:10]}"
-                row |= trained(seeded, args.runs / re.sub("[ /,]+", "-", folder), dataset)
-            row |= {"seconds": round(time.monotonic() - began, 1)}
-            store(path, {**row, "environment": {**started_in, "load_average": load}}, key)
+                measure = functools.partial(
+                    train_row, row, config, dataset, args.runs / Path(args.name).stem, started_in["commit"]
+                )
+            row = add(path, row, key, started_in, measure)
             found = row["splits"][comparison.split][comparison.metric]
             print(f"{name}, seed {seed}: {comparison.split} {comparison.metric} {found:.4f}", file=sys.stderr)
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, parity, table_scaling
+from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, parity, scaling_report, table_scaling
 from experiments.comparisons import NAMES
 from experiments.kernel_benchmark import scaling
+from experiments.scaling_plan import BUDGETS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = compare.RESULTS
@@ -49,6 +50,13 @@ MADE = {name: of_comparison(name) for name in NAMES} | {
     "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
     "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),
     "parity": Made(parity.picture, parity.markdown),
+    **dict.fromkeys(
+        ("scaling_law", "scaling_law_movielens"),
+        Made(
+            lambda c, path: scaling_report.picture(c["rows"], BUDGETS["cpu"], path),
+            lambda c: scaling_report.markdown(c["rows"], BUDGETS["cpu"]),
+        ),
+    ),
     "table_scaling": Made(
         lambda c, path: table_scaling.picture(c["sizes"], path), lambda c: table_scaling.markdown(c["sizes"])
     ),

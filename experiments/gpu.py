@@ -7,6 +7,9 @@
 5. Window attention from 512 to 32k rows: ``python -m experiments.kernels scaling``.
 6. The Triton kernels' contract, the operators' other implementations, the other kernel tests.
 
+By name alone (``--only scaling_law``, or ``make gpu GPU_ONLY=scaling_law``), with 9 minutes of its own: the scaling law
+of Kunlun and InterFormer, ``python -m experiments.scaling_law --budget gpu``. It trains, so it needs all of the core.
+
 Each piece has a limit and is ended at it, writes as it goes, and continues in the next run where it stopped: a test
 that passed is not run again for the same sources (`experiments.passed_tests`); tuning and benchmark skip what their
 files have, and begin with the shapes that matter most. A piece that fails does not keep the next from running. Logs are
@@ -38,12 +41,14 @@ class Piece:
       command: arguments of this Python.
       limit_s: seconds after which it is ended.
       once: whether it is tests of the contract, of which those that passed are not run again for the same sources.
+      named: whether it is run only where it is named.
     """
 
     name: str
     command: tuple[str, ...]
     limit_s: float
     once: bool = False
+    named: bool = False
 
 
 def _tests(name: str, limit_s: float, *paths: str) -> Piece:
@@ -69,6 +74,7 @@ def pieces(library: Path | None) -> tuple[Piece, ...]:
         _tests("triton", 30, "triton"),
         _tests("operators", 20, "test_contract.py"),
         _tests("others", 20, "mosaic", "--ignore", gdpa, "--ignore", softmax),
+        Piece("scaling_law", ("experiments.scaling_law", "--budget", "gpu"), 540, named=True),
     )
 
 
@@ -130,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.logs.mkdir(parents=True, exist_ok=True)
     results = {}
     for piece in pieces(args.ads_kernel_library):
-        if args.only and piece.name not in args.only:
+        if piece.name not in args.only if args.only else piece.named:
             continue
         print(f"=== {piece.name}, at most {piece.limit_s:g} s: python -m {' '.join(piece.command)}", flush=True)
         results[piece.name] = run(piece, args.logs)

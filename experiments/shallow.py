@@ -1,4 +1,5 @@
-"""Logistic regression and boosted trees on the rows that the neural systems train on, for `experiments.learns`.
+"""Logistic regression and boosted trees on the rows that neural systems train on, for `experiments.learns`, and of the
+trees a row of `experiments.compare`.
 
 Both read ids and dense features, and on request the lengths of the histories and the match counts of
 `experiments.match_features`. The penalty and the number of trees are chosen on the validation split
@@ -19,12 +20,13 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments.logistic_regression import CHUNK, one_hot, ragged_rows, sparse_columns
 from experiments.match_features import history_lengths, match_counts
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, group_numbers
+from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pack import map_ids
 from kunlun_jax.progress import ProgressBar
-from kunlun_jax.training.metrics import log_losses
+from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.metrics import evaluate_predictions, log_losses
 
-SPLITS = ("train", "valid", "test")
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse strengths of the L2 penalty of the regression, summed over rows."""
 MOST_CATEGORIES = 255
@@ -54,9 +56,11 @@ class Inputs:
     weights: np.ndarray
 
 
-def read(dataset: Dataset, most: Mapping[str, int]) -> dict[str, Inputs]:
-    """Train, valid and test of a data set, histories cut to their newest `most` events."""
-    return {split: _read(dataset, split, most) for split in SPLITS}
+def read(
+    dataset: Dataset, most: Mapping[str, int], splits: tuple[str, ...] = ("train", "valid", "test")
+) -> dict[str, Inputs]:
+    """Splits of a data set, histories cut to their newest `most` events."""
+    return {split: _read(dataset, split, most) for split in splits}
 
 
 def _read(dataset: Dataset, split: str, most: Mapping[str, int]) -> Inputs:
@@ -116,7 +120,7 @@ def logistic_regression(
 
 
 def boosted_trees(data: dict[str, Inputs], history: tuple[History, ...], seed: int) -> tuple[dict, dict[str, Any]]:
-    """Logits by split ("valid", "test"), and the number of trees that was chosen."""
+    """Logits of each split but "train", and the number of trees that was chosen on "valid"."""
     x = {
         split: np.concatenate(
             [inputs.categories, inputs.dense, *(inputs.history[name] for name in history)], axis=1, dtype=np.float32
@@ -134,10 +138,32 @@ def boosted_trees(data: dict[str, Inputs], history: tuple[History, ...], seed: i
     losses = [mean_loss(valid, np.ravel(logits)) for logits in model.staged_decision_function(x["valid"])]
     trees = int(np.argmin(losses)) + 1
     logits = {}
-    for split in ("valid", "test"):
+    for split in [split for split in data if split != "train"]:
         stages = model.staged_decision_function(x[split])
         logits[split] = np.ravel(next(stage for number, stage in enumerate(stages, 1) if number == trees))
     return logits, {"trees": trees}
+
+
+def trees_as_row(config: TrainConfig, seed: int) -> dict[str, Any]:
+    """Boosted trees on the features, histories and splits of a training config, as a row of `experiments.compare`.
+
+    Running rates are among the dense features of the public data sets; ids of over 254 values are left out.
+    """
+    dataset = open_dataset(config.data)
+    most = config.loader.max_events_by_type(dataset.schema)
+    data = read(dataset, most, ("train", *config.run.eval_splits))
+    logits, chosen = boosted_trees(data, ("lengths", "matches"), seed)
+    metrics = {
+        split: evaluate_predictions(
+            data[split].labels,
+            values,
+            data[split].weights,
+            group_numbers(dataset.source, np.asarray(dataset.split(split))),
+            p_train=dataset.p_train[0],
+        )
+        for split, values in logits.items()
+    }
+    return {"splits": metrics, **chosen}
 
 
 def mean_loss(inputs: Inputs, logits: np.ndarray) -> float:

@@ -13,7 +13,17 @@ FLOORS = {
         "kunlun_jax.data",
         *(
             f"kunlun_jax.{x}"
-            for x in ("batch", "checksums", "executed", "flops", "mfu", "parallel", "ranges", "serialization")
+            for x in (
+                "batch",
+                "checksums",
+                "executed",
+                "flops",
+                "mfu",
+                "parallel",
+                "ranges",
+                "scaling",
+                "serialization",
+            )
         ),
     ),
     "nn": ("kunlun_jax.nn",),

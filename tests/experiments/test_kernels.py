@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import files, gpu, kernels
+from experiments import files, gpu, kernels, scaling_law
 from experiments.kernel_benchmark import (
     cases,
     clock,
@@ -337,6 +337,7 @@ def test_a_piece_that_fails_or_hangs_does_not_keep_the_next_from_running(tmp_pat
         gpu.Piece("fails", ("no_such_module",), 30),
         gpu.Piece("hangs", ("hang",), 2),
         gpu.Piece("passes", ("this",), 30),
+        gpu.Piece("named", ("this",), 30, named=True),
     )
     monkeypatch.setattr(gpu, "pieces", lambda library: pieces)
     hang = tmp_path / "hang.py"
@@ -345,7 +346,7 @@ def test_a_piece_that_fails_or_hangs_does_not_keep_the_next_from_running(tmp_pat
     assert gpu.main(["--logs", str(tmp_path / "logs")]) == 1
     summary = capfd.readouterr().out.split("=== summary")[1]
     assert "FAILED: exit code 1, see fails.log" in summary and "FAILED: ended at its limit of 2 s" in summary
-    assert "s  passed" in summary
+    assert "s  passed" in summary and "named" not in summary
     assert "begun" in (tmp_path / "logs" / "hangs.log").read_text()
 
 
@@ -353,7 +354,10 @@ def test_the_pieces_take_nine_minutes_at_most():
     pieces = {piece.name: piece for piece in gpu.pieces(Path("library"))}
     names = ["contract-gdpa", "contract-softmax", "tune", "kernels", "peers", "scaling"]
     assert list(pieces)[: len(names)] == names and {"contract-operators", "contract-others"} <= set(pieces)
-    assert sum(piece.limit_s for piece in pieces.values()) <= 540
+    assert sum(piece.limit_s for piece in pieces.values() if not piece.named) <= 540
+    law = pieces["scaling_law"]
+    arguments = tyro.cli(scaling_law.Arguments, args=list(law.command[1:]))
+    assert law.named and 60 * scaling_law.BUDGETS[arguments.budget].minutes < law.limit_s <= 540
     paths = [part for piece in pieces.values() for part in piece.command if part.startswith("tests/")]
     assert len(paths) == 7 and all((gpu.REPOSITORY / path).exists() for path in paths)
     assert pieces["peers"].command[-2:] == ("--peers.ads-kernel-library", "library")

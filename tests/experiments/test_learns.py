@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from experiments import learns, shallow
+from experiments.configs import PRESETS
 from experiments.match_features import DAY_MS, HALF_LIFE_DAYS, history_lengths, match_counts
+from kunlun_jax.data.open import DataConfig
+from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticConfig
-from kunlun_jax.training.metrics import entropy
+from kunlun_jax.training.metrics import entropy, evaluate_predictions
 from tests.examples import CONTEXTS, SCHEMA, VIEWS, random_rows
 
 WORLD = SyntheticConfig(train_rows=1500, valid_rows=300, test_rows=300, users=60, items_per_brand=2, brands_per_topic=2)
@@ -89,6 +92,22 @@ def test_matches_help_a_shallow_model(data, fit, monkeypatch):
         assert logits["test"].shape == inputs["test"].labels.shape
         ne[history] = shallow.mean_loss(inputs["valid"], logits["valid"]) / scale
     assert ne["lengths", "matches"] < ne[()] - 0.03, ne
+
+
+def test_trees_as_a_row_are_those_of_the_table_with_gauc(data, monkeypatch):
+    monkeypatch.setitem(shallow.TREES, "max_iter", 5)
+    monkeypatch.setattr(synthetic, "P_TRAIN_ROWS", 16)
+    config = dataclasses.replace(
+        PRESETS["kunlun/small"][1], data=DataConfig(options=WORLD), loader=LoaderConfig(max_events=50)
+    )
+    row = shallow.trees_as_row(config, 0)
+    logits, chosen = shallow.boosted_trees(data[1], ("lengths", "matches"), 0)
+    assert row["trees"] == chosen["trees"] and list(row["splits"]) == ["valid", "test"]
+    test = data[1]["test"]
+    assert row["splits"]["test"]["logloss"] == pytest.approx(shallow.mean_loss(test, logits["test"]), rel=1e-6)
+    users = np.asarray(data[0].source.keys(np.asarray(data[0].split("test")))["user_id"])
+    expected = evaluate_predictions(test.labels, logits["test"], test.weights, users, p_train=0.1)["gauc"]
+    assert row["splits"]["test"]["gauc"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.fixture

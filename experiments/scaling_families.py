@@ -1,0 +1,93 @@
+"""Families of models for `experiments.scaling_law`: six sizes of each system over two decades of useful FLOPs.
+
+Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
+seeds, windows and the personalized width; InterFormer the rank and width of its interaction; Wukong first depth, then
+tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
+`experiments.train`; a test counts the FLOPs of each.
+"""
+
+from collections.abc import Mapping
+
+SIZES = 6
+"""Sizes of a family, evenly spaced in the logarithm of FLOPs, as nearly as whole widths allow."""
+EVENTS = (20, 35, 65, 120, 200, 350)
+"""Newest events that are read of each type, the same for every system."""
+
+
+def _family(preset: str, dial: Mapping[str, tuple[int | str, ...]]) -> tuple[str, ...]:
+    """A preset's sizes as flags; a key of `dial` may be several flags that take the same value."""
+    dial = {"--loader.max-events": EVENTS, **dial}
+    return tuple(
+        " ".join([preset, *(f"{flag} {values[size]}" for flags, values in dial.items() for flag in flags.split())])
+        for size in range(SIZES)
+    )
+
+
+FAMILIES = {
+    "kunlun": _family(
+        "kunlun/small",
+        {
+            "--model.dim --model.embedding-dim --model.event.dim": (8, 12, 16, 24, 32, 40),
+            "--model.layers --model.event.layers": (1, 1, 2, 2, 2, 3),
+            "--model.summary-tokens": (2, 4, 6, 6, 8, 8),
+            "--model.event.heads": (1, 1, 2, 2, 2, 2),
+            "--model.event.tokens": (2, 2, 3, 4, 4, 4),
+            "--model.event.seeds": (4, 4, 6, 8, 8, 12),
+            "--model.event.window": (8, 8, 12, 16, 16, 24),
+            "--model.event.ffn-width": (8, 12, 16, 24, 32, 48),
+            "--model.fm-tokens --model.linear-tokens": (2, 3, 4, 4, 6, 8),
+            "--model.fm-rank": (4, 4, 6, 6, 8, 8),
+            "--model.fm-hidden": (16, 32, 64, 64, 128, 160),
+            "--model.head-hidden": (16, 24, 32, 48, 64, 96),
+        },
+    ),
+    "interformer": _family(
+        "interformer/small",
+        {
+            "--model.dim --model.embedding-dim": (4, 8, 12, 16, 20, 28),
+            "--model.layers": (1, 1, 1, 2, 2, 3),
+            "--model.heads": (1, 1, 2, 2, 2, 2),
+            "--model.cross-rank": (4, 8, 16, 16, 32, 40),
+            "--model.interaction-hidden": (12, 16, 32, 32, 128, 160),
+            "--model.head-hidden": (16, 24, 32, 48, 64, 96),
+        },
+    ),
+    "wukong": _family(
+        "wukong/small",
+        {
+            "--model.dim --model.embedding-dim": (8, 12, 16, 24, 36, 48),
+            "--model.layers": (1, 1, 2, 2, 3, 4),
+            "--model.history-tokens": (1, 2, 2, 4, 4, 4),
+            "--model.fm-tokens --model.linear-tokens": (2, 4, 8, 12, 16, 20),
+            "--model.fm-rank": (4, 8, 8, 12, 16, 20),
+            "--model.fm-hidden": (16, 48, 72, 128, 128, 192),
+            "--model.head-hidden": (16, 24, 32, 48, 64, 96),
+        },
+    ),
+    "hstu": _family(
+        "hstu/small",
+        {
+            "--model.dim --model.embedding-dim": (8, 12, 16, 24, 36, 44),
+            "--model.layers": (1, 1, 2, 2, 2, 3),
+            "--model.heads": (1, 1, 2, 2, 2, 2),
+            "--model.candidate-hidden": (16, 32, 48, 64, 128, 256),
+            "--model.head-hidden": (16, 24, 32, 48, 64, 96),
+        },
+    ),
+    "din": _family(
+        "din/small",
+        {
+            "--model.dim --model.embedding-dim": (8, 12, 16, 28, 40, 56),
+            "--model.unit-hidden": ("8 4", "12 6", "16 8", "20 10", "32 16", "48 24"),
+            "--model.head-hidden": ("32 16", "64 32", "128 64", "192 96", "384 192", "768 384"),
+        },
+    ),
+}
+"""System -> its sizes, smallest first, as a preset and flags of `experiments.train`."""
+MOVIELENS = {
+    system: "--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05"
+    # Most ids are rare: at unit length one that was never trained would weigh in products as much as any other.
+    + (" --model.no-unit-products" if system in ("kunlun", "wukong") else "")
+    for system in FAMILIES
+}
+"""System -> what preset kunlun/movielens has otherwise than kunlun/small, as flags."""

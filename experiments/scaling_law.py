@@ -1,0 +1,185 @@
+"""The scaling law, measured: ``python -m experiments.scaling_law --budget cpu``.
+
+Trains six sizes of Kunlun, InterFormer, Wukong, HSTU and DIN over two decades of useful FLOPs per example, one pass
+over the same 150,000 rows of the synthetic world, three seeds (`experiments.scaling_families`). Then fits how NE falls
+with FLOPs (`kunlun_jax.scaling`), and says how much more of it a decade gains Kunlun than InterFormer; the paper says
+two times as much. Each system's learning rates are found at two of its sizes (`experiments.scaling_plan`).
+
+    --budget tiny   two sizes of Wukong and DIN on 200 rows, to see that it works: 4 runs, two minutes on a CPU core
+    --budget cpu    110 runs, 5.5 hours on two cores by the speeds in results/cpu/systems.json, the longest 14 minutes
+    --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
+
+``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, without an estimate. A call ends after
+--minutes, in the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it runs nothing.
+Rows are stored in ``experiments/results/DEVICE/scaling_law.json`` as soon as they are done, with command, commit and
+versions, and are not run again. At its end a call prints what is missing, and prints and draws what there is.
+"""
+
+import dataclasses
+import functools
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+from experiments import scaling_report
+from experiments.compare import RESULTS, add, measured_in, stored, train_row
+from experiments.compilation import keep_compiled
+from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, key_of, missing, seconds
+from experiments.train import parse
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.open import open_dataset, resolve
+from kunlun_jax.training.config import TrainConfig
+
+REPEAT_S = 5.0
+"""After its end a call asks the run to stop again and again, for one that is being compiled does not hear it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Flags of the measurement."""
+
+    budget: Literal["tiny", "cpu", "gpu"] = "cpu"
+    """What is run, as above."""
+    data: Data = "synthetic"
+    """The rows that are trained on."""
+    root: Path | None = None
+    """Folder of MovieLens-1M; for --data movielens alone."""
+    cache: Path | None = None
+    """Folder for prepared data and compiled programs; default KUNLUN_CACHE, else ~/.cache/kunlun_jax."""
+    minutes: float | None = None
+    """Minutes after which a call ends; default 5 (tiny), 15 (cpu) or 8.5 (gpu)."""
+    out: Path | None = None
+    """JSON file of the rows; default experiments/results/DEVICE/scaling_law.json, scaling_law_movielens.json for
+    MovieLens, and runs/scaling_law_tiny.json for tiny. The picture goes beside it."""
+    runs: Path = Path("runs/scaling_law")
+    """Folder for run directories; each is deleted once its row is stored."""
+    dirty: bool = False
+    """Measure code with uncommitted changes."""
+
+    def __post_init__(self):
+        if self.minutes is not None and not self.minutes >= 0:
+            raise ValueError(f"minutes is {self.minutes}; it must be at least 0")
+        if (self.data == "movielens") != (self.root is not None):
+            raise ValueError(
+                f"data is {self.data!r} and root {str(self.root)!r}; movielens needs the folder of ml-1m as root, and "
+                "synthetic has no files"
+            )
+        if self.data not in BUDGETS[self.budget].flags:
+            raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
+
+    @property
+    def path(self) -> Path:
+        """The file of rows."""
+        name = "scaling_law" if self.data == "synthetic" else f"scaling_law_{self.data}"
+        usual = Path(f"runs/{name}_tiny.json") if self.budget == "tiny" else _results(name)
+        return self.out or usual
+
+
+def _results(name: str) -> Path:
+    return RESULTS / jax.default_backend() / f"{name}.json"
+
+
+class Deadline:
+    """Stops a training run, once `minutes` are over, as SIGTERM does: at the next batch, with a checkpoint.
+
+    Attributes:
+      over: whether they are.
+    """
+
+    def __init__(self, minutes: float):
+        self.minutes, self.over = minutes, minutes == 0
+
+    def __enter__(self) -> "Deadline":
+        self._old = signal.signal(signal.SIGALRM, self._ring)
+        signal.setitimer(signal.ITIMER_REAL, 60 * self.minutes, REPEAT_S)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._old)
+
+    def _ring(self, *_) -> None:
+        self.over = True
+        # A run listens to it; between runs nobody does, and `over` is looked at.
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def config_of(run: Planned, budget: Budget, args: Arguments) -> TrainConfig:
+    """The config of a run on the data that is there."""
+    where = [
+        part
+        for name, value in (("--data.root", args.root), ("--data.cache", args.cache))
+        if value is not None
+        for part in (name, str(value))
+    ]
+    _, config = parse([*shlex.split(run.flags(budget, args.data)), *where])
+    return dataclasses.replace(config, data=resolve(config.data))
+
+
+def measure(args: Arguments, dataset: Dataset) -> None:
+    """Runs what is missing until it is done or the minutes are over."""
+    budget = BUDGETS[args.budget]
+    keep_compiled(args.cache)
+    # Now, not when a row is done: the code that runs is what was there at the start.
+    started_in = measured_in(args.dirty)
+    with Deadline(budget.minutes if args.minutes is None else args.minutes) as deadline:
+        while not deadline.over:
+            ready = [
+                r for r in missing(budget, stored(args.path), args.data, dataset.fingerprint) if r.rate is not None
+            ]
+            if not ready:
+                return
+            row = ready[0].row(budget, args.data, dataset.fingerprint)
+            config = config_of(ready[0], budget, args)
+            train = functools.partial(train_row, row, config, dataset, args.runs / "law", started_in["commit"])
+            try:
+                row = add(args.path, row, key_of, started_in, train)
+            except KeyboardInterrupt:
+                if not deadline.over:
+                    raise
+                print(f"{row['name']}, seed {row['seed']}: cut off; the same command goes on there", file=sys.stderr)
+            else:
+                ne = row["splits"]["test"]["ne"]
+                print(f"{row['name']}, seed {row['seed']}: test NE {ne:.4f} in {row['seconds']:.0f} s", file=sys.stderr)
+
+
+def left(args: Arguments, dataset: Dataset) -> str:
+    """What is missing, and on a CPU about how long it takes."""
+    budget, rows = BUDGETS[args.budget], stored(args.path)
+    runs = missing(budget, rows, args.data, dataset.fingerprint)
+    if not runs or jax.default_backend() != "cpu":
+        return f"{len(runs)} runs are missing"
+    each = functools.cache(
+        lambda system, size: seconds(Planned(system, size, None, 0), budget, args.data, rows, dataset)
+    )
+    hours = sum(each(run.system, run.size) for run in runs) / 3600
+    return f"{len(runs)} runs are missing, about {hours:.1f} hours on two cores"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parses flags, runs, prints and draws; returns the exit code."""
+    args = tyro.cli(Arguments, args=arguments, prog="experiments.scaling_law", description=__doc__)
+    budget = BUDGETS[args.budget]
+    try:
+        dataset = open_dataset(config_of(Planned(budget.systems[0], 0, None, 0), budget, args).data)
+        measure(args, dataset)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(left(args, dataset))
+    rows = [row for row in stored(args.path) if row["data"] == dataset.fingerprint]
+    if rows:
+        print(scaling_report.markdown(rows, budget))
+        scaling_report.picture(rows, budget, args.path.with_suffix(".png"))
+        print(f"rows in {args.path}, picture in {args.path.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""What `experiments.scaling_law` has measured: the laws as a table and as a picture, beside what else is stored."""
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
+
+from experiments.compare import RESULTS, stored
+from experiments.scaling_plan import BASELINE, Budget, best_rate, families
+from kunlun_jax.scaling import Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
+
+STYLES = {
+    "kunlun": ("#c8553d", "Kunlun"),
+    "interformer": ("#2f6fb0", "InterFormer"),
+    "wukong": ("#4a8c5c", "Wukong"),
+    "hstu": ("#a7792b", "HSTU"),
+    "din": ("#8661a8", "DIN"),
+}
+"""System -> color and name."""
+REFERENCES = {
+    "lr-matches": "logistic regression, match counts",
+    "trees-matches": "trees, match counts",
+}
+"""Systems of learns.json that are drawn in -> how they are called; those without a size."""
+DEPTHS = {"one layer": 1, "two layers": 2, "three layers": 3}
+"""Rows of the comparisons of sizes -> layers of kunlun/small."""
+HEADS = (
+    "system",
+    "runs",
+    "rates",
+    "eta",
+    "NE_0",
+    "R^2",
+    "largest",
+    "E",
+    "A",
+    "b",
+    "R^2",
+    "largest",
+    "efficiency",
+    "MFU",
+    "in machine time",
+)
+"""Columns; the law NE_0 - eta log10(C / 10^6) comes first, then E + A (C / 10^6)^-b. "largest" is what a law fitted
+without the largest size predicts for it, less what was measured. Where the sizes do not bend to a floor, E is -inf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Laws:
+    """What the rows of one system say.
+
+    Attributes:
+      flops, ne: of its runs.
+      log, power: the laws, where there are sizes enough.
+      log_miss, power_miss: fitted without the largest size, its predicted NE less the measured.
+      mfu: of its largest size, the mean of its seeds.
+    """
+
+    flops: np.ndarray
+    ne: np.ndarray
+    log: LogLaw | None
+    power: PowerLaw | None
+    log_miss: float | None
+    power_miss: float | None
+    mfu: float
+
+
+def laws(rows: list[dict[str, Any]]) -> Laws:
+    """The laws of one system's rows, of NE on "test"."""
+    flops = np.array([row["flops_per_example"] for row in rows])
+    ne = np.array([row["splits"]["test"]["ne"] for row in rows])
+    sizes, largest = len(np.unique(flops)), flops == flops.max()
+    log = fit_log(flops, ne) if sizes >= 3 else None
+    power = fit_power(flops, ne) if sizes >= 4 else None
+    without = (flops[~largest], ne[~largest])
+    misses = [
+        float(fit(*without).predict(flops[largest][:1])[0] - ne[largest].mean()) if sizes > least else None
+        for fit, least in ((fit_log, 3), (fit_power, 4))
+    ]
+    mfu = statistics.fmean(row["mfu"] for row, last in zip(rows, largest, strict=True) if last)
+    return Laws(flops, ne, log, power, misses[0], misses[1], mfu)
+
+
+def machine_efficiency(ratio: Estimate, mfu: float, baseline: float) -> Estimate:
+    """Scaling efficiency times the ratio of MFU: the paper's factors, NE gained per FLOP and FLOPs per time (R).
+
+    MFU is taken as known: how much its measurement strays is not in the interval.
+    """
+    return Estimate(ratio.value * mfu / baseline, ratio.draws * mfu / baseline)
+
+
+def with_interval(estimate: Estimate, digits: int) -> str:
+    """A number and its 95% interval."""
+    low, high = estimate.interval
+    return f"{estimate.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def rates(rows: list[dict[str, Any]], budget: Budget, system: str) -> str:
+    """The best rate of the two tuned sizes; a star marks one that lies at an end of those that were tried."""
+    found = [best_rate(budget, rows, system, size) for size in budget.tuned]
+    ends = (min(budget.rates), max(budget.rates))
+    return ", ".join("?" if rate is None else f"{rate:g}" + "*" * (rate in ends) for rate in found)
+
+
+def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
+    """The laws of all systems that have rows; cells are empty where sizes are too few."""
+    found = {system: laws(group) for system, group in families(budget, rows).items()}
+    baseline = found.get(BASELINE)
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    for system, law in found.items():
+        cells = [STYLES[system][1], str(len(law.ne)), rates(rows, budget, system)]
+        cells += ["", "", ""] if law.log is None else [
+            with_interval(law.log.eta, 4), with_interval(law.log.ne_0, 4), f"{law.log.r_squared:.3f}"
+        ]  # fmt: skip
+        cells.append("" if law.log_miss is None else f"{law.log_miss:+.4f}")
+        if law.power is None:
+            cells += [""] * 4
+        else:
+            cells += [with_interval(x, 3) for x in (law.power.e, law.power.a, law.power.b)]
+            cells.append(f"{law.power.r_squared:.3f}")
+        cells.append("" if law.power_miss is None else f"{law.power_miss:+.4f}")
+        if law.log is None or baseline is None or baseline.log is None or law is baseline:
+            cells += ["", f"{law.mfu:.1%}", ""]
+        else:
+            ratio = efficiency(law.log, baseline.log)
+            machine = machine_efficiency(ratio, law.mfu, baseline.mfu)
+            cells += [with_interval(ratio, 2), f"{law.mfu:.1%}", with_interval(machine, 2)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
+    """NE over FLOPs: a dot a run, the log law a line, the power law dashed; a small cross is a run at another rate."""
+    kept = families(budget, rows)
+    for system, (color, _) in STYLES.items():
+        others = [row for row in rows if row["system"] == system and row not in kept.get(system, [])]
+        dots = [(row["flops_per_example"], row["splits"]["test"]["ne"]) for row in others]
+        axes.plot(*np.array(dots).reshape(-1, 2).T, "x", color=color, markersize=3, alpha=0.5)
+    for system, group in kept.items():
+        law, (color, name) = laws(group), STYLES[system]
+        axes.plot(law.flops, law.ne, "o", color=color, markersize=4, alpha=0.8, label=None if law.log else name)
+        points = np.geomspace(law.flops.min(), law.flops.max(), 100)
+        if law.log is not None:
+            eta = f"{name}, eta {with_interval(law.log.eta, 4)}"
+            axes.plot(points, law.log.predict(points), color=color, linewidth=1.6, label=eta)
+        if law.power is not None:
+            axes.plot(points, law.power.predict(points), color=color, linewidth=1, linestyle=(0, (4, 2)))
+    axes.set_xscale("log")
+    axes.set_xlabel("useful forward FLOPs per example")
+    axes.set_ylabel("test NE (lower is better)")
+
+
+def draw_references(axes: Axes, fingerprint: str) -> None:
+    """What learns.json has of the same rows: the floor, models without a size as lines, presets as diamonds."""
+    same = [row for row in stored(RESULTS / "cpu" / "learns.json") if row["data"] == fingerprint]
+    levels = {f"floor of the world {row['floor']['test']:.3f}": row["floor"]["test"] for row in same[:1]}
+    for system, name in REFERENCES.items():
+        found = [row["test"]["ne"] for row in same if row["system"] == system]
+        if found:
+            levels[f"{name} {statistics.fmean(found):.3f}"] = statistics.fmean(found)
+    for text, ne in levels.items():
+        axes.axhline(ne, color="#666666", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            text,
+            (0.01, ne),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            fontsize=7,
+            color="#666666",
+        )
+    for system in dict.fromkeys(row["system"] for row in same if "flops_per_example" in row):
+        group = [row for row in same if row["system"] == system]
+        color, name = STYLES.get(system, ("#333333", system))
+        ne = statistics.fmean(row["test"]["ne"] for row in group)
+        axes.plot(group[0]["flops_per_example"], ne, "D", color=color, fillstyle="none", label=f"{name}, preset small")
+
+
+def draw_depth(axes: Axes) -> None:
+    """NE of kunlun/small over its layers, as the comparisons of sizes have it: a dot a seed."""
+    for name, label, color in (("sizes", "150,000 rows", "#c8553d"), ("sizes_600k", "600,000 rows", "#8d2f1c")):
+        dots = [
+            (DEPTHS[row["name"]], row["splits"]["test"]["ne"])
+            for row in stored(RESULTS / "cpu" / f"{name}.json")
+            if row["name"] in DEPTHS
+        ]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4, label=label)
+            depths = sorted({depth for depth, _ in dots})
+            axes.plot(depths, [statistics.fmean(n for d, n in dots if d == depth) for depth in depths], color=color)
+    axes.set_xticks(list(DEPTHS.values()))
+    axes.set_xlabel("layers of kunlun/small")
+    axes.set_ylabel("test NE")
+
+
+def draw_data(axes: Axes) -> None:
+    """NE over training rows, as learns.json has it, of the neural systems: a dot a seed."""
+    rows = stored(RESULTS / "cpu" / "learns.json")
+    for system, color, name in (("kunlun", *STYLES["kunlun"]), ("din", *STYLES["din"])):
+        dots = sorted((row["rows"], row["test"]["ne"]) for row in rows if row["system"] == system)
+        counts = sorted({count for count, _ in dots})
+        axes.plot(*zip(*dots, strict=True), "o", color=color, markersize=4)
+        means = [statistics.fmean(ne for c, ne in dots if c == count) for count in counts]
+        axes.plot(counts, means, color=color, label=f"{name}, preset small")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({row["rows"] for row in rows}))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training rows, one pass")
+    axes.set_ylabel("test NE")
+
+
+def drawn(rows: list[dict[str, Any]], budget: Budget) -> Figure:
+    """The laws on the left; on the right NE over depth and over training rows."""
+    figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
+    grid = figure.add_gridspec(2, 3)
+    whole, depth, data = (figure.add_subplot(grid[place]) for place in ((slice(None), slice(2)), (0, 2), (1, 2)))
+    draw_laws(whole, rows, budget)
+    if rows:
+        draw_references(whole, rows[0]["data"])
+    draw_depth(depth)
+    draw_data(data)
+    for axes in (whole, depth, data):
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in (depth, data):
+        axes.legend(frameon=False, fontsize=8)
+    if whole.get_legend_handles_labels()[0]:
+        # Between what is measured and the floor.
+        whole.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.12))
+    return figure
+
+
+def picture(rows: list[dict[str, Any]], budget: Budget, path: Path) -> None:
+    """`drawn` as a file."""
+    drawn(rows, budget).savefig(path)
