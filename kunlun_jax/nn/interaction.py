@@ -135,7 +135,7 @@ class GlobalInteraction(nnx.Module):
         return sum(expert.flops() for expert in self.experts)
 
 
-def _to_experts(tokens: list[Float[Array, "batch tokens dim"]]) -> list[Float[Array, "shared tokens dim"]]:
+def _to_experts(tokens: list[Float[Array, "batch _ dim"]]) -> list[Float[Array, "shared _ dim"]]:
     """The tokens of each expert -> those of this device's experts, for the examples of all devices that share them."""
     if devices_along(EXPERTS) == 1:
         return tokens
