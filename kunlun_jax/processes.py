@@ -38,7 +38,7 @@ def join(config: MeshConfig, environment: Mapping[str, str] = os.environ) -> boo
       RuntimeError: they did not come within 5 minutes, or devices are open already.
     """
     named = (config.coordinator, config.processes, config.process)
-    if config.data == 1 or config.processes == 1:
+    if config.devices == 1 or config.processes == 1:
         return False
     if all(item is None for item in named) and not started_together(environment):
         return False

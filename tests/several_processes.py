@@ -28,11 +28,12 @@ class Several:
       devices: CPU devices of each.
       module: run by ``python -m``.
       arguments: of all; those that name process and coordinator come after them.
+      axis: of the mesh, over which all devices are.
       logs: folder for what they print.
     """
 
-    def __init__(self, count: int, devices: int, module: str, *arguments: str, logs: Path):
-        mesh = ("--mesh.data", str(count * devices), "--mesh.processes", str(count))
+    def __init__(self, count: int, devices: int, module: str, *arguments: str, axis: str = "data", logs: Path):
+        mesh = (f"--mesh.{axis}", str(count * devices), "--mesh.processes", str(count))
         mesh += ("--mesh.coordinator", f"localhost:{free_port()}")
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",

@@ -67,7 +67,7 @@ def test_half_of_the_flags_without_a_cluster(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"processes": 3}, r"mesh\.processes is 3; it must divide mesh\.data 8"),
+        ({"processes": 3}, r"mesh\.processes is 3; it must divide mesh\.data 8 = 8"),
         ({"processes": 0}, r"mesh\.processes is 0"),
         ({"processes": 2, "process": 2}, r"mesh\.process is 2; it must be from 0 to mesh\.processes - 1"),
         ({"coordinator": "host0"}, r"mesh\.coordinator is 'host0'; it must be HOST:PORT"),

@@ -16,7 +16,9 @@ from kunlun_jax.training.optimizer import OptimizerConfig
 
 OWN = {
     "MeshConfig.data": "a power of two",
-    "MeshConfig.processes": "divides data",
+    "MeshConfig.fsdp": "a power of two",
+    "MeshConfig.experts": "a power of two",
+    "MeshConfig.processes": "divides the devices",
     "MeshConfig.process": "below processes",
     "MeshConfig.heartbeat_s": "at least 1, below the floor of ranges",
 }

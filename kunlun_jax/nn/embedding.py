@@ -131,14 +131,13 @@ def init_tables(
     def make_large(key: jax.Array, rows: int) -> Float[Array, "rows dim"]:
         if mesh is None:
             return jax.jit(lambda key: make_parts(make, key, rows))(key)
-        (axis,) = mesh.axis_names
-        parts = PARTS // mesh.size
+        axes, parts = mesh.axis_names, PARTS // mesh.size
 
         def of_device(key: jax.Array) -> Float[Array, "rows dim"]:
-            return make_parts(make, key, rows, first=jax.lax.axis_index(axis) * parts, parts=parts)
+            return make_parts(make, key, rows, first=jax.lax.axis_index(axes) * parts, parts=parts)
 
         spread = jax.shard_map(
-            of_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(axis), check_vma=False
+            of_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(axes), check_vma=False
         )
         return jax.jit(spread)(key)
 

@@ -10,6 +10,8 @@ The parts are a fixed partition of features, not routed tokens (Kunlun, R); inte
 context and every event type (O).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -18,6 +20,7 @@ from jaxtyping import Array, Float
 
 from kunlun_jax.nn.init import Linear, near_identity, normal_of
 from kunlun_jax.nn.mlp import MLP, linear_flops
+from kunlun_jax.parallel import EXPERTS, devices_along
 from pallas_kernels.dispatch import accumulator
 
 
@@ -102,6 +105,9 @@ def unit(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"
 class GlobalInteraction(nnx.Module):
     """M Wukong experts, expert ``m`` on tokens ``m, m + M, m + 2 M, ...``.
 
+    Where devices share them (`kunlun_jax.training.partition`), those of a device stand first in its list. It gets their
+    tokens from all devices of the axis, and its examples' outputs back.
+
     Args:
       tokens_in: tokens of [X_sum | H_1 | H_2 ...].
       experts: M; each adds ``fm_tokens + linear_tokens`` tokens.
@@ -120,9 +126,55 @@ class GlobalInteraction(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
         """The tokens of expert 0, then those of expert 1, ..."""
-        parts = [expert(x[:, m :: len(self.experts)]) for m, expert in enumerate(self.experts)]
-        return jnp.concatenate(parts, axis=1)
+        tokens = _to_experts([x[:, m :: len(self.experts)] for m in range(len(self.experts))])
+        parts = [expert(share) for expert, share in zip(self.experts, tokens, strict=False)]
+        return jnp.concatenate(_from_experts(parts), axis=1)
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
         return sum(expert.flops() for expert in self.experts)
+
+
+def _to_experts(tokens: list[Float[Array, "batch _ dim"]]) -> list[Float[Array, "shared _ dim"]]:
+    """The tokens of each expert -> those of this device's experts, for the examples of all devices that share them."""
+    if devices_along(EXPERTS) == 1:
+        return tokens
+    return list(jax.lax.all_to_all(jnp.stack(tokens), EXPERTS, 0, 1, tiled=True))
+
+
+def _from_experts(parts: list[Float[Array, "shared out dim"]]) -> list[Float[Array, "batch out dim"]]:
+    """The way back: what this device's experts made -> what all experts made of its own examples."""
+    if devices_along(EXPERTS) == 1:
+        return parts
+    return list(jax.lax.all_to_all(jnp.stack(parts), EXPERTS, 1, 0, tiled=True))
+
+
+def check_shared(model: Any, devices: int) -> None:
+    """That this many devices can share the experts of each `GlobalInteraction` of a model.
+
+    Raises:
+      ValueError: there are none, or they are not equally many on each device, or not alike; or a list with the name of
+        theirs is another module's.
+    """
+    if devices == 1:
+        return
+    found = {".".join(map(str, path)): part for path, part in nnx.iter_modules(model) if hasattr(part, "experts")}
+    if not found:
+        raise ValueError(f"mesh.experts is {devices}, and this model has no GlobalInteraction; it must be 1")
+    for name, part in found.items():
+        if not isinstance(part, GlobalInteraction):
+            raise ValueError(
+                f"mesh.experts is {devices}, and {name}.experts belongs to a {type(part).__name__}, which does not "
+                "share them; give it another name, or set mesh.experts to 1"
+            )
+        count = len(part.experts)
+        if count % devices:
+            raise ValueError(f"mesh.experts is {devices}; it must divide model.experts, which is {count}")
+        tokens = sum(expert.fm_map.shape[0] for expert in part.experts)
+        if tokens % count:
+            raise ValueError(
+                f"mesh.experts is {devices}, and the {count} experts of {name} are unlike, for they share {tokens} "
+                f"tokens; those must be a multiple of model.experts {count}. They follow from the context features "
+                "(with model.interaction_context summary from model.summary_tokens) and the tokens of each event type. "
+                "Or set mesh.experts to 1"
+            )

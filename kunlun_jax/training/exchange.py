@@ -9,7 +9,7 @@ as large as the table.
 Ids that are uneven beyond that room go in rounds. The id alone decides in which one, so that all gradients of a row
 arrive together. Nothing is ever left out, and where ids are spread, as dealt rows are, there is one round.
 
-Everything here runs inside `jax.shard_map` over the mesh axis that is named.
+Everything here runs inside `jax.shard_map` over the mesh axes that are named.
 
 Source: ours (O).
 """
@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.nn.embedding import Touched
+from kunlun_jax.parallel import Axis
 from kunlun_jax.training.optimizer import update_rows
 
 SLACK = 1.25
@@ -52,7 +53,7 @@ class Route(NamedTuple):
     devices: int
 
 
-def route(ids: Int[Array, " ids"], rows: int, axis: str) -> Route:
+def route(ids: Int[Array, " ids"], rows: int, axis: Axis) -> Route:
     """The way of `ids`, unique rows of a table with `rows` rows on each device; ids past the table only fill up."""
     devices = lax.axis_size(axis)
     room = min(ids.size, max(LEAST, round(ids.size / devices * SLACK)))
@@ -88,7 +89,7 @@ def _mixed(x: Int[Array, " ids"]) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _send(way: Route, number: jax.Array, values: jax.Array, fill: Any, axis: str) -> jax.Array:
+def _send(way: Route, number: jax.Array, values: jax.Array, fill: Any, axis: Axis) -> jax.Array:
     """Brings the `values` of one round to the owners of their ids: ``[devices * room, ...]``, in order of sender."""
     slot = jnp.where(way.turn == number, way.slot, way.devices * way.room)
     boxes = jnp.full((way.devices * way.room, *values.shape[1:]), fill, values.dtype)
@@ -104,7 +105,7 @@ def _rounds(way: Route, body, carry):
     return carry
 
 
-def fetch(table: Float[Array, "rows dim"], way: Route, axis: str) -> Float[Array, "ids dim"]:
+def fetch(table: Float[Array, "rows dim"], way: Route, axis: Axis) -> Float[Array, "ids dim"]:
     """The row of each id, wherever it is; zeros for ids that only fill up."""
 
     def one(number, found):
@@ -122,7 +123,7 @@ def update(
     state: Any,
     way: Route,
     gradient: Float[Array, "ids dim"],
-    axis: str,
+    axis: Axis,
 ) -> tuple[Float[Array, "rows dim"], Any]:
     """Runs `optimizer` on the rows of `table`, and of every leaf of `state`, that any device has a gradient of.
 
@@ -132,7 +133,7 @@ def update(
       state: of `optimizer`, for these rows.
       way: of the ids.
       gradient: of each id's row; those of one row are added over all devices.
-      axis: the mesh axis.
+      axis: the mesh axes.
     """
     rows = table.shape[0]
 

@@ -60,7 +60,7 @@ def _forward(trainer: Trainer, state: TrainState, batch: Batch) -> Finite:
     found += [(f"rows of table {name}", jnp.isfinite(rows).all()) for name, rows in inputs[0].items()]
     given = {"dense features": batch.dense, **{f"events {n}": x for n, x in batch.events.items()}}
     found += [(f"the batch's {name}", _finite(value)) for name, value in given.items()]
-    with _watched(trainer.model(state.params), found):
+    with _watched(trainer.model(trainer.whole(state.params)), found):
         loss, _ = trainer.loss(state.params, *inputs)
     return [*found, ("the loss", jnp.isfinite(loss))]
 
@@ -75,8 +75,8 @@ def _backward(trainer: Trainer, state: TrainState, batch: Batch, called: list[st
         """Of the call of the module that has the parameter, or of the nearest around it."""
         return next((order[n] for n in map(_output, _prefixes(path)) if n in order), -1)
 
-    leaves = sorted(_leaves(params), key=lambda item: -number(item[0]))
-    found = [(f"gradient of parameter {_dotted(path)}", all_finite(trainer.sum(leaf))) for path, leaf in leaves]
+    leaves = sorted(_leaves(trainer.sum_gradient(params)), key=lambda item: -number(item[0]))
+    found = [(f"gradient of parameter {_dotted(path)}", all_finite(leaf)) for path, leaf in leaves]
     return found + [(f"gradient of rows of table {name}", all_finite(leaf)) for name, leaf in rows.items()]
 
 

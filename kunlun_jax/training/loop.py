@@ -167,7 +167,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
                 log.flush()
                 if is_first():  # alone, for a measurement takes seconds of the machine
                     with jax.transfer_guard("allow"):
-                        limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.data))
+                        limit = dataclasses.asdict(peak(config.model.compute_dtype, config.mesh.devices))
                         log.write(kind="peak", step=step, **limit, **executed)
             # Before the evaluation, so that a signal need not wait for its end.
             # A streak of skipped steps may not end, and of the checkpoints only the newest are kept.

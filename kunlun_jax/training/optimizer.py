@@ -8,6 +8,7 @@ Source: Wukong (P) for the pair of optimizers; rates O.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -81,12 +82,31 @@ def dense_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def dense_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Adam (AdamW with `weight_decay`) for a run of `steps`."""
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+def dense_optimizer(
+    config: OptimizerConfig, steps: int, norm: Callable[[Any], Array] = optax.tree.norm
+) -> optax.GradientTransformation:
+    """Adam (AdamW with `weight_decay`) for a run of `steps`.
+
+    Args:
+      config: rates and schedules.
+      steps: of the whole run.
+      norm: of a gradient; where it lies in parts on many devices, it adds over them.
+    """
+    clip = [_clip(config.clip_norm, norm)] if config.clip_norm else []
     schedule = dense_schedule(config, steps)
     adam = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay)
     return optax.chain(*clip, promoting(adam))
+
+
+def _clip(most: float, norm: Callable[[Any], Array]) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, with a norm of one's own."""
+
+    def update(updates, state, params=None):
+        del params
+        length = norm(updates)
+        return jax.tree.map(lambda x: jnp.where(length < most, x, x / length.astype(x.dtype) * most), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:

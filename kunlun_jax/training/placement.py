@@ -3,7 +3,8 @@
 | | where |
 |---|---|
 | large tables, and what the optimizer keeps of their rows | cut by rows, an equal run on each device |
-| small tables, dense parameters, their optimizer, the rest | whole on every device |
+| dense parameters, and what the optimizer keeps of them | as `kunlun_jax.training.partition` says |
+| small tables, the rest | whole on every device |
 | batches | an equal share on each device, packed by itself, in the process that has the device |
 
 Source: ours (O).
@@ -20,16 +21,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.table_rows import is_dealt
-from kunlun_jax.parallel import DATA
+from kunlun_jax.parallel import AXES
+from kunlun_jax.training import partition
 
-CUT, WHOLE = PartitionSpec(DATA), PartitionSpec()
+CUT, WHOLE = PartitionSpec(AXES), PartitionSpec()
 
 
-def specs(schema: Schema, state: Any) -> Any:
-    """`CUT` or `WHOLE` for each leaf of a `TrainState`."""
+def specs(schema: Schema, state: Any, mesh: Mesh) -> Any:
+    """Over which axes each leaf of a `TrainState` is cut."""
     of = {name: CUT if is_dealt(schema.tables[name].rows) else WHOLE for name in state.tables}
     optimizer = {name: jax.tree.map(lambda _, spec=of[name]: spec, x) for name, x in state.table_optimizer.items()}
-    return dataclasses.replace(jax.tree.map(lambda _: WHOLE, state), tables=of, table_optimizer=optimizer)
+    params = partition.specs(state.params, mesh)
+    structure = jax.tree.structure(state.params)
+
+    def is_like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    dense = jax.tree.map(lambda x: params if is_like_params(x) else WHOLE, state.optimizer, is_leaf=is_like_params)
+    rest = jax.tree.map(lambda _: WHOLE, state)
+    return dataclasses.replace(rest, tables=of, table_optimizer=optimizer, params=params, optimizer=dense)
 
 
 def shardings(schema: Schema, state: Any, mesh: Mesh | None) -> Any:
@@ -37,7 +47,7 @@ def shardings(schema: Schema, state: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         device = SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda _: device, state)
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(schema, state))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(schema, state, mesh))
 
 
 def put(batch: Any, mesh: Mesh | None) -> Any:
@@ -88,7 +98,7 @@ def over_devices(
             share = [next(rest) if x.size else jnp.zeros((len(x) // mesh.size, *x.shape[1:]), x.dtype) for x in leaves]
             return function(state, structure.unflatten(share))
 
-        of_state = specs(schema, state)
+        of_state = specs(schema, state, mesh)
         return jax.shard_map(
             of_device,
             mesh=mesh,

@@ -51,7 +51,7 @@ class Run:
             capacity=self.capacity,
             epochs=epochs,
             seed=self.config.run.seed,
-            share_count=self.config.mesh.data,
+            share_count=self.config.mesh.devices,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -99,7 +99,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
         config.loader,
         epochs=config.run.epochs,
         seed=config.run.seed,
-        share_count=config.mesh.data,
+        share_count=config.mesh.devices,
     )
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)

@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 from kunlun_jax.batch import Batch, pytree_dataclass
 from kunlun_jax.models.base import Model
 from kunlun_jax.nn.embedding import embed, init_tables, touch
+from kunlun_jax.nn.interaction import check_shared
 from kunlun_jax.nn.table_rows import is_dealt
-from kunlun_jax.parallel import DATA
-from kunlun_jax.training import tables
+from kunlun_jax.parallel import AXES, EXPERTS
+from kunlun_jax.training import partition, tables
 from kunlun_jax.training.exchange import Route
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
@@ -92,12 +93,17 @@ class Trainer:
         self.schema = model.schema
         self.graphdef, self._params, self._rest = nnx.split(model, nnx.Param, ...)
         self._table_shape = {"dim": model.embedding_dim, "scale": model.embedding_scale}
-        self.dense = dense_optimizer(config, steps)
+        self.mesh = mesh
+        self._axis = None if mesh is None else AXES
+        if mesh is None:
+            self.dense = dense_optimizer(config, steps)
+        else:
+            check_shared(model, mesh.shape[EXPERTS])
+            self._places = partition.specs(self._params, mesh)
+            self.dense = dense_optimizer(config, steps, lambda gradient: partition.norm(gradient, self._places))
         self.rows = table_optimizer(config)
         self.log_every = log_every
         self.seed = seed
-        self.mesh = mesh
-        self._axis = None if mesh is None else DATA
         self._compiled: jax.stages.Compiled | None = None
         self.traced: tuple[ClosedJaxpr, Any] | None = None
         self.predict = jax.jit(over_devices(self._predict, self.schema, mesh, gives="logits"))
@@ -190,6 +196,14 @@ class Trainer:
         """Sums over the devices, inside what `over_devices` runs."""
         return tree if self._axis is None else lax.psum(tree, self._axis)
 
+    def sum_gradient(self, gradient: Any) -> Any:
+        """The gradient of the dense parameters, over all devices, from that of this device's share of the loss."""
+        return gradient if self._axis is None else partition.add(gradient, self._places)
+
+    def whole(self, params: Any) -> Any:
+        """The dense parameters that this device uses, from its parts of them."""
+        return params if self._axis is None else partition.gather(params, self._places)
+
     def read(self, state: TrainState, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Route]]:
         """What `loss` takes after the dense parameters, and the ways by which rows of large tables came."""
         touched = touch(self.schema, batch)
@@ -204,7 +218,7 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Float[Array, "batch tasks"]]:
         """The loss of a device's share of a batch, and its logits; arguments as `read` gives them."""
         embedded = embed(self.schema, batch, touched, rows)
-        logits = self.model(params)(batch, embedded, dropout=nnx.Rngs(dropout=key))
+        logits = self.model(self.whole(params))(batch, embedded, dropout=nnx.Rngs(dropout=key))
         return weighted_loss(logits, batch, weights), logits
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Progress]:
@@ -212,7 +226,7 @@ class Trainer:
         rows, touched, *_ = inputs
         gradient = jax.value_and_grad(self.loss, argnums=(0, 1), has_aux=True)
         (loss, logits), (param_gradient, row_gradient) = gradient(state.params, *inputs)
-        param_gradient = self.sum(param_gradient)
+        param_gradient = self.sum_gradient(param_gradient)
         broken = self.sum((~all_finite((loss, param_gradient, row_gradient))).astype(jnp.int32))
         # Behind a barrier, since XLA would otherwise work it out anew in every update that depends on it.
         sound = lax.optimization_barrier(broken == 0)
@@ -246,7 +260,7 @@ class Trainer:
     def _predict(self, state: TrainState, batch: Batch) -> Float[Array, "batch tasks"]:
         touched = touch(self.schema, batch)
         rows, _ = tables.read(self.schema, state.tables, touched, self._axis)
-        return self.model(state.params)(batch, embed(self.schema, batch, touched, rows))
+        return self.model(self.whole(state.params))(batch, embed(self.schema, batch, touched, rows))
 
 
 class LossWeights(NamedTuple):

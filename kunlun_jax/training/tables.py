@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Touched, gather_rows
 from kunlun_jax.nn.table_rows import is_dealt
+from kunlun_jax.parallel import Axis
 from kunlun_jax.training import exchange
 from kunlun_jax.training.exchange import Route
 from kunlun_jax.training.optimizer import update_rows
@@ -24,7 +25,7 @@ Tables = dict[str, Float[Array, "_ dim"]]
 
 
 def read(
-    schema: Schema, tables: Tables, touched: Mapping[str, Touched], axis: str | None
+    schema: Schema, tables: Tables, touched: Mapping[str, Touched], axis: Axis | None
 ) -> tuple[dict[str, Float[Array, "_ dim"]], dict[str, Route]]:
     """The touched rows of each table, ``[touched, dim]``, and the ways by which those of large tables came.
 
@@ -32,7 +33,7 @@ def read(
       schema: of the data.
       tables: those of this device; of a large one, its run of rows.
       touched: what its share of the batch reads.
-      axis: mesh axis over which all is spread; None on one device.
+      axis: mesh axes over which all is spread; None on one device.
     """
     ways = {
         name: exchange.route(found.rows, tables[name].shape[0], axis)
@@ -53,7 +54,7 @@ def update(
     rows: Mapping[str, Float[Array, "_ dim"]],
     gradients: Mapping[str, Float[Array, "_ dim"]],
     ways: Mapping[str, Route],
-    axis: str | None,
+    axis: Axis | None,
 ) -> tuple[dict[str, Float[Array, "_ dim"]], dict[str, Any]]:
     """Tables and states of `optimizer` after the touched rows have been updated.
 
@@ -80,7 +81,7 @@ def update(
     return new_tables, new_states
 
 
-def _update_everywhere(optimizer, table, state, part: Touched, gradient, axis: str):
+def _update_everywhere(optimizer, table, state, part: Touched, gradient, axis: Axis):
     """The same update on every device of a table that all have, by the sum of their gradients."""
     total = lax.psum(jnp.zeros_like(table).at[part.rows].add(gradient, mode="drop"), axis)
     reads = lax.psum(jnp.zeros(table.shape[0], jnp.int32).at[part.rows].add(1, mode="drop"), axis) > 0

@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.nn import table_rows
 from kunlun_jax.parallel import MeshConfig, make_mesh
 from kunlun_jax.processes import gathered, is_first, join
+from kunlun_jax.training import partition
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.placement import own_rows, shardings
 from kunlun_jax.training.run import Run, prepare
@@ -31,10 +33,24 @@ from tests.training.tiny import tiny_config
 SMALL = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), skip_events=("impression",))
 LARGE = 60
 """Rows from which on the tables of the tiny world are dealt to parts: all but the smallest are."""
+CUT = 16
+"""Numbers from which on a dense parameter is cut over the devices."""
 QUICK = {"xla_backend_optimization_level": 0}
 CONSTANT = ("--optimizer.warmup", "0", "--optimizer.decay", "none", "--model.dropout", "0")
+CLIPPED = ("--optimizer.clip-norm", "0.01")
+"""Below the norm of every gradient here, which is of all parameters, wherever they lie."""
+SHARED = ("--model.experts", "2", "--model.interaction-context", "summary")
+"""Two experts with as many tokens each."""
 ROWS = ("--data.train-rows", "600")
 """Of batches of 32 the last has 24."""
+FLAGS = (*ROWS, *CLIPPED, *SHARED)
+"""Of `steps`."""
+
+
+def cut_small_things(set_to: Callable[[ModuleType, str, int], None]) -> None:
+    """Has tables of the tiny world dealt to parts, all but the smallest, and dense parameters cut."""
+    set_to(table_rows, "LARGE", LARGE)
+    set_to(partition, "LEAST", CUT)
 
 
 def prepared(mesh: MeshConfig, *flags: str, model: ModelConfig | None = None) -> Run:
@@ -72,7 +88,7 @@ def steps(
     name = np.dtype(dtype).name
     # flax's norms mix float64 with float32, which strict promotion refuses.
     with jax.enable_x64(dtype == np.float64), jax.numpy_dtype_promotion("standard"):
-        flags = (*ROWS, "--model.dtype", name)
+        flags = (*FLAGS, "--model.dtype", name)
         run = prepared(mesh, *flags, model=model and dataclasses.replace(model, dtype=name))
         with run.loader("train") as loader:
             batches = [cast(batch, dtype) for batch, _ in loader]
@@ -123,7 +139,7 @@ def main() -> None:
     given, out = Path(sys.argv[1]), Path(sys.argv[2])
     mesh = tiny_config(*sys.argv[3:]).mesh
     join(mesh)
-    table_rows.LARGE = LARGE
+    cut_small_things(setattr)
     trained = steps(mesh, SMALL, np.float64, lambda schema, new: restore(given, mesh, schema, new))
     save(trained.state, out / "checkpoints")
     if is_first():

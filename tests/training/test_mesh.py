@@ -23,41 +23,53 @@ from kunlun_jax.training.run import Run
 from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.step import LossWeights, Trainer, weighted_loss
 from tests.training import mesh_steps
-from tests.training.mesh_steps import CONSTANT, LARGE, SMALL, assert_the_same, steps
+from tests.training.mesh_steps import CONSTANT, SHARED, SMALL, assert_the_same, cut_small_things, steps
 from tests.training.tiny import tiny_config
 
 
 @pytest.fixture(autouse=True)
-def large_tables(monkeypatch):
-    """Tables of the tiny world are dealt to parts, all but the smallest."""
-    monkeypatch.setattr(table_rows, "LARGE", LARGE)
+def small_things(monkeypatch):
+    cut_small_things(monkeypatch.setattr)
 
 
 def prepared(devices: int, *flags: str, model: ModelConfig | None = None) -> Run:
     return mesh_steps.prepared(MeshConfig(devices), *flags, model=model)
 
 
-def check_the_same(model: ModelConfig | None, dtype, meshes: tuple[int, ...]) -> None:
+def check_the_same(model: ModelConfig | None, dtype, meshes: tuple[MeshConfig, ...]) -> None:
     """Uneven histories, and a last batch with rows that only fill it up.
 
     In float32 not every leaf can be compared: where the gradient is zero but for rounding, as of the bias of softmax
     keys, Adam makes steps of its whole rate of that. What they lead to is the same: logits and metrics.
     """
-    expected, *others = (steps(MeshConfig(devices), model, dtype) for devices in (1, *meshes))
+    expected, *others = (steps(mesh, model, dtype) for mesh in (MeshConfig(), *meshes))
     assert any(name.startswith(".tables") and len(leaf) == table_rows.PARTS for name, leaf in expected.leaves.items())
     exact = dtype == np.float64
-    for devices, found in zip(meshes, others, strict=True):
-        assert_the_same(found, expected, exact, f"on {devices} devices")
+    for mesh, found in zip(meshes, others, strict=True):
+        assert_the_same(found, expected, exact, f"on {mesh.named}")
 
 
-@pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (8,)), (np.float64, (2, 8))])
-def test_any_number_of_devices_trains_the_same(dtype, meshes):
+@pytest.mark.parametrize(
+    ("dtype", "meshes"),
+    [
+        (np.float32, (MeshConfig(2, fsdp=4),)),
+        (np.float64, (MeshConfig(2, fsdp=2),)),
+        pytest.param(np.float64, (MeshConfig(2), MeshConfig(8), MeshConfig(1, fsdp=8)), marks=pytest.mark.slow),
+    ],
+)
+def test_any_mesh_trains_the_same(dtype, meshes):
     check_the_same(SMALL, dtype, meshes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "meshes"), [(np.float32, (4,)), (np.float64, (4,))])
-def test_kunlun_trains_the_same_on_four_devices(dtype, meshes):
+@pytest.mark.parametrize(
+    ("dtype", "meshes"),
+    [
+        (np.float32, (MeshConfig(2, experts=2),)),
+        (np.float64, (MeshConfig(4), MeshConfig(1, experts=2), MeshConfig(2, fsdp=2, experts=2))),
+    ],
+)
+def test_kunlun_trains_the_same_on_any_mesh(dtype, meshes):
     check_the_same(None, dtype, meshes)
 
 
@@ -107,14 +119,14 @@ def test_what_travels_in_a_step():
 
 
 def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
-    run = prepared(4)
+    run = mesh_steps.prepared(MeshConfig(1, fsdp=8), *SHARED)
     state = run.trainer.init()
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, {"loader": {}})
     checkpoints.wait()
     checkpoints.close()
-    for devices in (1, 2, 8):
-        other = prepared(devices).trainer
+    for mesh in (MeshConfig(), MeshConfig(2, fsdp=2), MeshConfig(1, experts=2), MeshConfig(8)):
+        other = mesh_steps.prepared(mesh, *SHARED).trainer
         restored, _ = Checkpoints(tmp_path).restore(1, other.abstract_state())
         for there, here, new in zip(*(jax.tree.leaves(x) for x in (state, restored, other.init())), strict=True):
             np.testing.assert_array_equal(here, there)
@@ -126,24 +138,24 @@ def test_a_checkpoint_of_one_mesh_is_read_on_another(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
-    """Stopped on four devices and continued on two, it reads every example once and ends like a run on one."""
+    """Begun on eight, continued on four and ended on one, it reads every example once and ends like a run on one."""
 
-    def config(devices: int, name: str) -> TrainConfig:
-        flags = (*CONSTANT, "--mesh.data", str(devices))
-        return dataclasses.replace(tiny_config(*flags, directory=tmp_path / name), model=SMALL)
+    def config(mesh: MeshConfig, name: str) -> TrainConfig:
+        return dataclasses.replace(tiny_config(*CONSTANT, directory=tmp_path / name), model=SMALL, mesh=mesh)
 
-    expected = train(config(1, "one"), tmp_path / "one")
+    expected = train(config(MeshConfig(), "one"), tmp_path / "one")
     step, taken = Trainer.step, []
 
     def stopping(self, state, batch):
         taken.append(np.asarray(batch.row))
-        if len(taken) == 7:
+        if len(taken) in (5, 12):
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, state, batch)
 
     monkeypatch.setattr(Trainer, "step", stopping)
-    assert train(config(4, "moved"), tmp_path / "moved")["stopped"] == 7
-    result = train(config(2, "moved"), tmp_path / "moved")
+    assert train(config(MeshConfig(1, fsdp=8), "moved"), tmp_path / "moved")["stopped"] == 5
+    assert train(config(MeshConfig(2, fsdp=2), "moved"), tmp_path / "moved")["stopped"] == 12
+    result = train(config(MeshConfig(), "moved"), tmp_path / "moved")
     stored = json.loads((tmp_path / "moved" / "config.json").read_text())
     assert "item_id" in stored["dealt_tables"]  # a run from before rows were dealt has none, and is refused
     rows = np.concatenate(taken)
@@ -154,14 +166,21 @@ def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
     events = [sum(line.get("events/click", 0) for line in of if line["kind"] == "train") for of in lines]
     assert events[0] == events[1] > 0
     assert all("events_of_fullest" not in line for line in lines[0])
-    assert all(line["events_of_fullest"] > 0 for line in lines[1] if line["kind"] == "train")
+    assert {line["step"] for line in lines[1] if line.get("events_of_fullest", 0) > 0} >= {3, 6, 9, 12}
 
 
 def test_too_few_devices_and_uneven_ones():
-    with pytest.raises(ValueError, match=r"mesh\.data is 16, and there are 8 devices \(cpu\).*JAX_NUM_CPU_DEVICES=16"):
+    with pytest.raises(
+        ValueError, match=r"mesh\.data 16 is 16 devices, and there are 8 \(cpu\).*JAX_NUM_CPU_DEVICES=16"
+    ):
         prepared(16)
-    with pytest.raises(ValueError, match=r"mesh\.data is 3; it must be a power of two"):
-        MeshConfig(3)
+    for fields in ({"data": 3}, {"fsdp": 3}, {"experts": 3}):
+        with pytest.raises(ValueError, match=rf"mesh\.{next(iter(fields))} is 3; it must be a power of two"):
+            MeshConfig(**fields)
+    with pytest.raises(ValueError, match=r"mesh\.data 256 x mesh\.fsdp 4 is 1024 devices; they must be 512 at most"):
+        MeshConfig(256, fsdp=4)
+    with pytest.raises(ValueError, match=r"mesh\.experts is 2, and this model has no GlobalInteraction; it must be 1"):
+        mesh_steps.prepared(MeshConfig(1, experts=2), model=SMALL)
     with pytest.raises(ValueError, match="batch_size 36 must be a multiple of 8"):
         prepared(8, "--loader.batch-size", "36")
 

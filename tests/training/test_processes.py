@@ -8,17 +8,18 @@ from kunlun_jax.nn import table_rows
 from kunlun_jax.parallel import MeshConfig
 from kunlun_jax.training.step import TrainState
 from tests.several_processes import Several
-from tests.training.mesh_steps import LARGE, SMALL, assert_the_same, leaves, restore, save, steps
+from tests.training.mesh_steps import SMALL, assert_the_same, cut_small_things, leaves, restore, save, steps
 
 
 @pytest.fixture
-def large_tables(monkeypatch):
-    monkeypatch.setattr(table_rows, "LARGE", LARGE)
+def small_things(monkeypatch):
+    cut_small_things(monkeypatch.setattr)
 
 
 @pytest.mark.slow
-def test_two_processes_with_four_devices_are_like_one_device(large_tables, tmp_path):
-    """As eight devices of one process are (test_mesh.py). Uneven histories, a short last batch.
+def test_two_processes_with_four_devices_are_like_one_device(small_things, tmp_path):
+    """As eight devices of one process are (test_mesh.py). Uneven histories, a short last batch, and parameters that
+    are cut over all eight.
 
     They begin with a checkpoint of one device, and theirs is read by one and by two.
     """
@@ -30,7 +31,8 @@ def test_two_processes_with_four_devices_are_like_one_device(large_tables, tmp_p
     expected = steps(MeshConfig(1), SMALL, np.float64, kept)
     out = tmp_path / "out"
     out.mkdir()
-    Several(2, 4, "tests.training.mesh_steps", str(tmp_path / "given"), str(out), logs=tmp_path / "logs").succeed()
+    arguments = (str(tmp_path / "given"), str(out))
+    Several(2, 4, "tests.training.mesh_steps", *arguments, axis="fsdp", logs=tmp_path / "logs").succeed()
     trained, logits = (dict(np.load(out / f"{name}.npz")) for name in ("trained", "logits"))
     assert any(name.startswith(".tables") and len(leaf) == table_rows.PARTS for name, leaf in trained.items())
     by_row = {int(row): logit for row, logit in logits.items()}

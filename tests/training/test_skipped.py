@@ -11,12 +11,12 @@ import pytest
 
 from kunlun_jax.batch import Batch
 from kunlun_jax.models.pooled_product import PooledProduct, PooledProductConfig
-from kunlun_jax.nn import table_rows
 from kunlun_jax.training.locate import where_not_finite
 from kunlun_jax.training.optimizer import row_wise_adagrad
 from kunlun_jax.training.run import Run, prepare
 from kunlun_jax.training.skipped import KEPT, NO_ROW, Skipped, all_finite, lines_of, only_if, told
 from kunlun_jax.training.step import TrainState
+from tests.training.mesh_steps import cut_small_things
 from tests.training.tiny import tiny_config
 
 SMALL = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), dropout=0.2, skip_events=("impression",))
@@ -24,10 +24,10 @@ SMALL = PooledProductConfig(dim=8, embedding_dim=4, head_hidden=(8,), dropout=0.
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one_device", "two_devices"])
 def run(request) -> Iterator[Run]:
-    """On two devices one table is dealt to parts, and the others are on both."""
+    """On two devices one table is dealt to parts, and the others are on both; dense parameters are cut."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table_rows, "LARGE", 60)
-        config = tiny_config("--mesh.data", str(request.param), "--optimizer.warmup", "0")
+        cut_small_things(patch.setattr)
+        config = tiny_config("--mesh.fsdp", str(request.param), "--optimizer.warmup", "0")
         yield prepare(dataclasses.replace(config, model=SMALL))
 
 
