@@ -31,7 +31,7 @@ ROW = {
     "examples": 16,
     "devices": 8,
     "topology": "1x1x8",
-    "axes": {"data": 8},
+    "axes": {"data": 8, "fsdp": 1, "experts": 1},
     "work": {"useful_flops": 9e12, "gdpa_seconds": 0.001, "attention_seconds": 0.002, "maps_seconds": 0.004},
     "memory": {
         "parameters": 10**9,
