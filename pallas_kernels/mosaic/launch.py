@@ -3,8 +3,9 @@
 import functools
 import importlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,24 @@ def chip_for(operator: str) -> target.Target:
 def kernel_of(chip: target.Target) -> types.ModuleType:
     """The streaming kernel of a generation; Mosaic is imported only where a kernel is built."""
     return importlib.import_module(f"pallas_kernels.mosaic.{chip.generation}")
+
+
+def lowered_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(static, *arrays)`, lowered once for all calls that are alike, as those of a model's layers are.
+
+    Mosaic takes seconds to lower a kernel, and would do it for each call.
+
+    Args:
+      function: `static` is a hashable tuple of all that it depends on beside the arrays; its last item is the `Target`.
+        Where that is interpreted the function is called as it is: how, is no part of the key of jax's caches.
+    """
+    once = jax.jit(function, static_argnums=0)
+
+    @functools.wraps(function)
+    def call(static: tuple[Any, ...], *arrays: Any) -> Any:
+        return (function if static[-1].interpreted else once)(static, *arrays)
+
+    return call
 
 
 def configs_for(

@@ -92,6 +92,7 @@ def _block(static, q, k, v, row_splits, lengths):
     return _forward(static, q, k, v, row_splits, lengths)[0]
 
 
+@launch.lowered_once
 def _forward(static, q, k, v, row_splits, lengths):
     kernel, (batch, keys, heads, dim) = kernel_of(static.chip), k.shape
     config = config_for(static.chip, heads, dim, q.dtype.itemsize, static.activation)
@@ -111,6 +112,7 @@ def _forward(static, q, k, v, row_splits, lengths):
     return out, (q, k, v, row_splits, lengths, z)
 
 
+@launch.lowered_once
 def _backward(static, saved, d_out):
     q, k, v, row_splits, lengths, z = saved
     d_out = d_out.astype(q.dtype)

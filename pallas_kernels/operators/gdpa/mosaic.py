@@ -127,12 +127,14 @@ def _gdpa(static, q, k, v, offsets) -> jax.Array:
     return _forward(static, q, k, v, offsets)[0]
 
 
+@launch.lowered_once
 def _forward(static, q, k, v, offsets):
     sides = _sides(static.keys, q, k, offsets)
     (out,) = _run(static, "forward", (q,), (k, v), sides, sums=("value",), offsets=_of_keys(static, offsets))
     return out, (q, k, v, offsets)
 
 
+@launch.lowered_once
 def backward(static: Static, saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Gradients of q, k and v, which `saved` holds as the kernels take them, with the offsets; None for the offsets."""
     q, k, v, offsets = saved

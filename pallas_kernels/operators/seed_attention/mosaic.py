@@ -85,6 +85,7 @@ def _seed_attention(static, q, k, v, row_splits, lengths):
     return _forward(static, q, k, v, row_splits, lengths)[0]
 
 
+@launch.lowered_once
 def _forward(static, q, k, v, row_splits, lengths):
     seeds, _, scale, items, chip = static
     configs, batch = dict(items), lengths.shape[0]
@@ -123,6 +124,7 @@ def _merge(out, log_sum, batch, parts):
     return merged, rearrange(log_sum, "batch seeds heads -> heads (batch seeds)")
 
 
+@launch.lowered_once
 def _backward(static, saved, d_out):
     seeds, shared, scale, items, chip = static
     configs = dict(items)

@@ -71,6 +71,7 @@ def _window_attention(static, q, k, v, row_splits, lengths) -> jax.Array:
     return _forward(static, q, k, v, row_splits, lengths)[0]
 
 
+@launch.lowered_once
 def _forward(static, q, k, v, row_splits, lengths):
     left, right, scale, items, chip = static
     arguments = {"score": softmax(scale), "config": dict(items)["forward"], "chip": chip}
@@ -78,6 +79,7 @@ def _forward(static, q, k, v, row_splits, lengths):
     return out, (q, k, v, row_splits, lengths, out, log_sum)
 
 
+@launch.lowered_once
 def _backward(static, saved, d_out):
     left, right, scale, items, chip = static
     configs = dict(items)
