@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Process
+from tests.slowness import slower
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LIMIT_S = 150.0
+LIMIT_S = 150 * slower()
 
 
 def free_port() -> int:

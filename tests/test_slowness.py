@@ -57,7 +57,7 @@ def run_pytest(tmp_path, text, *arguments):
     # What the worker of xdist that runs this test was told is not for another pytest.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
-    done = processes.run(command, timeout=60, cwd=tmp_path, env=environment)
+    done = processes.run(command, timeout=60 * slowness.slower(), cwd=tmp_path, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

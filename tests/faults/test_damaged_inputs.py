@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.inputs import KINDS
+from tests.slowness import slower
 
 COUNT = int(os.environ.get("FAULTS", "16"))
-LIMIT_S = 60 + COUNT
+LIMIT_S = (60 + COUNT) * slower()
 
 
 @pytest.mark.timeout(LIMIT_S + 30)

@@ -10,9 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.slowness import slower
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-LIMIT_S = 240  # of one cell; the whole notebook takes a minute and a half on two idle cores
+LIMIT_S = 400 * slower()  # of one cell; the whole notebook takes a minute and a half on two idle cores
 KERNEL = "interpreter-of-the-tests"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -46,7 +48,7 @@ def test_notebook_runs(path: Path, kernel: str, tmp_path: Path):
         cell.outputs, cell.execution_count = [], None
     # allow_errors is False: the first cell that raises ends the run with a CellExecutionError, which has its traceback.
     client = NotebookClient(
-        notebook, kernel_name=kernel, timeout=LIMIT_S, resources={"metadata": {"path": str(tmp_path)}}
+        notebook, kernel_name=kernel, timeout=int(LIMIT_S), resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
