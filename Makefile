@@ -22,9 +22,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST ?=
 # worksteal gives each worker neighbouring files, so what a file compiled is used again, and evens out the end.
 WORKERS ?= 2
-# Tests that have not begun after so many minutes are skipped.
-MINUTES ?=
-RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(if $(MINUTES),--minutes $(MINUTES))
+# Unix time; tests that have not begun by then are skipped, e.g. make test UNTIL=$$(date -d "40 minutes" +%s)
+UNTIL ?=
+RUN_PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=20 $(if $(UNTIL),--until $(UNTIL))
 # $(call BOUNDED,PYTHON): runs the rest of the line so that nothing of it outlives it, nor an end of make.
 BOUNDED = $(1) .ci/bounded.py -- $(1)
 # The newest lock has no torch, and the CUDA compiler is that of the other jax, so what needs them is left out by name.

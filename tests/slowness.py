@@ -4,7 +4,7 @@ Long is what takes long by the clock and by the processor as well: on a machine 
 long by the clock, and one that only waits is ended by `timeout`. Both limits are those of a processor of `REFERENCE_S`;
 on a slower one they are longer.
 
-``--minutes N`` begins no test later than that. Those left out are skipped, so they are counted and the reason is said.
+``--until TIME`` begins no test later than that. Those left out are skipped, so they are counted and the reason is said.
 """
 
 import functools
@@ -15,7 +15,6 @@ import pytest
 
 SECONDS = pytest.StashKey[float]()
 STARTED = pytest.StashKey[float]()
-END = pytest.StashKey[float]()
 SLOW_LIMIT_S = 900
 """A test marked `slow` may take longer than `timeout` in pyproject.toml says."""
 REFERENCE_S = 0.045
@@ -24,7 +23,7 @@ REFERENCE_S = 0.045
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("slow_test_seconds", "seconds that a test without the marker `slow` may take", default="60")
-    parser.addoption("--minutes", type=float, help="tests that have not begun by then are skipped")
+    parser.addoption("--until", type=float, help="Unix time; tests that have not begun by then are skipped")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -56,8 +55,9 @@ def processor_seconds() -> float:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[STARTED] = processor_seconds()
-    if time.monotonic() > item.config.stash[END]:
-        pytest.skip(f"not begun: the {item.config.getoption('minutes'):g} minutes of --minutes are over")
+    until = item.config.getoption("until")
+    if until is not None and time.time() > until:
+        pytest.skip(f"not begun by {time.strftime('%H:%M:%S', time.localtime(until))}, the time of --until")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,6 +93,4 @@ class Named:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    minutes = config.getoption("minutes")
-    config.stash[END] = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     config.pluginmanager.register(Named(config))
