@@ -18,7 +18,7 @@ STARTED = pytest.StashKey[float]()
 SLOW_LIMIT_S = 900
 """A test marked `slow` may take longer than `timeout` in pyproject.toml says."""
 REFERENCE_S = 0.045
-"""Processor seconds of a million additions in a Python loop. Machines of 2026 take .03 to .09."""
+"""Processor seconds of a million additions in a Python loop, by definition; LOG.md has one that took twice as long."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -121,16 +121,19 @@ def abstract_batch(schema: Schema, capacity: Mapping[str, int], examples: int, m
 
 
 class Choices(logging.Handler):
-    """Which implementation each operator is traced with, as `pallas_kernels.dispatch` logs it."""
+    """Which implementation each operator is traced with, as `pallas_kernels` logs it."""
 
     def __init__(self):
         super().__init__()
         self.found: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Notes "OPERATOR: IMPLEMENTATION"."""
-        operator, implementation, *_ = record.args or ("", "")
-        self.found.add(f"{operator}: {implementation}")
+        """Notes "OPERATOR: IMPLEMENTATION", or what gdpa's block says of its norms."""
+        if isinstance(record.args, tuple) and len(record.args) > 1:
+            operator, implementation, *_ = record.args
+            self.found.add(f"{operator}: {implementation}")
+        else:
+            self.found.add(record.getMessage())
 
 
 def held(tree: Any) -> int:
@@ -163,8 +166,8 @@ def compile_job(job: Job) -> dict[str, Any]:
     trainer, state = abstract_trainer(job, mesh)
     batch = abstract_batch(job.schema, job.capacity, job.examples, mesh)
     chosen = Choices()
-    logging.getLogger("pallas_kernels.dispatch").addHandler(chosen)
-    logging.getLogger("pallas_kernels.dispatch").setLevel(logging.INFO)
+    logging.getLogger("pallas_kernels").addHandler(chosen)
+    logging.getLogger("pallas_kernels").setLevel(logging.INFO)
     began = time.perf_counter()
     # Block sizes are those that a device of this kind is tuned for, where they are.
     with target.build_for(target.Target(chip.generation, chip.multiprocessors, device_kind=chip.device_kind)):

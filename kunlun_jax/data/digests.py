@@ -34,8 +34,8 @@ def digests(files: Sequence[Path], cache: Path) -> list[str]:
     """
     stamps = {str(path.resolve()): _stamp(path) for path in files}
     known = _known(cache / FILE)
-    changed = [name for name, stamp in stamps.items() if known.get(name, {}).get("stamp") != stamp]
-    found = {name: known[name]["sha256"] for name in stamps if name not in changed}
+    found = {name: known[name]["sha256"] for name, stamp in stamps.items() if known.get(name, {}).get("stamp") == stamp}
+    changed = [name for name in stamps if name not in found]
     now = time.time_ns()
     with ProgressBar(
         desc="hashing", total=sum(stamps[name]["size"] for name in changed), unit="B", unit_scale=True, delay=2.0

@@ -14,7 +14,7 @@ from tests.slowness import slower
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-LIMIT_S = 400 * slower()  # of one cell; the whole notebook takes a minute and a half on two idle cores
+LIMIT_S = 240 * slower()  # of one cell; the whole notebook takes a minute and a half on two idle cores
 KERNEL = "interpreter-of-the-tests"
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
