@@ -121,7 +121,9 @@ def abstract_batch(schema: Schema, capacity: Mapping[str, int], examples: int, m
 
 
 class Choices(logging.Handler):
-    """Which implementation each operator is traced with, as `pallas_kernels` logs it."""
+    """Which implementation each operator is traced with, as `LOGGERS` say it."""
+
+    LOGGERS = "pallas_kernels.dispatch", "pallas_kernels.operators.gdpa.block"
 
     def __init__(self):
         super().__init__()
@@ -166,8 +168,9 @@ def compile_job(job: Job) -> dict[str, Any]:
     trainer, state = abstract_trainer(job, mesh)
     batch = abstract_batch(job.schema, job.capacity, job.examples, mesh)
     chosen = Choices()
-    logging.getLogger("pallas_kernels").addHandler(chosen)
-    logging.getLogger("pallas_kernels").setLevel(logging.INFO)
+    for name in chosen.LOGGERS:
+        logging.getLogger(name).addHandler(chosen)
+        logging.getLogger(name).setLevel(logging.INFO)
     began = time.perf_counter()
     # Block sizes are those that a device of this kind is tuned for, where they are.
     with target.build_for(target.Target(chip.generation, chip.multiprocessors, device_kind=chip.device_kind)):
