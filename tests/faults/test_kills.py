@@ -13,6 +13,7 @@ from tests import processes
 from tests.data.sets import fake_kuairand
 from tests.experiments.run_folder import lasting
 from tests.experiments.tiny import ANY, ANY_MODEL
+from tests.slowness import slower
 
 KILLS = int(os.environ.get("KILLS", "3"))
 ORDER = ("--loader.shuffle", "global", "--run.eval-every", "8")
@@ -38,7 +39,7 @@ def start(flags: tuple[str, ...], directory: Path, workers: int) -> processes.Pr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300 + 60 * KILLS)
+@pytest.mark.timeout((300 + 60 * KILLS) * slower())
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(flags, tmp_path):
     for name in ("compiled", "whole"):  # the second one takes what the others take
         began = time.monotonic()
