@@ -25,6 +25,7 @@ from kunlun_jax.nn.table_rows import dealt
 from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.progress import ProgressBar
 from kunlun_jax.serialization import to_json
+from kunlun_jax.training import json_lines
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import NotFinite, metrics_of
@@ -32,7 +33,7 @@ from kunlun_jax.training.locate import where_not_finite
 from kunlun_jax.training.log import MetricsLog, progress_text, shown, tensorboard_writer
 from kunlun_jax.training.plots import learning_curve
 from kunlun_jax.training.run import Run, prepare
-from kunlun_jax.training.run_directory import RunDirectory, read_metrics, write_atomic
+from kunlun_jax.training.run_directory import RunDirectory, write_atomic
 from kunlun_jax.training.skipped import Diverged, refuse_streak
 from kunlun_jax.training.stop import Stop
 from kunlun_jax.training.totals import of_all, own_part
@@ -183,7 +184,7 @@ def _train(run: Run, directory: RunDirectory, checkpoints: Checkpoints) -> dict[
 
 def finish(run: Run, directory: RunDirectory) -> dict[str, Any]:
     """Writes ``result.json`` and ``learning_curve.png`` from ``metrics.jsonl`` and returns the result."""
-    lines = read_metrics(directory.metrics)
+    lines = json_lines.read(directory.metrics)
     evals = {line["split"]: line for line in lines if line["kind"] == "eval" and line["step"] == run.steps}
     rates = [(line["step"], line["examples_per_second"]) for line in lines if line["kind"] == "train"]
     limit = next((line for line in lines if line["kind"] == "peak"), None)

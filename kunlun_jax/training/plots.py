@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from kunlun_jax.training.run_directory import read_metrics
+from kunlun_jax.training import json_lines
 
 COLORS = ("#2f6fb0", "#c8553d", "#4a8c5c", "#8661a8", "#a7792b")
 MARKERS = {"valid": "o", "test": "D"}
@@ -33,7 +33,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     Raises:
       ValueError: there is no training line.
     """
-    lines = read_metrics(Path(metrics_jsonl))
+    lines = json_lines.read(Path(metrics_jsonl))
     train = [line for line in lines if line["kind"] == "train"]
     if not train:
         raise ValueError(f"{metrics_jsonl} has {len(lines)} lines, none of kind 'train': there is no curve to plot")

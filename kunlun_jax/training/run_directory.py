@@ -1,7 +1,7 @@
 """A run's folder: ``config.json metrics.jsonl env.json checkpoints/``, from which tables and plots are made.
 
-Where steps were skipped there is a ``skipped.jsonl`` as well. No file holds NaN or infinity, which are no JSON: what is
-not defined is null.
+Where steps were skipped there is a ``skipped.jsonl`` as well. `json_lines` writes both. No file holds NaN or infinity,
+which are no JSON: what is not defined is null.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 
 from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.provenance import environment
+from kunlun_jax.training import json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +118,14 @@ class RunDirectory:
             return
         for path in (self.metrics, self.skipped):
             if path == self.metrics or path.exists():
-                kept = [line for line in read_metrics(path, ("step",)) if line["step"] <= step]
-                write_atomic(path, "".join(map(_json_line, kept)))
+                kept = [line for line in json_lines.read(path, ("step",)) if line["step"] <= step]
+                write_atomic(path, json_lines.text_of(kept))
 
     def warn_of_lost_lines(self, step: int, log_every: int) -> None:
         """Says so if ``metrics.jsonl`` ends before `step`, at which there is a checkpoint: it was cut off."""
         if not is_first():
             return
-        newest = max((line["step"] for line in read_metrics(self.metrics) if line["kind"] == "train"), default=0)
+        newest = max((line["step"] for line in json_lines.read(self.metrics) if line["kind"] == "train"), default=0)
         if newest < step - step % log_every:
             logger.warning(
                 "%s ends at step %d, and the run goes on at step %d: what lies between was cut off, and is not in it",
@@ -133,7 +134,7 @@ class RunDirectory:
 
     def evaluated(self, step: int) -> list[str]:
         """The splits whose evaluation at `step` has its line in ``metrics.jsonl``."""
-        lines = read_metrics(self.metrics)
+        lines = json_lines.read(self.metrics)
         return [line["split"] for line in lines if line["kind"] == "eval" and line["step"] == step]
 
     def log(self, **line: Any) -> None:
@@ -142,50 +143,13 @@ class RunDirectory:
         Raises:
           ValueError: a value is NaN or infinite.
         """
-        _append(self.metrics, [line])
+        if is_first():
+            json_lines.append(self.metrics, [line])
 
     def log_skipped(self, lines: Iterable[dict[str, Any]]) -> None:
         """Appends lines to ``skipped.jsonl``, as `log` does."""
-        _append(self.skipped, lines)
-
-
-def _json_line(line: dict[str, Any]) -> str:
-    return json.dumps(line, allow_nan=False) + "\n"
-
-
-def _append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    if not is_first():
-        return
-    with path.open("a") as file:
-        file.write("".join(map(_json_line, lines)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_metrics(path: Path, fields: tuple[str, ...] = ("kind", "step")) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; an unfinished last line is left out, an absent file has none.
-
-    Args:
-      path: of the file.
-      fields: that every line must have.
-
-    Raises:
-      ValueError: a line before the last is not valid JSON, or no line of metrics.
-    """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    lines = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
-        try:
-            found = json.loads(line)
-        except ValueError as error:  # of its bytes, too
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
-        kinds = {"step": int, "kind": str}
-        if not isinstance(found, dict) or any(type(found.get(name)) is not kinds[name] for name in fields):
-            raise ValueError(f"{path}, line {number} must be an object with {' and '.join(fields)}")
-        lines.append(found)
-    return lines
+        if is_first():
+            json_lines.append(self.skipped, lines)
 
 
 def read_json(path: Path) -> Any:

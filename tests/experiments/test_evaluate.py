@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate, train
-from kunlun_jax.training.run_directory import read_metrics
+from kunlun_jax.training import json_lines
 from tests.data.parquet.parquet_sets import random_tables
 from tests.experiments.tiny import ANY_MODEL
 
@@ -72,7 +72,7 @@ def test_the_same_data_in_another_place_gives_the_metrics_of_the_run(finished, t
 
 
 def test_ids_beyond_the_vocabulary_are_counted_in_the_metrics(finished):
-    lines = read_metrics(finished / "run" / "metrics.jsonl")
+    lines = json_lines.read(finished / "run" / "metrics.jsonl")
     tables = random_tables()
     trained = [line for line in lines if line["kind"] == "train"]
     (evaluated,) = (line for line in lines if line["kind"] == "eval")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments import evaluate, train
+from kunlun_jax.training import json_lines
 from kunlun_jax.training.run import prepare
-from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.stop import Stop
 from tests import processes
 from tests.experiments.run_folder import checkpoints, lasting
@@ -53,7 +53,7 @@ def undisturbed(command, tmp_path_factory) -> Path:
     """The run directory of a run that nobody disturbed."""
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
     finish(command(directory), 0)
-    lines = read_metrics(directory / "metrics.jsonl")
+    lines = json_lines.read(directory / "metrics.jsonl")
     assert [(line["kind"], line["step"]) for line in lines] == sorted(
         [("train", step) for step in range(3, STEPS + 1, 3)]
         + [("eval", step) for step in range(8, STEPS, 8)]
@@ -89,7 +89,7 @@ def killed_early(command, tmp_path_factory) -> Path:
     """The run directory of one that was killed again and again, each time at another kind of moment."""
     directory = tmp_path_factory.mktemp("killed") / "run"
     finish(command(directory, point="step:2"), -signal.SIGKILL)
-    assert checkpoints(directory) == [] and read_metrics(directory / "metrics.jsonl") == []
+    assert checkpoints(directory) == [] and json_lines.read(directory / "metrics.jsonl") == []
 
     finish(command(directory, point="line:6"), -signal.SIGKILL)
     assert not (directory / "metrics.jsonl").read_text().endswith("\n")
@@ -105,7 +105,7 @@ def killed(command, killed_early) -> Path:
     """The same, killed at two more moments, and then at its end."""
     directory = killed_early
     with command(directory) as from_outside:
-        while not any(line["step"] >= 12 for line in read_metrics(directory / "metrics.jsonl")):
+        while not any(line["step"] >= 12 for line in json_lines.read(directory / "metrics.jsonl")):
             assert from_outside.poll() is None, "ended before it was killed"
             time.sleep(0.002)
         from_outside.kill()
@@ -113,7 +113,7 @@ def killed(command, killed_early) -> Path:
     assert STEPS not in checkpoints(directory)
 
     finish(command(directory, point="eval:test"), -signal.SIGKILL)
-    ended = [line.get("split") for line in read_metrics(directory / "metrics.jsonl") if line["step"] == STEPS]
+    ended = [line.get("split") for line in json_lines.read(directory / "metrics.jsonl") if line["step"] == STEPS]
     assert "valid" in ended and "test" not in ended
     finish(command(directory), 0)
     return directory

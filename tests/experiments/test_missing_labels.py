@@ -12,7 +12,7 @@ import pytest
 from experiments import evaluate, logistic_regression, train
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.parquet.source import ParquetConfig
-from kunlun_jax.training.run_directory import read_metrics
+from kunlun_jax.training import json_lines
 from tests.data.parquet.parquet_sets import Tables, random_tables
 from tests.experiments.tiny import ANY_MODEL
 
@@ -51,7 +51,7 @@ def test_each_task_is_measured_where_it_has_labels(finished, tables):
     assert splits["test"]["bought/ne"] is None and "has a label" in splits["test"]["bought/undefined"]
     for split in ("valid", "test"):
         assert splits[split]["rated/rows"] == 60 and splits[split]["rated/ne"] is not None
-    lines = [line for line in read_metrics(finished / "run" / "metrics.jsonl") if line["kind"] == "train"]
+    lines = [line for line in json_lines.read(finished / "run" / "metrics.jsonl") if line["kind"] == "train"]
     assert all(line["skipped_steps"] == 0 for line in lines)
     assert all(line[f"{task}/loss"] is not None for line in lines for task in ("bought", "rated"))
 

@@ -14,13 +14,12 @@ import pytest
 from kunlun_jax.models.base import ModelConfig
 from kunlun_jax.nn import table_rows
 from kunlun_jax.parallel import MeshConfig
-from kunlun_jax.training import exchange
+from kunlun_jax.training import exchange, json_lines
 from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train
 from kunlun_jax.training.placement import over_devices
 from kunlun_jax.training.run import Run
-from kunlun_jax.training.run_directory import read_metrics
 from kunlun_jax.training.step import LossWeights, Trainer, weighted_loss
 from tests.training import mesh_steps
 from tests.training.mesh_steps import CONSTANT, SHARED, SMALL, assert_the_same, cut_small_things, steps
@@ -162,7 +161,7 @@ def test_a_run_goes_on_on_other_devices(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.sort(rows[rows >= 0]), np.arange(608))
     for split, values in expected["splits"].items():
         assert result["splits"][split]["ne"] == pytest.approx(values["ne"], rel=1e-5)
-    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "moved")]
+    lines = [json_lines.read(tmp_path / name / "metrics.jsonl") for name in ("one", "moved")]
     events = [sum(line.get("events/click", 0) for line in of if line["kind"] == "train") for of in lines]
     assert events[0] == events[1] > 0
     assert all("events_of_fullest" not in line for line in lines[0])

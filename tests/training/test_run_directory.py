@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from kunlun_jax.training import run_directory
+from kunlun_jax.training import json_lines, run_directory
 from kunlun_jax.training.run_directory import (
     ConfigMismatch,
     RunDirectory,
     RunInUse,
     diff,
-    read_metrics,
     write_atomic,
 )
 
@@ -103,10 +102,10 @@ def test_a_kill_between_the_two_files_leaves_no_run_without_environment(tmp_path
 
 def test_lines_are_appended_and_read(tmp_path):
     directory = RunDirectory(tmp_path, CONFIG)
-    assert read_metrics(directory.metrics) == []
+    assert json_lines.read(directory.metrics) == []
     directory.log(kind="train", step=1, loss=0.1 + 0.2)
     directory.log(kind="train", step=2, loss=None)
-    assert read_metrics(directory.metrics) == [
+    assert json_lines.read(directory.metrics) == [
         {"kind": "train", "step": 1, "loss": 0.1 + 0.2},
         {"kind": "train", "step": 2, "loss": None},
     ]
@@ -119,7 +118,7 @@ def test_truncation_drops_later_lines_and_a_line_that_was_cut_short(tmp_path):
     before = directory.metrics.read_text()
     with directory.metrics.open("a") as file:
         file.write('{"kind": "train", "step": 8, "lo')
-    assert [line["step"] for line in read_metrics(directory.metrics)] == [2, 4, 6]
+    assert [line["step"] for line in json_lines.read(directory.metrics)] == [2, 4, 6]
     directory.truncate_lines(6)
     assert directory.metrics.read_text() == before
     directory.truncate_lines(5)
@@ -151,7 +150,7 @@ def test_a_damaged_line_that_is_not_the_last_is_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl"):
-        read_metrics(path)
+        json_lines.read(path)
 
 
 def test_atomic_writing_leaves_the_old_text_or_the_new(tmp_path, monkeypatch):
