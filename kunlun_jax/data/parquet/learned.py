@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 from kunlun_jax.data.parquet.vocabulary import Vocabulary
 
 FOLDER = "learned"
+_FILE = "learned.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,4 +34,9 @@ class Learned:
             vocabulary.write(folder / FOLDER / name)
             files[table] = {"file": name, "values": len(vocabulary.values), "left_out": vocabulary.left_out}
         text = json.dumps({"vocabularies": files, "means": self.means}, indent=2)
-        (folder / FOLDER / "learned.json").write_text(text + "\n")
+        (folder / FOLDER / _FILE).write_text(text + "\n")
+
+
+def read_learned(folder: Path) -> dict[str, Any]:
+    """What `Learned.write` says in the folder ``learned/``: vocabularies with their files and counts, and means."""
+    return json.loads((folder / _FILE).read_text())

@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.parquet.learned import read_learned
 from kunlun_jax.data.parquet.report import Problem, Report
 from kunlun_jax.data.parquet.source import ParquetSource, open_checked
 from kunlun_jax.data.parquet.times import text_of
@@ -37,7 +38,7 @@ def validate(root: Path, cache: Path | None = None) -> tuple[list[Problem], Data
 
 
 def summary(dataset: Dataset) -> str:
-    """Tables for a person: splits, event types with the lengths of their histories, and ids beyond vocabularies."""
+    """Tables for a person: splits, events with lengths of histories, ids beyond tables, learned vocabularies."""
     source, schema = dataset.source, dataset.schema
     if not isinstance(source, ParquetSource):
         raise TypeError(f"only Parquet data has a summary, not a {type(source).__name__}")
@@ -73,7 +74,11 @@ def summary(dataset: Dataset) -> str:
     for i, event in enumerate(schema.events):
         for j, field in enumerate(event.categorical):
             features.append(_vocabulary(f"{event.name}.{field.name}", field, source.column(f"events.{i}.ids")[:, j]))
-    tables = [_table(rows) for rows in (splits, events, features) if len(rows) > 1]
+    learned = [["vocabulary", "values with an id", "values left out"]]
+    if dataset.learned is not None:
+        for name, found in read_learned(dataset.learned)["vocabularies"].items():
+            learned.append([name, str(found["values"]), str(found["left_out"])])
+    tables = [_table(rows) for rows in (splits, events, features, learned) if len(rows) > 1]
     return "\n\n".join([heading, *tables])
 
 

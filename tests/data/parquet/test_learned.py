@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import decimal
-import json
 import re
 
 import numpy as np
@@ -13,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kunlun_jax.data.pack import hashed, map_ids
+from kunlun_jax.data.parquet.learned import read_learned
 from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
+from kunlun_jax.data.parquet.validate import summary
 from kunlun_jax.data.parquet.vocabulary import Counter, Vocabulary
 from kunlun_jax.data.schema import NULL_ID, Categorical, EventType, Schema, Table
 from tests.data.parquet.parquet_sets import Tables
@@ -105,9 +106,11 @@ def test_what_was_learned_is_kept_beside_the_columns(tmp_path):
     assert dataset.learned is not None
     table = pq.read_table(dataset.learned / "vocabulary.0.parquet")
     assert table.to_pydict() == {"value": ["a", "b"], "count": [2, 2]}
-    learned = json.loads((dataset.learned / "learned.json").read_text())
+    learned = read_learned(dataset.learned)
     assert learned["vocabularies"]["item"] == {"file": "vocabulary.0.parquet", "values": 2, "left_out": 1}
     assert learned["means"] == {"price": 2.5, "click.amount": 3.0}
+    *_, table = summary(dataset).split("\n\n")
+    assert [line.split()[-2:] for line in table.splitlines()[1:]] == [["2", "1"], ["3", "0"], ["2", "0"]]
     users = pq.read_table(dataset.learned / "vocabulary.1.parquet")
     assert users["value"].to_pylist() == ["7", str(2**64 - 1), str(2**63 + 5)]
     plain = dataclasses.replace(
