@@ -45,12 +45,17 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(flags, tmp_path):
         began = time.monotonic()
         assert start(flags, tmp_path / name, 0).finish().returncode == 0
     whole = time.monotonic() - began
-    directory, rng, killed = tmp_path / "killed", np.random.default_rng(0), 0
-    for number in range(KILLS):
-        with start(flags, directory, number % 3) as process:
+    rng, killed, ended = np.random.default_rng(0), 0, 0
+    while killed < KILLS:
+        directory = tmp_path / f"killed.{ended}"
+        with start(flags, directory, killed % 3) as process:
             time.sleep(float(rng.uniform(0.2, 1.0)) * whole)
             process.kill()
-            killed += process.finish().returncode == -signal.SIGKILL
-    assert killed
-    assert start(flags, directory, 2).finish().returncode == 0
-    assert lasting(directory) == lasting(tmp_path / "whole")
+            code = process.finish().returncode
+        if code == -signal.SIGKILL:
+            killed += 1
+        else:  # it had come to its end, and the next one begins
+            assert code == 0 and lasting(directory) == lasting(tmp_path / "whole")
+            ended += 1
+    assert start(flags, tmp_path / f"killed.{ended}", 2).finish().returncode == 0
+    assert lasting(tmp_path / f"killed.{ended}") == lasting(tmp_path / "whole")
