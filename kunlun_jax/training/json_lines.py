@@ -42,7 +42,7 @@ def append(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     """
     with path.open("a+b") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
-        end = _END.search(file.read().removesuffix(b"\n"))
+        end = _END.search(file.read())
         file.write(text_of(lines, int(end[1], 16) if end else 0).encode())
         file.flush()
         os.fsync(file.fileno())

@@ -24,14 +24,14 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     """Draws NE over examples, and examples per second below it.
 
     Args:
-      metrics_jsonl: lines with ``kind``, ``examples`` and ``ne`` (or ``task/ne``, one curve each); "train" lines have
-        ``examples_per_second``, "eval" lines ``split``.
+      metrics_jsonl: as `json_lines` writes it, lines with ``kind``, ``examples`` and ``ne`` (or ``task/ne``, one curve
+        each); "train" lines have ``examples_per_second``, "eval" lines ``split``.
       out_png: the picture to write; its folder must exist.
       floor: lowest NE that any model can reach on the data, where that is known.
       title: stands above the picture.
 
     Raises:
-      ValueError: there is no training line.
+      ValueError: there is no training line, or a line is not as it was written.
     """
     lines = json_lines.read(Path(metrics_jsonl))
     train = [line for line in lines if line["kind"] == "train"]

@@ -15,8 +15,8 @@ import pytest
 from experiments import train
 from kunlun_jax.data.pipeline import Loader
 from kunlun_jax.training import json_lines, optimizer
-from kunlun_jax.training.run_directory import TIMING
 from kunlun_jax.training.step import Trainer
+from tests.experiments.run_folder import checkpoints, lasting
 from tests.experiments.tiny import ANY
 
 ROW = 136
@@ -44,16 +44,6 @@ def strict(path: Path) -> list[Any]:
         raise AssertionError(f"{path} holds {name}")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
-
-
-def lasting(directory: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in line.items() if k not in (*TIMING, "crc32")} for line in strict(directory / "metrics.jsonl")
-    ]
-
-
-def checkpoints(directory: Path) -> list[int]:
-    return sorted(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
 
 
 @pytest.fixture(scope="module")

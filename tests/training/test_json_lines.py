@@ -57,6 +57,16 @@ def test_a_line_that_is_lost_moved_or_made_up_is_found(path):
             json_lines.read(path)
 
 
+def test_a_damaged_line_that_is_not_the_last_is_named(path):
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second[:5] + "\n" + third)
+    with pytest.raises(ValueError, match=r"lines\.jsonl, line 2 is not valid JSON"):
+        json_lines.read(path)
+    path.write_text(json_lines.text_of([{"step": 1}]))
+    with pytest.raises(ValueError, match=r"line 1 must be an object with kind and step"):
+        json_lines.read(path)
+
+
 def test_what_is_not_finite_leaves_the_file_as_it_was(path):
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):

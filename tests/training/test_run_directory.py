@@ -146,13 +146,6 @@ def test_lines_of_skipped_steps_are_cut_back_as_well(tmp_path):
     assert directory.skipped.read_text() == before
 
 
-def test_a_damaged_line_that_is_not_the_last_is_an_error(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
-        json_lines.read(path)
-
-
 def test_atomic_writing_leaves_the_old_text_or_the_new(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomic(path, "old")
