@@ -38,7 +38,7 @@ from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Scratch, tensor_barr
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
-"""Registers per thread with two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
+"""Registers per thread with two compute warpgroups: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(
@@ -66,7 +66,7 @@ def shared_memory(
     """
     stationary = config.units * config.stationary_stages * (2 if backward else 1) * TILE_ROWS * dim
     streamed = 2 * config.stages * config.block * dim
-    staging = config.units * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
+    staging = config.units * config.warpgroups * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
     own_rows, other_rows = config.units * config.stationary_stages * TILE_ROWS, config.stages * config.block
     vectors = statistics * (other_rows if outputs == 2 else own_rows) + (config.units * TILE_ROWS if online else 0)
     # For the reductions of running maxima the compiler takes some bytes, aligned to 1024.
@@ -80,6 +80,8 @@ def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Sm100Config
 
 
 def _check(plan: Plan) -> None:
+    if plan.shared_unit and not plan.backward:
+        raise ValueError("attend: config.warpgroups=2 is for backward passes; it must be 1")
     needed = shared_memory(
         plan.dim,
         plan.dtype.itemsize,
@@ -100,7 +102,7 @@ def _run(plan: Plan, arrays: Operands) -> None:
 
 
 def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
-    units = plan.config.units
+    units, warpgroups = plan.config.units, plan.config.warpgroups
 
     def load():
         # Warp-level code has no `pl.multiple_of`.
@@ -108,7 +110,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
 
     def serve():
         """What the warpgroup without a unit does."""
-        if units == 2:
+        if plan.compute_warpgroups == 2:
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
         @plgpu.warp_map
@@ -117,13 +119,17 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
             for unit in range(units):
                 pl.when(warp == unit + 1)(lambda unit=unit: issue(unit, plan, arrays, slots, scratch))
 
-    def compute_in_warpgroup(unit):
-        if units == 2:
+    def compute_in_warpgroup(unit, warpgroup):
+        if plan.compute_warpgroups == 2:
             plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        compute(unit, plan, arrays, slots, scratch)
+        compute(unit, warpgroup, plan, arrays, slots, scratch)
 
     # One switch, not a condition per warpgroup, so that nothing is kept, and spilled, for the next condition.
-    computing = [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)]
+    computing = [
+        functools.partial(compute_in_warpgroup, unit, warpgroup)
+        for unit in range(units)
+        for warpgroup in range(warpgroups)
+    ]
     lax.switch(lax.axis_index("wg"), [*computing, serve])
 
 

@@ -33,10 +33,13 @@ FORWARD = (
 DQ = (
     ("dense", 32, Sm100Config(block=64, units=2, polynomial=4)),
     ("jagged", 64, Sm100Config(block=64, units=1, run=3, stages=4, score_stages=2)),
+    ("dense", 64, Sm100Config(block=128, units=1, warpgroups=2, polynomial=4)),
 )
 DKV = (
     ("dense", 64, Sm100Config(block=64, units=1, stages=3, score_stages=2, polynomial=4)),
     ("jagged", 32, Sm100Config(block=64, units=2, run=3, stages=4, stationary_stages=2)),
+    ("dense", 32, Sm100Config(block=64, units=1, warpgroups=2, polynomial=4)),
+    ("jagged", 64, Sm100Config(block=128, units=1, warpgroups=2)),
 )
 
 
