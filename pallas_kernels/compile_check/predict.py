@@ -9,8 +9,8 @@ If no instruction of a thread runs beside a product it takes the sum of both: `a
 units overlap, or a warp that issues products and one that has the score function.
 
 A unit is a warpgroup, with one warp at each of the four schedulers, so each scheduler issues an instruction of its loop
-once, or twice where two warpgroups share the unit. On sm_90 a unit's loop holds its own products. On sm_100 another warp issues them: its instructions count at one
-scheduler, and those of the other unit at another one.
+once, or twice where two warpgroups share the unit. On sm_90 a unit's loop holds its own products. On sm_100 another
+warp issues them: its instructions count at one scheduler, and those of the other unit at another one.
 
 Left out, so that either time may be too short: latencies, waits at barriers and the clocks in which one warp alone
 cannot issue; what an item of the work list takes once for all of its turns; filling and draining; work that does not

@@ -14,6 +14,13 @@ sums, and a warp that issues its products. The units share only the streamed til
 the tensor cores work for the other. One more warp loads. Blocks are persistent: each walks its share of the work list
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
 
+In a backward pass two compute warpgroups may share one unit (`Sm100Config.warpgroups`), each with half of the columns:
+128 x 128 scores, for which one warpgroup has too few registers. They turn S into the weights and the derivative before D
+is there, and all weights take the place of D, so S and D have barriers of their own:
+
+    warpgroups begin S(j)       products with the weights of j - 1, then D(j)
+    and finish with D(j)        S(j + 1)
+
 The forward pass of a softmax keeps a maximum and a sum of each row in registers. Where the maximum rises much, the sums
 in tensor memory are rescaled before the next product is added, so this pass waits for the previous product. The
 backward passes get what the rows' softmax needs as statistics. With a window a unit skips the streamed tiles that none

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.plan import Operands, Slots, slot_of, when
+from pallas_kernels.mosaic.plan import Operands, Slots, slot_of
 from pallas_kernels.mosaic.score import LOWEST
 from pallas_kernels.mosaic.sm100_plan import CHUNK, Plan, Scratch, for_static, takes_polynomial
 from pallas_kernels.mosaic.sm100_rows import (

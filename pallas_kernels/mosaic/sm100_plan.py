@@ -149,7 +149,7 @@ class Scratch(NamedTuple):
         tiles = {name: plgpu.RefUnion(scores, weights) if name in plan.sums else scores for name in plan.weight_names}
         if plan.shared_unit:
             # All weights take the place of D, so that the next S can be computed meanwhile.
-            tiles = {"value": scores, "key": plgpu.RefUnion(scores, {name: weights for name in plan.sums})}
+            tiles = {"value": scores, "key": plgpu.RefUnion(scores, dict.fromkeys(plan.sums, weights))}
         return cls(
             out=plan.tiled((plan.compute_warpgroups, TILE_ROWS, plan.piece), plan.out_dtype),
             rows=plgpu.SMEM((units, TILE_ROWS), jnp.float32) if plan.online else None,

@@ -1,5 +1,6 @@
 """Predicted times of loops and tiles whose clocks can be counted by hand, and against the roofline."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -86,6 +87,15 @@ def test_the_products_of_another_warp_take_its_scheduler():
     assert found is not None and clocks(found, "issue", B200, 128) == pytest.approx(2 * (10 + 30 / 2) + 4)
     own = predict.predict((issuing, score), FORWARD, H100)
     assert own is not None and clocks(own, "issue", H100, 64) == pytest.approx(2 * 10 + 4)
+
+
+def test_two_warpgroups_of_a_unit_issue_at_the_same_schedulers():
+    dkv = Tiling("dkv", rows=128, block=128, units=1, run=1, issues=False)
+    alone, shared = (predict.predict((TANH,), t, B200) for t in (dkv, dataclasses.replace(dkv, warpgroups=2)))
+    assert alone is not None and shared is not None
+    for pipe in predict.THREADS:
+        assert shared.pipes[pipe] == 2 * alone.pipes[pipe]
+    assert all(shared.pipes[pipe] == alone.pipes[pipe] for pipe in (*predict.PRODUCTS, "memory"))
 
 
 def operand_bytes(rows, columns, depth, from_shared):
