@@ -15,8 +15,8 @@ the tensor cores work for the other. One more warp loads. Blocks are persistent:
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
 
 In a backward pass two compute warpgroups may share one unit (`Sm100Config.warpgroups`), each with half of the columns:
-128 x 128 scores, for which one warpgroup has too few registers. They turn S into the weights and the derivative before D
-is there, and all weights take the place of D, so S and D have barriers of their own:
+one has too few registers for 128 x 128 scores. They turn S into the weights and the derivative before D is there, and
+all weights take the place of D, so S and D have barriers of their own:
 
     warpgroups begin S(j)       products with the weights of j - 1, then D(j)
     and finish with D(j)        S(j + 1)

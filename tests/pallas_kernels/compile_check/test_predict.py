@@ -150,7 +150,7 @@ def test_cases_of_the_published_shape_have_a_tiling(chip):
     assert {(case.operator, case.dim, case.keys) for case in cases} == {("gdpa", 128, 256)}
     for case in cases:
         assert case.tiling is not None
-        # What a thread of a unit's 128 has of a tile.
-        assert case.tiling.rows * case.tiling.block / 128 == case.scores
+        # What a thread of a unit's warpgroups has of a tile.
+        assert case.tiling.rows * case.tiling.block / 128 / case.tiling.warpgroups == case.scores
         assert case.tiling.issues == (chip is H100)
         assert SHAPE.max_length % case.tiling.block == SHAPE.max_length % case.tiling.rows == 0
