@@ -98,6 +98,35 @@ def test_heads_of_keys_are_shared(window, configs):
         assert_close(np.asarray(x, np.float32), np.asarray(y, np.float32))
 
 
+def test_each_of_two_warpgroups_reads_the_statistics_of_its_queries():
+    """dk and dv in a shared unit: two streamed tiles, the last of which ends in the second warpgroup's half."""
+    length, rows, random = 110, 112, np.random.default_rng(4)
+    held = np.arange(rows)[:, None, None] < length
+    q, k, v, d_out = (
+        jnp.asarray(np.where(held, random.standard_normal((rows, 1, DIM)), 0), jnp.bfloat16) for _ in range(4)
+    )
+    window = (rows, rows)
+    out, pullback = jax.vjp(lambda k, v: exact(q, k, v, (length,), window), k, v)
+    scores = jnp.einsum("qd,kd->qk", *(x[:length, 0].astype(jnp.float32) for x in (q, k))) * SCALE
+    delta = launch.delta(d_out, out.astype(jnp.bfloat16))[0, :length]
+    statistics = (jax.nn.logsumexp(scores, axis=1) * np.log2(np.e), delta)
+    behind = [(0, 0), (0, rows - length)]
+    own = schedule.packed(*offsets((length,)), rows)
+    found = sm100.attend(
+        (k, v),
+        (q, d_out),
+        schedule.work_list(own, own, item_rows=sm100.TILE_ROWS, balance=False),
+        score=softmax(SCALE),
+        sums=("key", "value"),
+        ragged=True,
+        config=SHARED["dkv"],
+        processors=1,
+        statistics=tuple(jnp.pad(x[None], behind, constant_values=np.nan) for x in statistics),
+    )
+    for actual, expected in zip(found, pullback(d_out.astype(jnp.float32)), strict=True):
+        assert_close(np.asarray(actual, np.float32), np.asarray(expected, np.float32))
+
+
 def attend(score, config, *, heads=(1, 1), **arguments):
     """The forward pass for two examples, one of them without keys; ``arguments`` are those of `sm100.attend`."""
     queries = schedule.packed(*offsets((20, 5)), 32)
