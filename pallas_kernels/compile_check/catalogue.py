@@ -16,7 +16,7 @@ from pallas_kernels.chips import B200, H100, Chip
 from pallas_kernels.compile_check.predict import SHAPE, Tiling
 from pallas_kernels.mosaic import launch, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
-from pallas_kernels.mosaic.config import Config
+from pallas_kernels.mosaic.config import Config, Sm100Config
 from pallas_kernels.operators.gdpa import block_mosaic
 from pallas_kernels.operators.gdpa import mosaic as gdpa_kernels
 from pallas_kernels.operators.seed_attention import mosaic as seed
@@ -59,8 +59,8 @@ class Case:
 
     @property
     def scores(self) -> float:
-        """How many a thread computes in a step: a tile of `TILE_ROWS` by `Config.block` is one warpgroup's."""
-        return self.tile_rows * self.config.block / 128
+        """How many a thread computes in a step: a tile of `TILE_ROWS` by `Config.block` is a unit's."""
+        return self.tile_rows * self.config.block / (128 * self.warpgroups)
 
     @property
     def tiling(self) -> Tiling | None:
@@ -68,7 +68,13 @@ class Case:
         if (self.operator, self.dim, self.keys) != ("gdpa", SHAPE.dim, SHAPE.keys):
             return None
         config, issues = self.config, self.generation == "sm90"
-        return Tiling(self.direction, self.tile_rows, config.block, config.units, config.run, issues)
+        sizes = (self.tile_rows, config.block, config.units, config.run)
+        return Tiling(self.direction, *sizes, issues, self.warpgroups)
+
+    @property
+    def warpgroups(self) -> int:
+        """Compute warpgroups of a unit."""
+        return self.config.warpgroups if isinstance(self.config, Sm100Config) else 1
 
     @property
     def tile_rows(self) -> int:

@@ -9,8 +9,8 @@ If no instruction of a thread runs beside a product it takes the sum of both: `a
 units overlap, or a warp that issues products and one that has the score function.
 
 A unit is a warpgroup, with one warp at each of the four schedulers, so each scheduler issues an instruction of its loop
-once. On sm_90 a unit's loop holds its own products. On sm_100 another warp issues them: its instructions count at one
-scheduler, and those of the other unit at another one.
+once, or twice where two warpgroups share the unit. On sm_90 a unit's loop holds its own products. On sm_100 another
+warp issues them: its instructions count at one scheduler, and those of the other unit at another one.
 
 Left out, so that either time may be too short: latencies, waits at barriers and the clocks in which one warp alone
 cannot issue; what an item of the work list takes once for all of its turns; filling and draining; work that does not
@@ -89,6 +89,7 @@ class Tiling:
       rows: stationary rows of a unit.
       block: streamed rows of a trip.
       units: stationary tiles at once.
+      warpgroups: that share a unit, each with a part of the scores.
       run: stationary tiles of a unit for which the streamed ones are loaded once.
       issues: whether the units' threads issue their own products, as on sm_90.
     """
@@ -99,6 +100,7 @@ class Tiling:
     units: int
     run: int
     issues: bool
+    warpgroups: int = 1
 
     @property
     def scores(self) -> int:
@@ -201,7 +203,7 @@ def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, trips: int) -> d
             if kind in LANES:
                 pipe, lanes = LANES[kind]
                 operations[pipe] += times * number * lanes
-    clocks = {name: number * _UNIT / RATES[name].per_clock for name, number in operations.items()}
+    clocks = {name: number * tiling.warpgroups * _UNIT / RATES[name].per_clock for name, number in operations.items()}
     if not tiling.issues:
         issuing = max((other.instructions for other in loops if "matrix" in other.kinds), default=0)
         clocks["issue"] += trips * issuing / tiling.units

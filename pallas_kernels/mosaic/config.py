@@ -82,17 +82,22 @@ class Sm100Config(Config):
         the score function of the next.
       products_in_order: rely on the tensor cores to run products in order of issue where one overwrites what another
         reads, instead of waiting in between. Published kernels do; the interpreter calls it a race.
+      warpgroups: compute warpgroups of a unit, 1 or 2. Two share one unit of a backward pass: each takes half of the
+        columns of its scores, so the block is a multiple of 64.
     """
 
     score_stages: int = 1
     products_in_order: bool = False
+    warpgroups: int = 1
 
-    RANGES: ClassVar = Config.RANGES | {"score_stages": (1, 2)}
+    RANGES: ClassVar = Config.RANGES | {"score_stages": (1, 2), "warpgroups": (1, 2)}
 
     def __post_init__(self):
         super().__post_init__()
         if self.block % 32 or (self.polynomial and self.block % 64):
             raise ValueError(f"{self}: block must be a multiple of 32, and of 64 for a share of polynomials")
+        if self.warpgroups == 2 and (self.units != 1 or self.score_stages != 1 or self.block % 64):
+            raise ValueError(f"{self}: warpgroups=2 needs units=1, score_stages=1, and a block that 64 divides")
 
 
 CONFIGS: dict[str, type[Config]] = {"sm90": Sm90Config, "sm100": Sm100Config}

@@ -136,6 +136,11 @@ class Plan:
         return self.statistics > 0 and "value" in self.sums
 
     @property
+    def compute_warpgroups(self) -> int:
+        """Warpgroups of a block that compute; one more serves them."""
+        return self.config.units
+
+    @property
     def own_readers(self) -> int:
         """How many readers free a stationary slot of a unit."""
         return 1

@@ -18,8 +18,9 @@ class Score(NamedTuple):
 
     Attributes:
       weights: (S, polynomial) -> weights, for a forward pass that is not `online`.
-      backward: (S, D, polynomial, statistics) -> (weights, dS), D the gradient of the weights; `statistics` are the
-        arrays that the kernel is called with, one number per row of queries, broadcast to the shape of S.
+      begin: (S, polynomial, statistics) -> (weights, kept), what a backward pass makes of S alone; `statistics` are
+        the arrays that the kernel is called with, one number per row of queries, broadcast to the shape of S.
+      finish: (kept, D, statistics) -> dS, D the gradient of the weights.
       value_scale: factor of the sum over ``weights y``, applied once at the end.
       key_scale: factor of the sum over ``dS x``.
       online: None, or for a softmax the factor of S in its base-2 exponents. The forward pass then keeps a running
@@ -28,10 +29,18 @@ class Score(NamedTuple):
     """
 
     weights: Callable[[jax.Array, bool], jax.Array]
-    backward: Callable[[jax.Array, jax.Array, bool, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]
+    begin: Callable[[jax.Array, bool, tuple[jax.Array, ...]], tuple[jax.Array, jax.Array]]
+    finish: Callable[[jax.Array, jax.Array, tuple[jax.Array, ...]], jax.Array]
     value_scale: float
     key_scale: float
     online: float | None = None
+
+    def backward(
+        self, s: jax.Array, d: jax.Array, polynomial: bool, statistics: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """The weights and dS, at once."""
+        weights, kept = self.begin(s, polynomial, statistics)
+        return weights, self.finish(kept, d, statistics)
 
 
 def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
@@ -44,11 +53,13 @@ def pointwise(activation: str, pre_scale: float, post_scale: float) -> Score:
     def weights(s, polynomial):
         return function(scaled(s), polynomial)[0]
 
-    def backward(s, d, polynomial, statistics):
-        value, derivative = function(scaled(s), polynomial)
-        return value, derivative * d
+    def begin(s, polynomial, statistics):
+        return function(scaled(s), polynomial)
 
-    return Score(weights, backward, post_scale, pre_scale * post_scale)
+    def finish(derivative, d, statistics):
+        return derivative * d
+
+    return Score(weights, begin, finish, post_scale, pre_scale * post_scale)
 
 
 def softmax(scale: float) -> Score:
@@ -61,13 +72,17 @@ def softmax(scale: float) -> Score:
     def weights(s, polynomial):
         raise ValueError("softmax gives no weights from single scores; the kernel must keep running sums")
 
-    def backward(s, d, polynomial, statistics):
-        log_sum, delta = statistics
+    def begin(s, polynomial, statistics):
+        log_sum, _ = statistics
         # Above 1 only by rounding of large scores, or in rows of another example, where it may be infinite.
         p = jnp.exp2(jnp.minimum(s * exponent - log_sum, 0.0))
-        return p, p * (d - delta)
+        return p, p
 
-    return Score(weights, backward, 1.0, scale, exponent)
+    def finish(p, d, statistics):
+        _, delta = statistics
+        return p * (d - delta)
+
+    return Score(weights, begin, finish, 1.0, scale, exponent)
 
 
 def in_chunks(

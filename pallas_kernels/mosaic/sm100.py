@@ -14,6 +14,13 @@ sums, and a warp that issues its products. The units share only the streamed til
 the tensor cores work for the other. One more warp loads. Blocks are persistent: each walks its share of the work list
 (`pallas_kernels.mosaic.schedule`), and the loading and the issuing warps run ahead across items.
 
+In a backward pass two compute warpgroups may share one unit (`Sm100Config.warpgroups`), each with half of the columns:
+one has too few registers for 128 x 128 scores. They turn S into the weights and the derivative before D is there, and
+all weights take the place of D, so S and D have barriers of their own:
+
+    warpgroups begin S(j)       products with the weights of j - 1, then D(j)
+    and finish with D(j)        S(j + 1)
+
 The forward pass of a softmax keeps a maximum and a sum of each row in registers. Where the maximum rises much, the sums
 in tensor memory are rescaled before the next product is added, so this pass waits for the previous product. The
 backward passes get what the rows' softmax needs as statistics. With a window a unit skips the streamed tiles that none
@@ -38,7 +45,7 @@ from pallas_kernels.mosaic.sm100_plan import SWIZZLE, Plan, Scratch, tensor_barr
 from pallas_kernels.mosaic.sm100_rows import TILE_ROWS
 
 COMPUTE_REGISTERS, MEMORY_REGISTERS = 208, 88
-"""Registers per thread with two units: together no more than `streaming.LAUNCH_REGISTERS` allows."""
+"""Registers per thread with two compute warpgroups: together no more than `streaming.LAUNCH_REGISTERS` allows."""
 
 
 def shared_memory(
@@ -66,7 +73,7 @@ def shared_memory(
     """
     stationary = config.units * config.stationary_stages * (2 if backward else 1) * TILE_ROWS * dim
     streamed = 2 * config.stages * config.block * dim
-    staging = config.units * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
+    staging = config.units * config.warpgroups * TILE_ROWS * min(dim * (out_itemsize or itemsize), SWIZZLE)
     own_rows, other_rows = config.units * config.stationary_stages * TILE_ROWS, config.stages * config.block
     vectors = statistics * (other_rows if outputs == 2 else own_rows) + (config.units * TILE_ROWS if online else 0)
     # For the reductions of running maxima the compiler takes some bytes, aligned to 1024.
@@ -80,6 +87,8 @@ def tensor_memory(dim: int, *, backward: bool, outputs: int, config: Sm100Config
 
 
 def _check(plan: Plan) -> None:
+    if plan.shared_unit and not plan.backward:
+        raise ValueError("attend: config.warpgroups=2 is for backward passes; it must be 1")
     needed = shared_memory(
         plan.dim,
         plan.dtype.itemsize,
@@ -100,7 +109,7 @@ def _run(plan: Plan, arrays: Operands) -> None:
 
 
 def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
-    units = plan.config.units
+    units, warpgroups = plan.config.units, plan.config.warpgroups
 
     def load():
         # Warp-level code has no `pl.multiple_of`.
@@ -108,7 +117,7 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
 
     def serve():
         """What the warpgroup without a unit does."""
-        if units == 2:
+        if plan.compute_warpgroups == 2:
             plgpu.set_max_registers(MEMORY_REGISTERS, action="decrease")
 
         @plgpu.warp_map
@@ -117,13 +126,17 @@ def _kernel(plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> Non
             for unit in range(units):
                 pl.when(warp == unit + 1)(lambda unit=unit: issue(unit, plan, arrays, slots, scratch))
 
-    def compute_in_warpgroup(unit):
-        if units == 2:
+    def compute_in_warpgroup(unit, warpgroup):
+        if plan.compute_warpgroups == 2:
             plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        compute(unit, plan, arrays, slots, scratch)
+        compute(unit, warpgroup, plan, arrays, slots, scratch)
 
     # One switch, not a condition per warpgroup, so that nothing is kept, and spilled, for the next condition.
-    computing = [lambda unit=unit: compute_in_warpgroup(unit) for unit in range(units)]
+    computing = [
+        functools.partial(compute_in_warpgroup, unit, warpgroup)
+        for unit in range(units)
+        for warpgroup in range(warpgroups)
+    ]
     lax.switch(lax.axis_index("wg"), [*computing, serve])
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.mosaic import schedule
-from pallas_kernels.mosaic.plan import Operands, Slots, slot_of, when
+from pallas_kernels.mosaic.plan import Operands, Slots, slot_of
 from pallas_kernels.mosaic.score import LOWEST
 from pallas_kernels.mosaic.sm100_plan import CHUNK, Plan, Scratch, for_static, takes_polynomial
 from pallas_kernels.mosaic.sm100_rows import (
@@ -30,11 +30,14 @@ from pallas_kernels.mosaic.sm100_rows import (
 from pallas_kernels.mosaic.streaming import for_each_item, give_free, store
 
 
-def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
-    """What a unit's compute warpgroup does."""
+def compute(unit: int, warpgroup: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratch) -> None:
+    """What a unit's compute warpgroup does, or one of the two that share it."""
     config, online, group = plan.config, plan.online, plan.group
-    give_free(plan, slots, unit)
-    if scratch.score_free is not None:
+    if warpgroup == 0:
+        give_free(plan, slots, unit)
+    if scratch.score_read is not None:
+        plgpu.barrier_arrive(scratch.score_read)
+    if warpgroup == 0 and scratch.score_free is not None:
         for slot in range(config.score_stages):
             plgpu.barrier_arrive(scratch.score_free.at[unit * config.score_stages + slot])
 
@@ -54,7 +57,20 @@ def compute(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scra
                 own_numbers = read_own(unit, plan, slots, own_step, count)
                 own_step += jnp.where(count > 0, 1, 0)
             turn = Turn(
-                plan, arrays, slots, scratch, unit, item, start, held, count, other_count, begin, tiles, own_numbers
+                plan,
+                arrays,
+                slots,
+                scratch,
+                unit,
+                warpgroup,
+                item,
+                start,
+                held,
+                count,
+                other_count,
+                begin,
+                tiles,
+                own_numbers,
             )
 
             def compute_head(i, kept):
@@ -108,6 +124,7 @@ class Turn:
     Attributes:
       plan, arrays, slots, scratch: the kernel.
       unit: whose tile it is.
+      warpgroup: 1 for the second of two that share the unit, else 0.
       item: of the work list.
       start: the tile's first row in the item.
       held: its rows that hold something.
@@ -123,6 +140,7 @@ class Turn:
     slots: Slots
     scratch: Scratch
     unit: int
+    warpgroup: int
     item: Any
     start: Any
     held: Any
@@ -158,7 +176,10 @@ class Turn:
             slot = slot_of(first_step + j, plan.config.stages) if plan.other_statistics else None
             if plan.other_statistics:
                 plgpu.barrier_wait(self.slots.full[1].at[slot])
-            for_static(score_slot, plan.config.score_stages, lambda score, _: self.weigh(at, score, slot))
+            if plan.shared_unit:
+                self.weigh_half(at, slot)
+            else:
+                for_static(score_slot, plan.config.score_stages, lambda score, _: self.weigh(at, score, slot))
             if plan.other_statistics:
                 plgpu.commit_smem()
                 plgpu.barrier_arrive(self.slots.free[1].at[slot])
@@ -221,21 +242,62 @@ class Turn:
             results.append(lax.optimization_barrier(result))
         # The weights replace the scores, so all of those are read first.
         plgpu.wait_load_tmem()
-
-        def put(mask):
-            for start, result in zip(starts, results, strict=True):
-                for name in plan.sums:
-                    plgpu.async_store_tmem(targets[name].at[:, pl.ds(start, chunk)], mask(result[name], start))
-
-        def masked(weights, start):
-            return jnp.where(allowed(at, start, chunk, plan.window), weights, jnp.zeros((), plan.dtype))
-
-        whole = is_whole(at, config.block, plan.window) if plan.masks else True
-        if plan.masks:
-            pl.when(jnp.logical_not(whole))(lambda: put(masked))
-        when(whole, lambda: put(lambda weights, _: weights))
-        plgpu.commit_tmem()
+        self.put(at, starts, results, targets)
         plgpu.barrier_arrive(self.scratch.weights_full.at[barrier])
+
+    def weigh_half(self, at: Meeting, slot) -> None:
+        """Like `weigh`, for the columns of one of the two warpgroups that share the unit.
+
+        What D has to do with is left for last, so that the product for it runs meanwhile.
+        """
+        plan, scratch, chunk, half = self.plan, self.scratch, self.plan.chunk, self.plan.config.block // 2
+        starts = range(self.warpgroup * half, (self.warpgroup + 1) * half, chunk)
+        (source, gradient), targets = plan.score_tiles(scratch.scores, self.unit, 0)
+        plgpu.barrier_wait(scratch.score_full.at[self.unit])
+
+        def read(tile, start, done):
+            # The tile is free as soon as its last chunk is in registers.
+            part = self.part(tile, start)
+            if start == starts[-1]:
+                plgpu.wait_load_tmem()
+                plgpu.barrier_arrive(done)
+            return part
+
+        begun, results = [], []
+        for start in starts:
+            s, polynomial = read(source, start, scratch.score_read), takes_polynomial(plan.config, start)
+            weights, kept = plan.score.begin(s, polynomial, self.statistics(slot, start))
+            begun.append(lax.optimization_barrier((weights.astype(plan.dtype), kept)))
+        plgpu.barrier_wait(scratch.gradient_full)
+        for start, (weights, kept) in zip(starts, begun, strict=True):
+            d = read(gradient, start, scratch.gradient_read)
+            derivative = plan.score.finish(kept, d, self.statistics(slot, start))
+            result = {"value": weights, "key": derivative.astype(plan.dtype)}
+            results.append(lax.optimization_barrier({name: result[name] for name in plan.sums}))
+        # The weights replace D, of which the other warpgroup reads half.
+        plgpu.barrier_wait(scratch.gradient_read)
+        self.put(at, starts, results, targets)
+        plgpu.barrier_arrive(scratch.weights_full.at[self.unit])
+
+    def put(self, at: Meeting, starts, results, targets) -> None:
+        """Stores in `targets` the weights of the chunks from columns `starts` on, 0 for what does not count."""
+        plan, chunk = self.plan, self.plan.chunk
+
+        def masked():
+            return [
+                {
+                    name: jnp.where(allowed(at, start, chunk, plan.window), weights, jnp.zeros((), plan.dtype))
+                    for name, weights in result.items()
+                }
+                for start, result in zip(starts, results, strict=True)
+            ]
+
+        if plan.masks:
+            results = lax.cond(is_whole(at, plan.config.block, plan.window), lambda: results, masked)
+        for start, result in zip(starts, results, strict=True):
+            for name in plan.sums:
+                plgpu.async_store_tmem(targets[name].at[:, pl.ds(start, chunk)], result[name])
+        plgpu.commit_tmem()
 
     def weigh_online(self, at: Meeting, score_slot: int, begun, kept):
         """Like `weigh`, for a softmax; keeps maximum and sum of each row, and rescales the sums if `begun`."""
@@ -301,15 +363,19 @@ class Turn:
             scratch.rows.at[unit][...] = jnp.where(total > 0, 1 / total, 0.0)
             plgpu.commit_smem()
             inverse = plgpu.load(scratch.rows.at[unit], layout=plgpu.Layout.TCGEN05.reduce(1))
-        for name, output in zip(plan.sums, outputs, strict=False):
-            for column in range(0, plan.dim, plan.piece):
-                columns = pl.ds(column, plan.piece)
-                # The previous copy has read the staging tile.
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                self.stage(name, columns, inverse)
-                plgpu.commit_smem()
-                store(scratch.out.at[unit], output.at[:, head, columns], row, extent)
-                plgpu.commit_smem_to_gmem_group()
+        pieces = [
+            (name, output, column)
+            for name, output in zip(plan.sums, outputs, strict=False)
+            for column in range(0, plan.dim, plan.piece)
+        ]
+        for name, output, column in pieces[self.warpgroup :: plan.config.warpgroups]:
+            columns = pl.ds(column, plan.piece)
+            # The previous copy has read the staging tile.
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            self.stage(name, columns, inverse)
+            plgpu.commit_smem()
+            store(scratch.out.at[unit + self.warpgroup], output.at[:, head, columns], row, extent)
+            plgpu.commit_smem_to_gmem_group()
         if plan.online:
             peak, total = kept
             scratch.rows.at[unit][...] = log_sums(peak, total)
@@ -319,7 +385,7 @@ class Turn:
 
     def stage(self, name: str, columns, inverse) -> None:
         """Puts some columns of a sum, times `inverse` of each row, into the staging tile."""
-        plan, layout, target = self.plan, plgpu.Layout.TCGEN05, self.scratch.out.at[self.unit]
+        plan, layout, target = self.plan, plgpu.Layout.TCGEN05, self.scratch.out.at[self.unit + self.warpgroup]
         scale = plan.score.value_scale if name == "value" else plan.score.key_scale
 
         @pl.when(self.tiles > 0)

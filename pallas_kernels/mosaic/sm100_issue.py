@@ -53,6 +53,8 @@ def issue(unit: int, plan: Plan, arrays: Operands, slots: Slots, scratch: Scratc
     if scratch.score_free is not None:
         for slot in range(config.score_stages):
             plgpu.barrier_wait(scratch.score_free.at[unit * config.score_stages + slot])
+    if scratch.score_read is not None:
+        plgpu.barrier_wait(scratch.score_read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,12 @@ class Head:
 
         @pl.loop(begin, end + 1)
         def _step(j):
+            if self.plan.shared_unit:
+                # While the warpgroups finish D, the next S is computed; while they begin that S, the products and D.
+                pl.when(j > begin)(lambda: self.gradients(j - 1))
+                pl.when(j < end)(lambda: self.scores(j))
+                pl.when(j > begin)(lambda: self.products(j - 1))
+                return
             # With two slots the scores of the next step do not wait for the weights of this step.
             if score_slots == 2:
                 pl.when(j < end)(lambda: self.scores(j))
@@ -125,9 +133,22 @@ class Head:
                 when(self.first, lambda ready=ready: plgpu.barrier_wait(ready.at[slot]))
                 when(self.last, lambda done=done: plgpu.tcgen05_commit_arrive(done.at[slot]))
 
+    def gradients(self, j) -> None:
+        """Issues the product for D of a tile, in a shared unit."""
+        plan, scratch, slot = self.plan, self.scratch, self.slot(j)
+        (_, d), _ = plan.score_tiles(scratch.scores, self.unit, 0)
+        when(self.first, lambda: plgpu.barrier_wait(self.slots.full[1].at[slot]))
+        # The weights stored here have to be multiplied first.
+        if scratch.score_free is not None:
+            plgpu.barrier_wait(scratch.score_free.at[self.unit])
+        y = self.slots.other[1].at[slot]
+        plgpu.tcgen05_mma(d, self.tiles[1], y.transpose((1, 0)), accumulate=False)
+        plgpu.tcgen05_commit_arrive(scratch.gradient_full)
+        self.free_after_scores(j)
+
     def scores(self, j) -> None:
-        """Issues the products for the scores of a tile."""
-        plan, scratch, (full, free) = self.plan, self.scratch, (self.slots.full, self.slots.free)
+        """Issues the products for the scores of a tile, in a shared unit that for S."""
+        plan, scratch, full = self.plan, self.scratch, self.slots.full
         slot = self.slot(j)
         x, y = (smem.at[slot] for smem in self.slots.other)
 
@@ -142,14 +163,22 @@ class Head:
                 plgpu.tcgen05_mma(target, a, b.transpose((1, 0)), accumulate=False)
 
             when(self.first, lambda: plgpu.barrier_wait(full[0].at[slot]))
-            put(s, self.tiles[0], x, "value" in plan.sums)
-            if plan.backward:
+            if plan.shared_unit:
+                plgpu.barrier_wait(scratch.score_read)
+            put(s, self.tiles[0], x, "value" in plan.sums and not plan.shared_unit)
+            if plan.backward and not plan.shared_unit:
                 when(self.first, lambda: plgpu.barrier_wait(full[1].at[slot]))
                 # Where both are replaced, S has waited already.
                 put(d[0], self.tiles[1], y, "value" not in plan.sums)
             plgpu.tcgen05_commit_arrive(scratch.score_full.at[barrier])
 
         for_static(self.score_slot(j), plan.config.score_stages, into)
+        if not plan.shared_unit:
+            self.free_after_scores(j)
+
+    def free_after_scores(self, j) -> None:
+        """Frees the tiles that the products with the weights do not read."""
+        plan, free, slot = self.plan, self.slots.free, self.slot(j)
         if "key" not in plan.sums:
             when(self.last, lambda: plgpu.tcgen05_commit_arrive(free[0].at[slot]))
         if "value" not in plan.sums:

@@ -41,14 +41,24 @@ class Plan(plans.Plan):
         return self.ragged or self.softmax or self.window is not None
 
     @property
+    def shared_unit(self) -> bool:
+        """Whether two compute warpgroups share a unit."""
+        return self.config.warpgroups == 2
+
+    @property
+    def compute_warpgroups(self) -> int:
+        """Those of all units."""
+        return self.config.units * self.config.warpgroups
+
+    @property
     def own_readers(self) -> int:
-        """How many free a stationary slot: the issuing warp, and the compute warpgroup if it reads statistics."""
-        return 2 if self.own_statistics else 1
+        """How many free a stationary slot: the issuing warp, and compute warpgroups if they read statistics."""
+        return 1 + self.config.warpgroups * self.own_statistics
 
     @property
     def other_readers(self) -> tuple[int, int]:
         """How many of each unit free the slots of x and of y."""
-        return 1, 2 if self.other_statistics else 1
+        return 1, 1 + self.config.warpgroups * self.other_statistics
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -73,6 +83,9 @@ class Plan(plans.Plan):
     def score_tiles(self, tiles, unit: int, slot: int):
         """Tiles of S and, in the backward pass, D; and by name of the sum, the weights that replace them."""
         here = tiles[unit][slot]
+        if self.shared_unit:
+            d, weights = here["key"]
+            return [here["value"], d], weights
         scores = [here[name][0] if name in self.sums else here[name] for name in self.weight_names]
         return scores, {name: here[name][1] for name in self.sums}
 
@@ -101,12 +114,15 @@ class Scratch(NamedTuple):
     """What a unit's warps have besides the slots.
 
     Attributes:
-      out: for each unit, a tile to be written out.
+      out: for each compute warpgroup, a tile to be written out.
       rows: for each unit, one number per row; None except for an online score.
       scores: for each unit, the slots for scores, see `Plan.score_tiles`.
       sums: for each unit, the sums by name.
       score_free: the weights in a slot of a unit have been multiplied; None if the order of products is relied on.
-      score_full: scores have been computed.
+      score_full: scores have been computed, of a shared unit S alone.
+      score_read: both warpgroups of a shared unit have read S; None for others.
+      gradient_full: D of a shared unit has been computed; None for others.
+      gradient_read: both of its warpgroups have read D; None for others.
       sum_full: all products are in the sums of a unit; for an online score, those of each step.
       weights_full: weights have replaced the scores.
     """
@@ -117,6 +133,9 @@ class Scratch(NamedTuple):
     sums: Any
     score_free: Any
     score_full: Any
+    score_read: Any
+    gradient_full: Any
+    gradient_read: Any
     sum_full: Any
     weights_full: Any
 
@@ -128,15 +147,21 @@ class Scratch(NamedTuple):
         weights = plgpu.TMEM((TILE_ROWS, config.block), plan.dtype, packed=True)
         # The second product takes its weights from where the score was: S becomes the weights, D becomes dS.
         tiles = {name: plgpu.RefUnion(scores, weights) if name in plan.sums else scores for name in plan.weight_names}
+        if plan.shared_unit:
+            # All weights take the place of D, so that the next S can be computed meanwhile.
+            tiles = {"value": scores, "key": plgpu.RefUnion(scores, dict.fromkeys(plan.sums, weights))}
         return cls(
-            out=plan.tiled((units, TILE_ROWS, plan.piece), plan.out_dtype),
+            out=plan.tiled((plan.compute_warpgroups, TILE_ROWS, plan.piece), plan.out_dtype),
             rows=plgpu.SMEM((units, TILE_ROWS), jnp.float32) if plan.online else None,
             scores=[[tiles] * score_slots] * units,
             sums=[{name: plgpu.TMEM((TILE_ROWS, plan.dim), jnp.float32) for name in plan.sums}] * units,
             score_free=None if config.products_in_order else tensor_barrier(num_barriers=units * score_slots),
             score_full=tensor_barrier(num_barriers=units * score_slots),
+            score_read=tensor_barrier(num_arrivals=config.warpgroups) if plan.shared_unit else None,
+            gradient_full=tensor_barrier() if plan.shared_unit else None,
+            gradient_read=tensor_barrier(num_arrivals=config.warpgroups) if plan.shared_unit else None,
             sum_full=tensor_barrier(num_barriers=units),
-            weights_full=tensor_barrier(num_barriers=units * score_slots),
+            weights_full=tensor_barrier(num_arrivals=config.warpgroups, num_barriers=units * score_slots),
         )
 
 

@@ -200,7 +200,7 @@ def attend[P: Plan](
         out_type=plan.results,
         grid=(plan.blocks,),
         grid_names=("processor",),
-        num_threads=config.units + 1,
+        num_threads=plan.compute_warpgroups + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=reduction_bytes),
     )(work.items, work.used, *stationary, *streamed, *tails, *statistics)

@@ -124,7 +124,7 @@ def default(key: Key, generation: str, operator: str = "gdpa") -> Config:
         config = {
             "forward": Sm100Config(block=128, stages=stages, polynomial=share),
             "dq": Sm100Config(block=64, stages=stages, polynomial=share),
-            "dkv": Sm100Config(block=64, stages=4, units=1, score_stages=2, polynomial=share),
+            "dkv": Sm100Config(block=128, stages=stages, units=1, warpgroups=2, polynomial=share),
         }[key.pass_]
     # Where all keys of an example fit, they stay in shared memory for four tiles of queries.
     kept = dataclasses.replace(config, run=4)
@@ -148,10 +148,12 @@ def _default_softmax(key: Key, generation: str, operator: str) -> Config:
     stages = 4 if key.dim < 128 else 2
     # A unit skips whole tiles: with a narrow window, shorter tiles leave less to mask.
     narrow = operator == "window_attention" and key.keys != JAGGED and int(key.keys) <= 2 * module.TILE_ROWS
+    short = Sm100Config(block=64, stages=4, units=1, score_stages=2)
+    shared = Sm100Config(block=128, stages=stages, units=1, warpgroups=2)
     config = {
         "forward": Sm100Config(block=64, stages=4, score_stages=2) if narrow else Sm100Config(block=128, stages=stages),
         "dq": Sm100Config(block=64, stages=stages),
-        "dkv": Sm100Config(block=64, stages=4, units=1, score_stages=2),
+        "dkv": short if narrow or (operator == "seed_attention" and int(key.keys) <= short.block) else shared,
     }[key.pass_]
     return dataclasses.replace(config, units=1, score_stages=2) if few else config
 
@@ -172,6 +174,8 @@ def fits(key: Key, config: Config) -> bool:
     if config.run > 1 and not _holds(key, config):
         return False
     if isinstance(config, Sm100Config):
+        if config.warpgroups == 2 and not backward:
+            return False
         # For seeds, dq and partial outputs are float32.
         vectors = {"online": not backward, "statistics": 2 * backward, "out_itemsize": 4}
         used = sm100.shared_memory(
@@ -216,6 +220,7 @@ def candidates(key: Key, generation: str, operator: str = "gdpa") -> Iterator[Co
         for block, stages, slots, run, polynomial, more in itertools.product(
             blocks, (2, 3, 4), (1, 2), runs, polynomials, variants
         )
+        if more.get("warpgroups") != 2 or block % 64 == 0
     ]
     found = [config for config in dict.fromkeys(found) if config != first and fits(key, config)]
     names = dataclasses.asdict(first)
@@ -225,7 +230,10 @@ def candidates(key: Key, generation: str, operator: str = "gdpa") -> Iterator[Co
 
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "sm90": ({"ping_pong": True}, {"ping_pong": False}),
-    "sm100": tuple({"units": units, "score_stages": slots} for units in (1, 2) for slots in (1, 2)),
+    "sm100": (
+        *({"units": units, "score_stages": slots, "warpgroups": 1} for units in (1, 2) for slots in (1, 2)),
+        {"units": 1, "score_stages": 1, "warpgroups": 2},
+    ),
 }
 _ONE_UNIT: tuple[dict[str, Any], ...] = ({"units": 1},)
 

@@ -190,7 +190,7 @@ def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
     assert result.faults == ()
     (kernel,) = result.kernels
     assert kernel.architecture == chip.architecture
-    assert kernel.threads == 128 * (case.config.units + 1)
+    assert kernel.threads == 128 * (case.config.units * case.warpgroups + 1)
     backward, outputs = case.direction != "forward", 1 + (case.direction == "dkv")
     if chip is H100:
         tiles = sm90.shared_memory(case.dim, 2, backward=backward, outputs=outputs, config=case.config)
@@ -212,7 +212,7 @@ def test_a_kernel_compiles_without_spills_and_fits(chip, case, folder):
     assert {kind: loop.shortest[kind] for kind in ("mufu", "convert")} == {
         kind: loop.kinds[kind] for kind in ("mufu", "convert")
     }
-    assert loop.around["convert"] == case.tile_rows * case.dim / 128 / 2 * outputs
+    assert loop.around["convert"] == case.tile_rows * case.dim / 128 / 2 * outputs / case.warpgroups
     assert (result.prediction is not None) == (case.tiling is not None)
 
 

@@ -1,5 +1,6 @@
 """Predicted times of loops and tiles whose clocks can be counted by hand, and against the roofline."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -88,6 +89,15 @@ def test_the_products_of_another_warp_take_its_scheduler():
     assert own is not None and clocks(own, "issue", H100, 64) == pytest.approx(2 * 10 + 4)
 
 
+def test_two_warpgroups_of_a_unit_issue_at_the_same_schedulers():
+    dkv = Tiling("dkv", rows=128, block=128, units=1, run=1, issues=False)
+    alone, shared = (predict.predict((TANH,), t, B200) for t in (dkv, dataclasses.replace(dkv, warpgroups=2)))
+    assert alone is not None and shared is not None
+    for pipe in predict.THREADS:
+        assert shared.pipes[pipe] == 2 * alone.pipes[pipe]
+    assert all(shared.pipes[pipe] == alone.pipes[pipe] for pipe in (*predict.PRODUCTS, "memory"))
+
+
 def operand_bytes(rows, columns, depth, from_shared):
     """Instruction by instruction, each 16 deep: the streamed operand, and the other if it is in shared memory."""
     read = 0
@@ -140,7 +150,7 @@ def test_cases_of_the_published_shape_have_a_tiling(chip):
     assert {(case.operator, case.dim, case.keys) for case in cases} == {("gdpa", 128, 256)}
     for case in cases:
         assert case.tiling is not None
-        # What a thread of a unit's 128 has of a tile.
-        assert case.tiling.rows * case.tiling.block / 128 == case.scores
+        # What a thread of a unit's warpgroups has of a tile.
+        assert case.tiling.rows * case.tiling.block / 128 / case.tiling.warpgroups == case.scores
         assert case.tiling.issues == (chip is H100)
         assert SHAPE.max_length % case.tiling.block == SHAPE.max_length % case.tiling.rows == 0

@@ -24,7 +24,7 @@ HELD = np.zeros(ROWS, bool)
 for _start, _length in zip(SPLITS, LENGTHS, strict=False):
     HELD[_start : _start + _length] = True
 
-# Every block size and schedule at least once: units, runs, slots, the share of polynomials.
+# Every block size and schedule at least once: units, runs, slots, the share of polynomials, shared units.
 FORWARD = (
     ("dense", 64, Sm100Config(block=64, score_stages=2)),
     ("dense", 32, Sm100Config(block=96, units=1, run=3)),
@@ -33,10 +33,12 @@ FORWARD = (
 DQ = (
     ("dense", 32, Sm100Config(block=64, units=2, polynomial=4)),
     ("jagged", 64, Sm100Config(block=64, units=1, run=3, stages=4, score_stages=2)),
+    ("dense", 64, Sm100Config(block=128, units=1, warpgroups=2, polynomial=4)),
 )
 DKV = (
     ("dense", 64, Sm100Config(block=64, units=1, stages=3, score_stages=2, polynomial=4)),
-    ("jagged", 32, Sm100Config(block=64, units=2, run=3, stages=4, stationary_stages=2)),
+    ("jagged", 32, Sm100Config(block=64, units=2)),
+    ("jagged", 64, Sm100Config(block=64, units=1, warpgroups=2, run=3, stages=4, stationary_stages=2)),
 )
 
 
@@ -137,9 +139,10 @@ def test_dk_and_dv(keys, dim, config):
     [
         (Sm100Config(block=256, stages=2), "bytes of shared memory"),
         (Sm100Config(block=128, stages=2, score_stages=2), "columns of tensor memory"),
+        (Sm100Config(block=64, units=1, warpgroups=2), "config.warpgroups=2 is for backward passes; it must be 1"),
     ],
 )
-def test_block_sizes_that_do_not_fit_are_refused(config, message):
+def test_sizes_that_a_pass_cannot_have_are_refused(config, message):
     p = Problem("dense", 128)
     with pytest.raises(ValueError, match=message):
         p.attend((p.q,), (p.k, p.v), (p.queries, p.keys), ("value",), config)
@@ -149,3 +152,9 @@ def test_a_block_that_the_chip_does_not_know_is_refused():
     for fields in ({"block": 48}, {"block": 32, "polynomial": 4}):
         with pytest.raises(ValueError, match="block must be a multiple of 32, and of 64 for a share of polynomials"):
             Sm100Config(**fields)
+
+
+def test_two_warpgroups_share_one_unit_with_one_slot():
+    for fields in ({"units": 2}, {"units": 1, "score_stages": 2}, {"units": 1, "block": 96}):
+        with pytest.raises(ValueError, match="warpgroups=2 needs units=1, score_stages=1, and a block that 64 divides"):
+            Sm100Config(warpgroups=2, **fields)

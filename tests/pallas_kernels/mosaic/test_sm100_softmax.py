@@ -1,5 +1,7 @@
 """Softmax on the streaming kernel of sm_100: what the contract of the operators does not come to."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ DIM, SCALE = 32, 0.3
 SMALL = {name: Sm100Config(block=64, stages=2) for name in ("forward", "dq")} | {
     "dkv": Sm100Config(block=32, stages=2, units=1, score_stages=2)
 }
+SHARED = SMALL | {name: Sm100Config(block=64, stages=2, units=1, warpgroups=2) for name in ("dq", "dkv")}
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +52,9 @@ def exact(q, k, v, lengths, window):
     return out
 
 
-def call(q, k, v, lengths, window):
+def call(q, k, v, lengths, window, configs=SMALL):
     return window_attention.window_attention(
-        q, k, v, *offsets(lengths), window=window, scale=SCALE, configs=SMALL
+        q, k, v, *offsets(lengths), window=window, scale=SCALE, configs=configs
     ).astype(jnp.float32)
 
 
@@ -76,8 +79,8 @@ def test_maxima_that_rise_from_tile_to_tile():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [(20, 30), (200, 0)])
-def test_heads_of_keys_are_shared(window):
+@pytest.mark.parametrize(("window", "configs"), [((20, 30), SMALL), ((200, 0), SMALL), ((20, 30), SHARED)])
+def test_heads_of_keys_are_shared(window, configs):
     lengths, random = (70, 0, 9), np.random.default_rng(1)
     rows = int(offsets(lengths)[0][-1])
     q, k, v, d_out = (jnp.asarray(random.standard_normal((rows, heads, DIM)), jnp.bfloat16) for heads in (4, 2, 2, 4))
@@ -88,10 +91,40 @@ def test_heads_of_keys_are_shared(window):
         out, pullback = jax.vjp(lambda q, k, v: function(q, k, v, lengths, window), q, k, v)
         return (out, *pullback(jnp.where(held[:, None, None], d_out, 0).astype(jnp.float32)))
 
-    actual, expected = jax.jit(lambda: gradients(call))(), gradients(exact)
+    actual = jax.jit(lambda: gradients(functools.partial(call, configs=configs)))()
+    expected = gradients(exact)
     for x, y in zip(actual, expected, strict=True):
         assert x.shape == y.shape
         assert_close(np.asarray(x, np.float32), np.asarray(y, np.float32))
+
+
+def test_each_of_two_warpgroups_reads_the_statistics_of_its_queries():
+    """dk and dv in a shared unit: two streamed tiles, the last of which ends in the second warpgroup's half."""
+    length, rows, random = 110, 112, np.random.default_rng(4)
+    held = np.arange(rows)[:, None, None] < length
+    q, k, v, d_out = (
+        jnp.asarray(np.where(held, random.standard_normal((rows, 1, DIM)), 0), jnp.bfloat16) for _ in range(4)
+    )
+    window = (rows, rows)
+    out, pullback = jax.vjp(lambda k, v: exact(q, k, v, (length,), window), k, v)
+    scores = jnp.einsum("qd,kd->qk", *(x[:length, 0].astype(jnp.float32) for x in (q, k))) * SCALE
+    delta = launch.delta(d_out, out.astype(jnp.bfloat16))[0, :length]
+    statistics = (jax.nn.logsumexp(scores, axis=1) * np.log2(np.e), delta)
+    behind = [(0, 0), (0, rows - length)]
+    own = schedule.packed(*offsets((length,)), rows)
+    found = sm100.attend(
+        (k, v),
+        (q, d_out),
+        schedule.work_list(own, own, item_rows=sm100.TILE_ROWS, balance=False),
+        score=softmax(SCALE),
+        sums=("key", "value"),
+        ragged=True,
+        config=SHARED["dkv"],
+        processors=1,
+        statistics=tuple(jnp.pad(x[None], behind, constant_values=np.nan) for x in statistics),
+    )
+    for actual, expected in zip(found, pullback(d_out.astype(jnp.float32)), strict=True):
+        assert_close(np.asarray(actual, np.float32), np.asarray(expected, np.float32))
 
 
 def attend(score, config, *, heads=(1, 1), **arguments):
