@@ -1,11 +1,12 @@
 """HSTU for ranking: one causal sequence of everything the user did, with the candidate as its last token.
 
-    S  = the events of all types, oldest first;   c = MLP(flatten(context tokens))
+    S  = the events of all types, oldest first;   c = MLP(flatten(context tokens)) + m^-1/2 sum_f x_f
     X^0 = [S | c],   X^{l+1} = HSTU block(X^l),   logits = MLP(X^L of the last token)
 
 Source: HSTU, arXiv 2402.17152 (P). Ours (O): every event type keeps an event input of its own, which tells the types
-apart; the one candidate token holds all context features, so that the model sees what the others see. Merging and
-appending keep the packed layout (`nn.sequence`). The attention has biases and a causal mask that the fused kernels
+apart; the one candidate token holds all context features, so that the model sees what the others see, and the m of them
+that share a table with events once more as they are, so that candidate and events meet in the same coordinates. Merging
+and appending keep the packed layout (`nn.sequence`). The attention has biases and a causal mask that the fused kernels
 lack and runs as plain XLA (`nn.causal_pointwise`); ``--model.no-biased`` takes both away and runs on `gdpa`.
 """
 
@@ -23,7 +24,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
-from kunlun_jax.models.system import System, SystemConfig
+from kunlun_jax.models.system import System, SystemConfig, candidate_features
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.hstu import HSTUBlock
 from kunlun_jax.nn.mlp import MLP
@@ -49,6 +50,11 @@ class HSTUConfig(SystemConfig):
     """Buckets of time gaps with a bias of their own, each 0.301 wide in the logarithm of seconds (M; number O)."""
     candidate_hidden: tuple[int, ...] = (128,)
     """Hidden widths of the MLP from context tokens to the candidate's (O)."""
+    tied_candidate: bool = True
+    """Whether the context tokens that share a table with events are added to the candidate's, whose MLP then starts at
+    `event_mlp_start`, as that of the events does (O)."""
+    aligned: bool = True
+    """Whether U, V, Q and K start near the identity, so that tokens that are alike find each other (O)."""
     block_dropout: float = 0.0
     """Dropout rate inside each block."""
     event_input: Literal["masknet", "mlp"] = "mlp"
@@ -91,7 +97,10 @@ class HSTU(System):
         super().__init__(schema, config, dense_moments=dense_moments, rngs=rngs)
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         sizes = (self.context.tokens * config.dim, *config.candidate_hidden, config.dim)
-        self.candidate = MLP(sizes, activation=config.activation, **rest)
+        features = candidate_features(self.schema) if config.tied_candidate else ()
+        self.tied = tuple(self.context.dense_tokens + feature for feature in features)
+        start = config.event_mlp_start if self.tied else 1.0
+        self.candidate = MLP(sizes, activation=config.activation, last_scale=start, **rest)
         self.layers = nnx.List(
             HSTUBlock(
                 config.dim,
@@ -101,6 +110,7 @@ class HSTU(System):
                 positions=config.positions,
                 buckets=config.time_buckets,
                 dropout=config.block_dropout,
+                aligned=config.aligned,
                 implementation=config.implementation,
                 **rest,
             )
@@ -114,6 +124,8 @@ class HSTU(System):
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
         x, events, ages = self.inputs(batch, embedded)
         candidate = self.candidate(rearrange(x, "batch tokens dim -> batch (tokens dim)"))[:, None, :]
+        if self.tied:
+            candidate += x[:, np.array(self.tied)].sum(1, keepdims=True) * len(self.tied) ** -0.5
         if events:
             history, age = merge(events, ages)
         else:

@@ -1,8 +1,8 @@
 """InterFormer: non-sequence tokens and sequences, each refined by a summary of the other, layer by layer.
 
     cross arch:        X_sum = Gate(W X),   S_sum = Gate([S_CLS | S_PMA | S_recent])
-    interaction arch:  X'    = MLP(Interaction([X | S_sum]))
-    sequence arch:     S'    = MHA(PFFN(X_sum, S))
+    interaction arch:  X'    = X + MLP(Interaction([X | S_sum]))
+    sequence arch:     S'    = MHA(S + PFFN(X_sum, S))
     logits = MLP([X_sum^L | S_sum^L]);   before the first layer X_sum is put in front of S as its CLS tokens
 
 Source: InterFormer, arXiv 2411.09852 (P). Ours (O):
@@ -10,7 +10,9 @@ Source: InterFormer, arXiv 2411.09852 (P). Ours (O):
   sequences on channels, which needs them to be of one length and clock; those of a schema are neither.
 * The CLS tokens make sequences whose rows start anew (`nn.sequence.prepend`), so no history is ever empty; the newest
   tokens of one with fewer events than `recent_tokens` are CLS tokens.
-* MHA has a norm before and a residual around it, as `nn.attention` has.
+* MHA has a norm before and a residual around it, as `nn.attention` has. PFFN and interaction have a residual, too, and
+  maps of attention start near the identity. Without them nothing that candidate and events share survives a layer: PFFN
+  multiplies all events by a new random matrix for each example (LOG.md).
 
 MHA runs on `window_attention` with a window longer than any history, PMA on `seed_attention`, PFFN on `gdpa`.
 """
@@ -67,6 +69,15 @@ class InterFormerConfig(SystemConfig):
     """Rank of its maps; 0 is full matrices (O)."""
     interaction_hidden: tuple[int, ...] = (256,)
     """Hidden widths of the MLP after Interaction."""
+    unit_products: bool = True
+    """Whether dot products are of tokens scaled to length 1 (O)."""
+    ffn_residual: bool = True
+    """Whether PFFN has a residual (O)."""
+    interaction_residual: bool = True
+    """Whether the interaction has one (O; DHEN has it, in its own paper)."""
+    aligned: bool = True
+    """Whether queries, keys, values and output of MHA, and values and output of PMA, start near the identity, so that
+    candidate and events that are alike find each other from the first step on (O)."""
     rote: RoteConfig = RoteConfig(time=False)
     """Rotary embedding of MHA: positions (P)."""
     activation: str = "silu"
@@ -117,6 +128,7 @@ class CrossArch(nnx.Module):
                 config.dim,
                 heads=config.heads,
                 norm_seeds=False,
+                aligned=config.aligned,
                 implementation=config.implementation,
                 **rest,
             )
@@ -169,6 +181,7 @@ class InterFormerLayer(nnx.Module):
             rank=config.cross_rank,
             hidden=config.interaction_hidden,
             activation=config.activation,
+            unit_products=config.unit_products,
             **rest,
         )
         operator = {"implementation": config.implementation, **rest}
@@ -176,14 +189,21 @@ class InterFormerLayer(nnx.Module):
         for name in names:
             self.ffn[name] = PersonalizedLinear(config.cls_tokens, config.dim, **operator)
             self.attention[name] = WindowAttention(
-                config.dim, heads=config.heads, window=WHOLE_HISTORY, rote=config.rote, **operator
+                config.dim,
+                heads=config.heads,
+                window=WHOLE_HISTORY,
+                rote=config.rote,
+                aligned=config.aligned,
+                **operator,
             )
+        self.ffn_residual, self.interaction_residual = config.ffn_residual, config.interaction_residual
 
     def interact(
         self, x: Float[Array, "batch tokens dim"], s_sum: list[Float[Array, "batch summary dim"]]
     ) -> Float[Array, "batch tokens dim"]:
         """X' of the interaction arch."""
-        return self.interaction(jnp.concatenate([x, *s_sum], axis=1))
+        new = self.interaction(jnp.concatenate([x, *s_sum], axis=1))
+        return x + new if self.interaction_residual else new
 
     def attend(
         self, events: Mapping[str, Jagged], x_sum: Float[Array, "batch cls dim"], age: Mapping[str, Float[Array, " _"]]
@@ -191,7 +211,8 @@ class InterFormerLayer(nnx.Module):
         """S' of the sequence arch."""
         after = {}
         for name, s in events.items():
-            s = s.replace(self.ffn[name](s, x_sum))
+            new = self.ffn[name](s, x_sum)
+            s = s.replace(s.values + new if self.ffn_residual else new)
             after[name] = s.replace(self.attention[name](s, age[name]))
         return after
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
-from kunlun_jax.nn.init import Linear
+from kunlun_jax.nn.init import LECUN, Linear, near_identity
 from kunlun_jax.nn.mlp import linear_flops
 from kunlun_jax.nn.rotary import RoteConfig, event_times, rotate
 from pallas_kernels import window_attention
@@ -29,6 +29,7 @@ class WindowAttention(nnx.Module):
     Args:
       dim: d_e, divisible by `heads`; the head width must be even for ROTE.
       window: half window w, in events.
+      aligned: whether queries, keys, values and output start near the identity (O).
 
     Raises:
       ValueError: `dim` does not split into heads of even width.
@@ -41,6 +42,7 @@ class WindowAttention(nnx.Module):
         heads: int,
         window: int,
         rote: RoteConfig,
+        aligned: bool = False,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
@@ -51,8 +53,9 @@ class WindowAttention(nnx.Module):
             )
         # Norms compute in float32 even where the rest is bfloat16.
         self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)
-        self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
-        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        qkv_init, out_init = (near_identity(0.1, maps=3), near_identity(0.1)) if aligned else (LECUN, LECUN)
+        self.qkv = Linear(dim, 3 * dim, kernel_init=qkv_init, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
         self.heads, self.dim, self.window, self.rote = heads, dim, window, rote
         self.implementation = implementation
 

@@ -1,6 +1,7 @@
 """Interactions of feature vectors: dot products of tokens, and the cross network.
 
 dot:    <x_i, x_j> for i < j                                     DLRM, arXiv 1906.00091 (P)
+        of tokens scaled to length 1, as an option               (O)
 cross:  x' = x_0 * (W x + b) + x,   W full, or U V of low rank   DCNv2, arXiv 2008.13535 (P)
 DHEN:   dot and cross side by side                               InterFormer (P)
 """
@@ -12,6 +13,7 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from kunlun_jax.nn.init import Linear
+from kunlun_jax.nn.interaction import unit
 from kunlun_jax.nn.mlp import MLP, linear_flops
 
 
@@ -64,6 +66,8 @@ class TokenInteraction(nnx.Module):
       kind: "dot", "dcn", or "dhen", which is both.
       layers, rank: of the cross network.
       hidden: widths of the hidden layers of the MLP.
+      unit_products: whether dot products are of tokens scaled to length 1, so that a match between two short ones is
+        not drowned by products of long ones.
 
     Raises:
       ValueError: an unknown kind.
@@ -80,12 +84,14 @@ class TokenInteraction(nnx.Module):
         rank: int,
         hidden: tuple[int, ...],
         activation: str,
+        unit_products: bool = False,
         dtype,
         rngs: nnx.Rngs,
     ):
         if kind not in ("dot", "dcn", "dhen"):
             raise ValueError(f"interaction is {kind!r}; use 'dot', 'dcn' or 'dhen'")
         self.dot, self.tokens_in, self.tokens_out, self.dim = kind in ("dot", "dhen"), tokens_in, tokens_out, dim
+        self.unit_products = unit_products
         channels = tokens_in * dim
         cross = kind in ("dcn", "dhen")
         self.cross = CrossNetwork(channels, layers=layers, rank=rank, dtype=dtype, rngs=rngs) if cross else None
@@ -94,7 +100,7 @@ class TokenInteraction(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
         """X'."""
-        found = [dot_products(x)] if self.dot else []
+        found = [dot_products(unit(x) if self.unit_products else x)] if self.dot else []
         if self.cross is not None:
             found.append(self.cross(rearrange(x, "batch tokens dim -> batch (tokens dim)")))
         out = self.mlp(jnp.concatenate(found, axis=1))

@@ -1,6 +1,6 @@
 """Initial parameters. The numbers are jax.random's own, bit for bit, from a few compiled programs.
 
-    near_identity:  W = eye + deviation R,   R normal, scaled by fan-in; cut or padded where the widths differ
+    near_identity:  W = [eye | eye ..] + deviation R,  R normal, scaled by fan-in; cut or padded where widths differ
 
 jax.random compiles a program for each shape, and on a CPU each takes half a second, so a model with forty parameter
 shapes starts twenty seconds late. A number from its counter-based generator depends only on the key and the position:
@@ -57,12 +57,17 @@ def scaled(scale: float) -> Callable[..., jax.Array]:
 LECUN = scaled(1.0)
 
 
-def near_identity(deviation: float) -> Callable[..., jax.Array]:
-    """Initializer for kernels ``[..., inputs, outputs]``: eye + ``deviation / sqrt(inputs)`` times normal numbers."""
+def near_identity(deviation: float, maps: int = 1) -> Callable[..., jax.Array]:
+    """Initializer for kernels ``[..., inputs, outputs]``: eye + ``deviation / sqrt(inputs)`` times normal numbers.
+
+    A kernel may be several `maps` side by side, each of which starts so; they divide its outputs.
+    """
 
     def init(key, shape: tuple[int, ...], dtype=jnp.float32, *_, **__) -> jax.Array:
-        random = normal(key, shape, dtype) * (deviation * shape[-2] ** -0.5)
-        return random + jnp.broadcast_to(jnp.eye(*shape[-2:], dtype=dtype), shape)
+        *_, inputs, outputs = shape
+        random = normal(key, shape, dtype) * (deviation * inputs**-0.5)
+        eyes = jnp.tile(jnp.eye(inputs, outputs // maps, dtype=dtype), (1, maps))
+        return random + jnp.broadcast_to(eyes, shape)
 
     return init
 

@@ -4,8 +4,8 @@
     A  = SiLU(Q K^T + rab_pos + rab_time) / n, causal
     X' = X + W_o Dropout(U * LN(A V)),   logits = MLP(X^L of the candidate)
 
-Source: HSTU, arXiv 2402.17152 (P), time buckets of its published code (M); one candidate token from all context
-features is ours (O).
+Source: HSTU, arXiv 2402.17152 (P), time buckets of its published code (M); one candidate token, from all context
+features and once more those that share a table with events, is ours (O).
 """
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.hstu import HSTUConfig
+from kunlun_jax.models.system import candidate_features
 from kunlun_jax.torch_reference.batch import PaddedBatch
 from kunlun_jax.torch_reference.mlp import MLP
 from kunlun_jax.torch_reference.system import System
@@ -66,6 +67,9 @@ class HSTU(System):
         super().__init__(schema, config, event_dims=None, dense_moments=dense_moments)
         sizes = (self.context.tokens * config.dim, *config.candidate_hidden, config.dim)
         self.candidate = MLP(sizes, config.activation)
+        features = candidate_features(self.schema) if config.tied_candidate else ()
+        dense_tokens = self.context.tokens - len(schema.categorical) - len(schema.multi_valued)
+        self.tied = [dense_tokens + feature for feature in features]
         self.layers = nn.ModuleList(HSTUBlock(config) for _ in range(config.layers))
         self.make_head(config.dim, config)
 
@@ -73,6 +77,8 @@ class HSTU(System):
         """Logits. Dropout acts under `train()`."""
         x, events = self.inputs(batch)
         candidate = self.candidate(x.flatten(1))
+        for token in self.tied:
+            candidate = candidate + x[:, token] * len(self.tied) ** -0.5
         of = [batch.events[name] for name in events]
         # One more position, for the candidate of the longest history.
         end = candidate[:, None]

@@ -1,11 +1,12 @@
 """InterFormer in PyTorch.
 
     cross arch:        X_sum = Gate(W X),   S_sum = Gate([S_CLS | S_PMA | S_recent]),   Gate(Z) = sigma(Z * MLP(Z))
-    interaction arch:  X'    = MLP(Interaction([X | S_sum]))
-    sequence arch:     S'    = MHA(PFFN(X_sum, S)),   PFFN(X_sum, S) = S f(X_sum)
+    interaction arch:  X'    = X + MLP(Interaction([X | S_sum]))
+    sequence arch:     S'    = MHA(S + PFFN(X_sum, S)),   PFFN(X_sum, S) = S f(X_sum)
     logits = MLP([X_sum^L | S_sum^L]);   before the first layer X_sum is prepended to S as its CLS tokens
 
-Source: InterFormer, arXiv 2411.09852 (P); a sequence for each event type, norm and residual around MHA are ours (O).
+Source: InterFormer, arXiv 2411.09852 (P); a sequence for each event type, norm and residual around MHA, the
+residuals of PFFN and interaction, and dot products of tokens at length 1 are ours (O).
 """
 
 import torch
@@ -66,13 +67,14 @@ class Interaction(nn.Module):
         self.cross = CrossNetwork(channels, config.cross_layers, config.cross_rank) if kind != "dot" else None
         inputs = tokens_in * (tokens_in - 1) // 2 * self.dot + channels * (self.cross is not None)
         self.mlp = MLP((inputs, *config.interaction_hidden, tokens_out * config.dim), config.activation)
-        self.shape = tokens_out, config.dim
+        self.shape, self.unit = (tokens_out, config.dim), config.unit_products
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         """X'."""
         found = []
         if self.dot:
-            pairs = [(x[:, i] * x[:, j]).sum(-1) for i in range(x.shape[1]) for j in range(i + 1, x.shape[1])]
+            u = x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() if self.unit else x
+            pairs = [(u[:, i] * u[:, j]).sum(-1) for i in range(x.shape[1]) for j in range(i + 1, x.shape[1])]
             found.append(torch.stack(pairs, dim=1))
         if self.cross is not None:
             found.append(self.cross(x.flatten(1)))
@@ -142,6 +144,7 @@ class InterFormerLayer(nn.Module):
         self.cross = CrossArch(names, tokens, config) if names else None
         self.interaction = Interaction(tokens + len(names) * config.summary_tokens, tokens, config)
         self.ffn, self.attention = nn.ModuleDict(), nn.ModuleDict()
+        self.ffn_residual, self.interaction_residual = config.ffn_residual, config.interaction_residual
         for name in names:
             self.ffn[EVENT + name] = PFFN(config.cls_tokens, config.dim)
             # A window of a million events is all of them.
@@ -154,16 +157,24 @@ class InterFormerLayer(nn.Module):
     ) -> tuple[Float[Tensor, "batch tokens dim"], dict[str, Sequence]]:
         """X' and S'; the first layer prepends X_sum to each sequence."""
         if self.cross is None:
-            return self.interaction(x), sequences
+            return self.interact(x, []), sequences
         x_sum = self.cross.of_context(x)
         if first:
             sequences = {name: with_cls(x_sum, sequence) for name, sequence in sequences.items()}
         s_sum = [self.cross.of_sequence(name, s, mask) for name, (s, _, mask) in sequences.items()]
         after = {}
         for name, (s, age, mask) in sequences.items():
-            s = self.attention[EVENT + name](self.ffn[EVENT + name](s, x_sum), age, mask)
-            after[name] = s, age, mask
-        return self.interaction(torch.cat([x, *s_sum], dim=1)), after
+            mapped = self.ffn[EVENT + name](s, x_sum)
+            s = s + mapped if self.ffn_residual else mapped
+            after[name] = self.attention[EVENT + name](s, age, mask), age, mask
+        return self.interact(x, s_sum), after
+
+    def interact(
+        self, x: Float[Tensor, "batch tokens dim"], s_sum: list[Float[Tensor, "batch summary dim"]]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """X' of the context tokens."""
+        new = self.interaction(torch.cat([x, *s_sum], dim=1))
+        return x + new if self.interaction_residual else new
 
 
 class InterFormer(System):

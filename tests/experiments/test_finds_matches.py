@@ -24,8 +24,10 @@ FINDS_MATCHES: dict[str, ModelConfig] = {
     "pooled_product": preset("pooled_product/small", head_hidden=(64,)),
     "kunlun": preset("kunlun/small", layers=1, head_hidden=(64,)),
     "onetrans": preset("onetrans/small", layers=1, head_hidden=(64,)),
+    "hstu": preset("hstu/small", layers=1, head_hidden=(64,)),
+    "interformer": preset("interformer/small", interaction_hidden=(64,)),
 }
-STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350, "onetrans": 150}
+STEPS_OF = {"kunlun": 250, "din": 350, "pooled_product": 350, "onetrans": 150, "hstu": 150, "interformer": 90}
 """Fewer where a step takes long and fewer are enough."""
 KUNLUN_AS_IT_WAS = preset(
     "kunlun/small",

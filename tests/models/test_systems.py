@@ -146,6 +146,6 @@ def test_learning(name):
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * np.asarray(g), mean, gradients)
         square = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * np.asarray(g) ** 2, square, gradients)
         weights = jax.tree.map(
-            lambda w, m, s: (w - 0.03 * m / (np.sqrt(s) + 1e-6)).astype(w.dtype), weights, mean, square
+            lambda w, m, s: (w - 0.01 * m / (np.sqrt(s) + 1e-6)).astype(w.dtype), weights, mean, square
         )
     assert losses[-1] < 0.66 * losses[0], losses

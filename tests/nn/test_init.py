@@ -32,3 +32,5 @@ def test_a_linear_map_starts_as_that_of_flax():
 def test_near_the_identity():
     kernel = np.asarray(init.near_identity(0.1)(KEY, (64, 48)))
     np.testing.assert_allclose((kernel - np.eye(64, 48)).std(), 0.1 / 8, rtol=0.1)
+    beside = np.asarray(init.near_identity(0.1, maps=3)(KEY, (64, 144))) - np.tile(np.eye(64, 48), 3)
+    np.testing.assert_allclose(beside.std(), 0.1 / 8, rtol=0.1)

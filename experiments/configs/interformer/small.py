@@ -6,6 +6,8 @@ Cost: eight minutes on a CPU core that others use too. Score: test NE .911, one 
 .681 and Kunlun's is .810 (commit 8b23845, `experiments/results/cpu/systems.json`).
 """
 
+import dataclasses
+
 from experiments.configs.kunlun import small
 from kunlun_jax.models.interformer import InterFormerConfig
 from kunlun_jax.training.config import TrainConfig
@@ -14,14 +16,14 @@ CONFIG = TrainConfig(
     data=small.CONFIG.data,
     loader=small.CONFIG.loader,
     model=InterFormerConfig(
-        dim=24,
-        layers=2,
+        dim=32,
+        layers=1,
         embedding_dim=32,
         heads=2,
-        cross_rank=32,
-        interaction_hidden=(128,),
+        cross_rank=64,
+        interaction_hidden=(256,),
         head_hidden=(64,),
     ),
-    optimizer=small.CONFIG.optimizer,
+    optimizer=dataclasses.replace(small.CONFIG.optimizer, learning_rate=2e-3),
     run=small.CONFIG.run,
 )
