@@ -67,6 +67,10 @@ class Source(Protocol):
         """Events of type `event` before each request, uncut, int64."""
         ...
 
+    def list_lengths(self, index: np.ndarray, feature: str) -> np.ndarray:
+        """Ids of the multi-valued `feature` in each example, int64."""
+        ...
+
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """The schema's key columns of the examples `index`."""
         ...

@@ -387,13 +387,7 @@ def _lengths(source: Source, index: np.ndarray, max_events: dict[str, int]) -> d
         event.name: np.minimum(source.history_lengths(index, event.name), max_events[event.name])
         for event in source.schema.events
     }
-    if source.schema.multi_valued:
-        no_events = dict.fromkeys(max_events, 0)
-        pieces = np.array_split(index, -(-len(index) // 65536))
-        rows = [source.rows(piece, no_events).multi_valued for piece in pieces]
-        for feature in source.schema.multi_valued:
-            lengths[feature.name] = np.concatenate([np.diff(piece[feature.name].splits) for piece in rows])
-    return lengths
+    return lengths | {feature.name: source.list_lengths(index, feature.name) for feature in source.schema.multi_valued}
 
 
 def _packed_rows(source: Source, index: np.ndarray, max_events: dict[str, int]) -> dict[str, np.ndarray]:

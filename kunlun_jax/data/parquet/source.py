@@ -127,6 +127,14 @@ class ParquetSource:
         i = self._event_number(event)
         return _take(self._columns[f"history.{i}.stop"], index) - _take(self._columns[f"history.{i}.start"], index)
 
+    def list_lengths(self, index: np.ndarray, feature: str) -> np.ndarray:
+        """Ids of the multi-valued `feature` in each example, int64."""
+        index, names = self._checked(index), [known.name for known in self.schema.multi_valued]
+        if feature not in names:
+            raise KeyError(f"schema {self.schema.name!r} has no multi-valued feature {feature!r}; it has {names}")
+        splits = self._columns[f"multi_valued.{names.index(feature)}.splits"]
+        return _take(splits, index + 1) - _take(splits, index)
+
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """The schema's key columns, int64 or str."""
         index = self._checked(index)

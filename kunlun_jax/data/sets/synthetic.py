@@ -241,6 +241,19 @@ class SyntheticSource:
         count = self.world.counts(requests.users, event, requests.time_ms)
         return np.minimum(count, self.config.history_limit)
 
+    def list_lengths(self, index: np.ndarray, feature: str) -> np.ndarray:
+        """Tags of each row's item, int64.
+
+        Raises:
+          IndexError: a row number is not in the data set.
+          KeyError: there is no such multi-valued feature.
+        """
+        if feature != "tags":
+            raise KeyError(f"the synthetic data set has no multi-valued feature {feature!r}; it has 'tags'")
+        requests = self._requests(index)
+        impressions = self.world.counts(requests.users, "impression", requests.time_ms)
+        return self.world.item_tag_count[self._items(requests, impressions)].astype(np.int64)
+
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """User, item and request time of the examples `index`, int64.
 

@@ -91,6 +91,8 @@ def test_rows_are_those_of_the_tables(dataset, tables, most):
             assert ragged.values.dtype == np.int64
             for b, i in enumerate(here):
                 assert ragged.values[ragged.splits[b] : ragged.splits[b + 1]].tolist() == columns[feature.name][i]
+            sizes = dataset.source.list_lengths(index, feature.name)
+            np.testing.assert_array_equal(sizes, np.diff(ragged.splits), strict=True)
         for event in schema.events:
             got, log = rows.events[event.name], tables.events[event.name]
             assert (got.ids.dtype, got.dense.dtype, got.time_ms.dtype) == (np.int64, np.float32, np.int64)
@@ -174,6 +176,8 @@ def test_no_rows_at_all_and_rows_outside(dataset):
             dataset.source.rows(np.array([outside]), {"click": 5, "like": 5})
     with pytest.raises(KeyError, match="no event type 'order'"):
         dataset.source.history_lengths(np.array([0]), "order")
+    with pytest.raises(KeyError, match="no multi-valued feature 'order'; it has"):
+        dataset.source.list_lengths(np.array([0]), "order")
 
 
 def test_a_schema_of_context_alone(tmp_path):

@@ -219,7 +219,7 @@ def test_counts_agree_with_a_walk_over_the_stream_to_the_millisecond(dataset):
         np.testing.assert_array_equal(counted, np.searchsorted(stored.time_ms, ends, side="left"))
 
 
-def test_history_lengths_agree_with_the_rows(dataset):
+def test_lengths_agree_with_the_rows(dataset):
     index = np.arange(0, len(dataset.source), 3)
     rows = dataset.source.rows(index, {"impression": 10, "click": 3, "purchase": 1})
     for event, limit in (("impression", 10), ("click", 3), ("purchase", 1)):
@@ -227,6 +227,10 @@ def test_history_lengths_agree_with_the_rows(dataset):
         assert lengths.dtype == np.int64
         np.testing.assert_array_equal(lengths, rows.events[event].available)
         np.testing.assert_array_equal(np.diff(rows.events[event].splits), np.minimum(lengths, limit))
+    tags = dataset.source.list_lengths(index, "tags")
+    np.testing.assert_array_equal(tags, np.diff(rows.multi_valued["tags"].splits), strict=True)
+    with pytest.raises(KeyError, match="no multi-valued feature 'labels'; it has 'tags'"):
+        dataset.source.list_lengths(index, "labels")
 
 
 def test_a_cut_keeps_the_newest_events_and_the_labels(dataset):
