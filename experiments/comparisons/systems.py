@@ -2,8 +2,8 @@
 
     python -m experiments.compare systems
 
-One to six minutes per seed on two CPU cores. Learning rates were chosen for Kunlun and for InterFormer, which has half of
-Kunlun's, and not tuned for the others.
+One to six minutes per seed on two CPU cores. Learning rates were chosen for Kunlun and for InterFormer, which has
+half of Kunlun's, and not tuned for the others.
 """
 
 from experiments.compare import Comparison

@@ -2,8 +2,9 @@
 
     python -m experiments.train hstu/small
 
-Cost: six minutes on a CPU core that others use too. Score: test NE .886, one seed, where the least there can be is
-.681 and Kunlun's is .810 (commit 8b23845, `experiments/results/cpu/systems.json`).
+Cost: seven minutes on a CPU core that others use too. Score: test NE .8825, one seed, where the least there can be is
+.681 and Kunlun's is .810 (commit 9ff5ada, `experiments/results/cpu/systems.json`). It learns little from histories
+here; LOG.md says why ("What did not work").
 """
 
 from experiments.configs.kunlun import small

@@ -3,7 +3,8 @@
     python -m experiments.train interformer/kuairand --data.root KuaiRand-Pure
 
 Cost: eight minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5939, test AUC .7394, NE .8600,
-frozen gAUC .6329 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
+frozen gAUC .6329 (commit 8b23845, before the model and its sizes changed,
+`experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand
