@@ -87,7 +87,7 @@ FAMILIES = {
 MOVIELENS = {
     system: "--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05"
     # Most ids are rare: at unit length one that was never trained would weigh in products as much as any other.
-    + (" --model.no-unit-products" if system in ("kunlun", "wukong") else "")
+    + (" --model.no-unit-products" if system in ("kunlun", "interformer", "wukong") else "")
     for system in FAMILIES
 }
 """System -> what preset kunlun/movielens has otherwise than kunlun/small, as flags."""

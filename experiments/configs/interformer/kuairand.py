@@ -21,6 +21,7 @@ CONFIG = TrainConfig(
         heads=2,
         cross_rank=32,
         interaction_hidden=(112,),
+        unit_products=False,
         head_hidden=(64,),
         wide=True,
         dropout=0.2,
