@@ -24,7 +24,7 @@ from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.flops import Part, part
-from kunlun_jax.models.system import System, SystemConfig, candidate_features
+from kunlun_jax.models.system import System, SystemConfig
 from kunlun_jax.nn.embedding import Embedded
 from kunlun_jax.nn.hstu import HSTUBlock
 from kunlun_jax.nn.mlp import MLP
@@ -97,8 +97,9 @@ class HSTU(System):
         super().__init__(schema, config, dense_moments=dense_moments, rngs=rngs)
         rest = {"dtype": config.compute_dtype, "rngs": rngs}
         sizes = (self.context.tokens * config.dim, *config.candidate_hidden, config.dim)
-        features = candidate_features(self.schema) if config.tied_candidate else ()
-        self.tied = tuple(self.context.dense_tokens + feature for feature in features)
+        matching = self.event_names if config.tied_candidate else ()
+        shared = {column for name in matching for column, _ in self.schema.matches(name)}
+        self.tied = tuple(self.context.dense_tokens + column for column in sorted(shared))
         start = config.event_mlp_start if self.tied else 1.0
         self.candidate = MLP(sizes, activation=config.activation, last_scale=start, **rest)
         self.layers = nnx.List(

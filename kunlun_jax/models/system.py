@@ -120,12 +120,6 @@ def shared_features(event: EventType, tables: list[str]) -> tuple[tuple[int, int
     )
 
 
-def candidate_features(schema: Schema) -> tuple[int, ...]:
-    """Numbers of the context features whose table a field of an event reads, too: what the candidate is (O)."""
-    tables = [feature.table_name for feature in (*schema.categorical, *schema.multi_valued)]
-    return tuple(sorted({feature for event in schema.events for _, feature in shared_features(event, tables)}))
-
-
 class System(nnx.Module):
     """Input and head of a system, which is a subclass: it has ``middle_parts`` and ``__call__``.
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from kunlun_jax.data.dataset import Moments
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.hstu import HSTUConfig
-from kunlun_jax.models.system import candidate_features
 from kunlun_jax.torch_reference.batch import PaddedBatch
 from kunlun_jax.torch_reference.mlp import MLP
 from kunlun_jax.torch_reference.system import System
@@ -67,9 +66,9 @@ class HSTU(System):
         super().__init__(schema, config, event_dims=None, dense_moments=dense_moments)
         sizes = (self.context.tokens * config.dim, *config.candidate_hidden, config.dim)
         self.candidate = MLP(sizes, config.activation)
-        features = candidate_features(self.schema) if config.tied_candidate else ()
+        shared = {column for name in self.names for column, _ in self.schema.matches(name)}
         dense_tokens = self.context.tokens - len(schema.categorical) - len(schema.multi_valued)
-        self.tied = [dense_tokens + feature for feature in features]
+        self.tied = [dense_tokens + column for column in sorted(shared)] if config.tied_candidate else []
         self.layers = nn.ModuleList(HSTUBlock(config) for _ in range(config.layers))
         self.make_head(config.dim, config)
 

@@ -21,6 +21,7 @@ CONFIG = TrainConfig(
         heads=2,
         cross_rank=32,
         interaction_hidden=(112,),
+        # As in kunlun/kuairand: at unit length an id that was never trained would weigh as much as any other.
         unit_products=False,
         head_hidden=(64,),
         wide=True,

@@ -37,7 +37,7 @@ DQ = (
 )
 DKV = (
     ("dense", 64, Sm100Config(block=64, units=1, stages=3, score_stages=2, polynomial=4)),
-    ("jagged", 32, Sm100Config(block=64, units=2)),
+    ("jagged", 32, Sm100Config(block=64, units=2, run=3, stages=4, stationary_stages=2)),
     ("jagged", 64, Sm100Config(block=64, units=1, warpgroups=2, run=3, stages=4, stationary_stages=2)),
 )
 
