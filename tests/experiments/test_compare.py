@@ -157,7 +157,7 @@ def test_code_with_changes_is_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["nothing"], "no comparison 'nothing'; there are ['ablation', 'kuairand'"),
+        (["nothing"], "no comparison 'nothing'; there are ['ablation', 'amazonelectronics_x1'"),
         (["remedies", "--rows", "x"], "rows names ['x']"),
     ],
 )
@@ -167,7 +167,11 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "kuairand", "movielens", "remedies", "sizes", "systems", "systems_kuairand"]
+    "name",
+    [
+        *("ablation", "kuairand", "movielens", "remedies", "sizes", "systems", "systems_kuairand"),
+        *("amazonelectronics_x1", "kuaivideo_x1", "taobaoad_x1"),
+    ],
 )
 def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name):
     comparison = compare.comparison_of(name)

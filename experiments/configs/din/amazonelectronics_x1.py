@@ -1,0 +1,29 @@
+"""AmazonElectronics: DIN with the sizes of the BARS board's DIN, on the data of kunlun/amazonelectronics_x1.
+
+    python -m experiments.train din/amazonelectronics_x1 --data.root amazonelectronics
+
+Cost and score: not known, neither NE nor the board's metrics, for the data is not here and nobody has run it. The
+board's DIN has gAUC .8835, AUC .8860, LogLoss .4302, the best of its passes on the test rows after eight (reczoo/BARS
+at 5b5e61f, ranking/ctr/DIN/DIN_amazonelectronics_x1). Widths, dropout, batch and rate are its own; ours has SiLU for
+its activations, row-wise Adagrad for the tables and no penalty on them.
+"""
+
+import dataclasses
+
+from experiments.configs.kunlun import amazonelectronics_x1
+from kunlun_jax.models.din import DINConfig
+from kunlun_jax.training.config import TrainConfig
+
+CONFIG = TrainConfig(
+    data=amazonelectronics_x1.CONFIG.data,
+    loader=amazonelectronics_x1.CONFIG.loader,
+    model=DINConfig(
+        dim=64,
+        embedding_dim=64,
+        unit_hidden=(512, 256),
+        head_hidden=(1024, 512, 256),
+        dropout=0.1,
+    ),
+    optimizer=dataclasses.replace(amazonelectronics_x1.CONFIG.optimizer, learning_rate=5e-4),
+    run=amazonelectronics_x1.CONFIG.run,
+)
