@@ -1,15 +1,17 @@
-"""The BARS leaderboards with histories (Zhu et al., SIGIR 2022, arXiv 2205.09626): what is in their CSV files.
+"""Three BARS leaderboards with histories (Zhu et al., SIGIR 2022, arXiv 2205.09626): what is in their CSV files.
 
 `kunlun_jax.data.import_bars` converts them. The files are not in this repository, and nothing here was run on them.
 What is said of them is read from the boards' own scripts and records (repository at commit: path):
 
 * columns, their order, separator, label, rows: reczoo/Datasets at 71dc577: Amazon/AmazonElectronics_x1,
   KuaiShou/KuaiVideo_x1 and Taobao/TaobaoAd_x1, README.md and convert_*.py of each. A comma and a header line; histories
-  are whole numbers joined by "^", empty where there is none; all other columns but the price are whole numbers.
+  are whole numbers joined by "^", empty where there is none; what else is read, but for the price, are whole numbers.
 * which columns are inputs, in what role, which tables are shared, counts below which a value has no row of its own,
   whose rows gAUC groups: reczoo/BARS at 5b5e61f: ranking/ctr/DIN/DIN_<set>/*_tuner_config_*.yaml. None of the three has
   a validation file: the boards name test.csv as both, and so chose sizes, rates and passes on it.
-* gAUC weighs groups by rows and leaves out those with one class, as ours: reczoo/FuxiCTR at v2.0.1: fuxictr/metrics.py.
+* gAUC weighs groups by rows and leaves out those with one class, as ours; values are counted column by column, and a
+  list is cut where it is padded, so that of AmazonElectronics at its new end: reczoo/FuxiCTR at v2.0.1:
+  fuxictr/metrics.py, fuxictr/preprocess/feature_processor.py and utils.py.
 * oldest event first: zhougr1993/DeepInterestNetwork at e1580b4: deepFM/build_dataset.py (the k-th sample of a user has
   the first k of the user's list). KuaiVideo's lists are the first of a user's list, too, so they grow at their end.
   TaobaoAd's raw rows fill up with zeros in front, and DMR learns to predict the last event from those before:
