@@ -8,7 +8,8 @@ Histories are "jagged" as in KuaiRand, whose impressions are 7% of the longest o
 none, or all "full". PyTorch pads to the longest history of the batch.
 
 What the JSON file already has for the same settings is not run again (--fresh does). ``--presets kunlun/small --lengths
-jagged --rounds 5`` takes 3 minutes on two idle cores, mostly for PyTorch to compile; preset base over 5 per setting.
+jagged --rounds 5`` takes 3 minutes on two idle cores, mostly for PyTorch to compile; both lengths with 9 rounds took 30
+on cores half as fast. Preset base takes over 5 per setting.
 Expected: float64 within 1e-10 forward and 1e-8 for gradients, else the exit code is 1. Writes
 ``experiments/results/cpu/parity.json`` and a picture beside it.
 """

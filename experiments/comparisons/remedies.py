@@ -17,6 +17,7 @@ TAKEN_OUT = {
     "no residual in X_sum": "--model.no-summary-residual",
     "random start of maps": "--model.no-aligned",
     "no lengths": "--model.no-history-lengths",
+    "no lengths, no counts in HSP": "--model.no-history-lengths --model.no-pool-counts",
     "no ranks of events": "--model.no-rank-feature",
     "no ranks in HSP": "--model.no-pool-ranks",
     "no counts in HSP": "--model.no-pool-counts",

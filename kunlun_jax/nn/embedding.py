@@ -26,11 +26,11 @@ class Touched:
 
     Attributes:
       rows: ``[touched]`` int32, where they are stored (`nn.table_rows`), ascending and unique; padded with the number
-        of stored rows, which no update reaches.
+        of stored rows, which no update reaches. None where all of them are taken, in order.
       slots: feature -> int32, shaped as the feature's ids: where in `rows` each id stands.
     """
 
-    rows: Int[Array, " touched"]
+    rows: Int[Array, " touched"] | None
     slots: dict[str, Int[Array, "..."]]
 
 
@@ -81,7 +81,7 @@ def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
         features = {name: place(ids, schema.tables[table].rows) for name, ids in features.items()}
         count = sum(ids.size for ids in features.values())
         if total <= count:
-            touched[table] = Touched(jnp.arange(total, dtype=jnp.int32), features)
+            touched[table] = Touched(None, features)
             continue
         rows, slots = jnp.unique(
             jnp.concatenate(list(features.values())), size=count, fill_value=total, return_inverse=True
@@ -95,21 +95,32 @@ def touch(schema: Schema, batch: Batch) -> dict[str, Touched]:
 
 
 def embed(schema: Schema, batch: Batch, touched: dict[str, Touched], rows: dict[str, jax.Array]) -> Embedded:
-    """Spreads the rows that were read over the features of the batch; its gradient sums over repeated ids."""
-    by_feature = {
-        name: rows[table].at[slots].get(mode="clip")
-        for table, found in touched.items()
-        for name, slots in found.slots.items()
-    }
+    """Spreads the rows that were read over the features of the batch; its gradient sums over repeated ids.
+
+    The rows of all tables lie side by side, so that the context and each event type are read by one gather
+    each, and not one for each feature.
+    """
     dim = next(iter(rows.values())).shape[-1] if rows else 0
-    context = [by_feature[f"context/{feature.name}"] for feature in schema.categorical]
+    side_by_side = jnp.concatenate(list(rows.values())) if rows else jnp.zeros((0, dim))
+    places, first = {}, 0
+    for table, part in rows.items():
+        for name, slots in touched[table].slots.items():
+            places[name] = first + jnp.clip(slots, 0, part.shape[0] - 1)
+        first += part.shape[0]
+
+    def read(places: Int[Array, "..."]) -> Float[Array, "... dim"]:
+        return side_by_side.at[places].get(mode="promise_in_bounds")
+
+    def read_all(names: list[str], count: int) -> Float[Array, "count features dim"]:
+        return read(jnp.stack([places[name] for name in names], axis=1)) if names else jnp.zeros((count, 0, dim))
+
     return Embedded(
-        categorical=jnp.stack(context, axis=1) if context else jnp.zeros((batch.size, 0, dim)),
-        multi_valued={f.name: by_feature[f"multi_valued/{f.name}"] for f in schema.multi_valued},
+        categorical=read_all([f"context/{feature.name}" for feature in schema.categorical], batch.size),
+        multi_valued={f.name: read(places[f"multi_valued/{f.name}"]) for f in schema.multi_valued},
         events={
-            event.name: jnp.stack([by_feature[f"events/{event.name}/{f.name}"] for f in event.categorical], axis=1)
-            if event.categorical
-            else jnp.zeros((batch.events[event.name].rows, 0, dim))
+            event.name: read_all(
+                [f"events/{event.name}/{f.name}" for f in event.categorical], batch.events[event.name].rows
+            )
             for event in schema.events
             if event.name in batch.events
         },
@@ -152,7 +163,10 @@ def gather_rows(
 ) -> dict[str, Float[Array, "_ dim"]]:
     """The touched rows of each table, ``[touched, dim]``; padding past the end repeats the last row."""
     return {
-        name: tables[name].at[found.rows].get(mode="clip", indices_are_sorted=True) for name, found in touched.items()
+        name: tables[name]
+        if found.rows is None
+        else tables[name].at[found.rows].get(mode="clip", indices_are_sorted=True)
+        for name, found in touched.items()
     }
 
 

@@ -9,11 +9,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kunlun_jax.nn.init import Linear, scaled
+from pallas_kernels.activations import ACTIVATIONS as POINTWISE
+from pallas_kernels.dispatch import accumulator
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    """GELU by erf, computed in float32 or better; `jax.nn.gelu` takes erfc, at over twice the time on a CPU."""
+    return POINTWISE["gelu"].value(x.astype(accumulator(x.dtype))).astype(x.dtype)
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": _gelu,
 }
 
 

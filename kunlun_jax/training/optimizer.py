@@ -171,6 +171,9 @@ def update_rows(
       old: ``table[touched.rows]``, which the forward pass read already.
       gradient: with respect to `old`.
     """
+    if touched.rows is None:
+        updates, state = optimizer.update(gradient, state)
+        return table + jnp.asarray(updates), state
     # Fill rows lie past the table: "clip" reads something harmless for them, "drop" writes nothing.
     part = jax.tree.map(lambda leaf: leaf.at[touched.rows].get(mode="clip", indices_are_sorted=True), state)
     updates, part = optimizer.update(gradient, part)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.nn.embedding import Touched, gather_rows
-from kunlun_jax.nn.table_rows import is_dealt
+from kunlun_jax.nn.table_rows import is_dealt, stored_rows
 from kunlun_jax.parallel import Axis
 from kunlun_jax.training import exchange
 from kunlun_jax.training.exchange import Route
@@ -36,7 +36,7 @@ def read(
       axis: mesh axes over which all is spread; None on one device.
     """
     ways = {
-        name: exchange.route(found.rows, tables[name].shape[0], axis)
+        name: exchange.route(_stored(found, schema.tables[name].rows), tables[name].shape[0], axis)
         for name, found in touched.items()
         if axis is not None and is_dealt(schema.tables[name].rows)
     }
@@ -81,8 +81,15 @@ def update(
     return new_tables, new_states
 
 
+def _stored(touched: Touched, rows: int) -> Int[Array, " touched"]:
+    """Where the touched rows of a table of `rows` rows are stored."""
+    return jnp.arange(stored_rows(rows), dtype=jnp.int32) if touched.rows is None else touched.rows
+
+
 def _update_everywhere(optimizer, table, state, part: Touched, gradient, axis: Axis):
     """The same update on every device of a table that all have, by the sum of their gradients."""
+    if part.rows is None:
+        return update_rows(optimizer, table, state, part, table, lax.psum(gradient, axis))
     total = lax.psum(jnp.zeros_like(table).at[part.rows].add(gradient, mode="drop"), axis)
     reads = lax.psum(jnp.zeros(table.shape[0], jnp.int32).at[part.rows].add(1, mode="drop"), axis) > 0
     updates, new = optimizer.update(total, state)

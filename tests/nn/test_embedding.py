@@ -42,7 +42,7 @@ def test_small_tables_are_taken_whole_and_large_ones_by_unique_rows():
     batch = random_batch()
     touched = jax.jit(lambda b: touch(SCHEMA, b))(batch)
     assert set(touched) == {"user", "item", "tags", "place"}
-    np.testing.assert_array_equal(touched["item"].rows, np.arange(10))
+    assert touched["item"].rows is None
     assert set(touched["item"].slots) == {"context/item", "events/view/item", "events/context/item"}
     user = np.asarray(touched["user"].rows)
     distinct = np.unique(batch.categorical[:, 0])
@@ -82,7 +82,9 @@ def test_gradient_of_rows_put_back_equals_that_of_tables(items):
         rows = gather_rows(tables, touched)
         gradient = jax.grad(lambda r: weighted(embed(schema, batch, touched, r)))(rows)
         return {
-            name: jnp.zeros_like(tables[name]).at[part.rows].add(gradient[name], mode="drop")
+            name: gradient[name]
+            if part.rows is None
+            else jnp.zeros_like(tables[name]).at[part.rows].add(gradient[name], mode="drop")
             for name, part in touched.items()
         }
 
@@ -100,8 +102,25 @@ def test_both_ways_to_touch_agree_at_the_size_where_one_takes_over(rows):
     batch = dataclasses.replace(random_batch(), categorical=ids, multi_valued={}, events={})
     table = tiny_tables(schema, dim=DIM)["user"]
     np.testing.assert_array_equal(lookup(schema, batch, {"user": table}).categorical, table[ids])
-    whole = np.arange(rows)
-    assert np.array_equal(touch(schema, batch)["user"].rows, whole) == (rows <= BATCH)
+    assert (touch(schema, batch)["user"].rows is None) == (rows <= BATCH)
+
+
+def test_ids_past_a_table_read_its_last_row_and_never_the_next_table():
+    batch, tables = random_batch(), tiny_tables(dim=DIM)
+    beyond = dataclasses.replace(batch, categorical=batch.categorical.at[:, 1].set(1000))
+    found = lookup(SCHEMA, beyond, tables).categorical[:, 1]
+    np.testing.assert_array_equal(found, np.broadcast_to(tables["item"][-1], found.shape))
+
+
+def test_context_and_each_event_type_are_read_by_one_gather():
+    batch, tables = random_batch(), tiny_tables(dim=DIM)
+
+    def read(rows):
+        return embed(SCHEMA, batch, touched, rows)
+
+    touched = touch(SCHEMA, batch)
+    gathers = str(jax.make_jaxpr(read)(gather_rows(tables, touched))).count(" gather[")
+    assert gathers == 1 + len(SCHEMA.multi_valued) + len(SCHEMA.events)
 
 
 def test_an_event_type_that_the_batch_lacks_is_left_out():
