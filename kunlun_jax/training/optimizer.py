@@ -168,7 +168,7 @@ def update_rows(
       table: all rows.
       state: of `optimizer`, for the whole table.
       touched: says which rows.
-      old: ``table[touched.rows]``, which the forward pass read already.
+      old: ``table[touched.rows]``, which the forward pass read already; not read where all rows are touched.
       gradient: with respect to `old`.
     """
     if touched.rows is None:
