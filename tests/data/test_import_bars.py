@@ -263,7 +263,7 @@ def header_alone(path: Path) -> None:
         (Path.unlink, "train.csv: no such file; expected a CSV file with the columns ['label', 'user_id', 'item_id'"),
         (shortened, "train.csv: does not end with a line break, so it was cut off"),
         (without_column, "train.csv: its first line lacks the columns ['cate_history']; expected ['label', "),
-        (with_short_line, "train.csv: is not the CSV expected: CSV parse error: Row #78: Expected 6 columns, got 2: 1,"),
+        (with_short_line, "train.csv: is not the CSV expected: CSV parse error: Row #78: Expected 6 columns, got 2"),
         (with_empty_line, "train.csv: line 78, column 'user_id' is ''; it must be a whole number"),
         (header_alone, "train.csv: holds no rows below its header"),
     ],
