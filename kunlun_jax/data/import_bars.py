@@ -28,11 +28,11 @@ import tyro
 from jaxtyping import Int64
 from pyarrow import csv
 
-from kunlun_jax.data.parquet.validate import summary, validate
+from kunlun_jax.data.parquet.validate import tells_of
 from kunlun_jax.data.parquet.vocabulary import Counter, as_text
 from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.sets.bars import SETS, BarsSet, History
-from kunlun_jax.data.sets.official import check_whole
+from kunlun_jax.data.sets.official import check_header, check_whole
 from kunlun_jax.progress import ProgressBar
 
 LONGEST = 10_000
@@ -155,11 +155,7 @@ class _Block:
 def _blocks(bars: BarsSet, path: Path, last_line: int = sys.maxsize) -> Iterator[_Block]:
     """The rows of a file in blocks, none with rows both up to `last_line` and after it."""
     names = _columns(bars)
-    with path.open("rb") as file:
-        header = file.readline().decode("utf-8", "replace").rstrip("\r\n").split(",")
-    missing = [name for name in names if name not in header]
-    if missing:
-        raise bars.official.error(path, f"its first line lacks the columns {missing}; expected {list(names)}")
+    check_header(path, names, bars.official)
     # With threads an error would not tell the line, and the conversion is no faster.
     read = csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
     # An empty line is a row of empty fields, which is refused; if it were left out, lines in messages would be wrong.
@@ -315,13 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    problems, dataset = validate(args.out)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if dataset is None:
-        print(f"{args.out}: remove it, get the files again, and convert them again", file=sys.stderr)
+    if not tells_of(args.out, otherwise="remove it, get the files again, and convert them again"):
         return 1
-    print(summary(dataset))
     found = {"train": rows["train"] + rows.get("valid", 0), "test": rows["test"]}
     if found != bars.rows:
         print(f"\nThe board's files have {dict(bars.rows)} rows and these {found}: scores are not comparable with it.")

@@ -23,7 +23,7 @@ import tyro
 from pyarrow import csv
 
 from kunlun_jax.data.parquet.files import FIRST_SPLITS, RESERVED_EVENT_COLUMNS, RESERVED_EXAMPLE_COLUMNS, write_layout
-from kunlun_jax.data.parquet.validate import summary, validate
+from kunlun_jax.data.parquet.validate import tells_of
 from kunlun_jax.data.parquet.vocabulary import as_text
 from kunlun_jax.data.schema import Allowed, Categorical, EventType, NullPolicy, Overflow, Schema, TimeUnit
 
@@ -293,13 +293,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    problems, dataset = validate(mapping.out)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if dataset is None:
-        print(f"{mapping.out}: remove it, mend the log or the mapping, and import again", file=sys.stderr)
+    if not tells_of(mapping.out, otherwise="remove it, mend the log or the mapping, and import again"):
         return 1
-    print(summary(dataset))
     print(f"\nTrain on it:\n  python -m experiments.train kunlun/small --data.root {mapping.out}")
     return 0
 

@@ -128,6 +128,12 @@ def test_squares_that_overflow_are_not_finite():
         assert not all_finite([jnp.float32([1.0]), jnp.float32([0.0, bad])])
 
 
+def test_many_entries_whose_squares_overflow_together_are_not_finite():
+    many = jnp.full(10_000, 1e18, jnp.float32)
+    assert not jnp.isfinite(jnp.square(many).sum()) and not all_finite(many)
+    assert all_finite(many * 0.1)
+
+
 def test_an_optimizer_leaves_every_bit():
     """The sign of a zero, too; and where it does not it is the same optimizer."""
     table = jnp.float32([[-0.0, 1.5], [0.0, 2.0]])

@@ -82,6 +82,18 @@ def summary(dataset: Dataset) -> str:
     return "\n\n".join([heading, *tables])
 
 
+def tells_of(root: Path, *, otherwise: str) -> bool:
+    """Checks what an import made and prints its summary; or the problems and what to do `otherwise`, and is false."""
+    problems, dataset = validate(root)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if dataset is None:
+        print(f"{root}: {otherwise}", file=sys.stderr)
+        return False
+    print(summary(dataset))
+    return True
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
 

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,15 @@ def check_whole(path: Path, official: Official, expected: str) -> None:
             raise official.error(path, "does not end with a line break, so it was cut off; expected whole lines")
 
 
+def check_header(path: Path, columns: Iterable[str], official: Official) -> None:
+    """Refuses a CSV file whose first line lacks one of `columns`."""
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8", "replace").rstrip("\r\n").split(",")
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise official.error(path, f"its first line lacks the columns {missing}; expected {list(columns)}")
+
+
 def read_csv(
     path: Path, columns: Mapping[str, pa.DataType], official: Official, nullable: Sequence[str] = ()
 ) -> pa.Table:
@@ -86,11 +95,7 @@ def read_csv(
       ValueError: the file is missing, cut off, lacks columns, or holds values of another type.
     """
     check_whole(path, official, f"a CSV file with the columns {list(columns)}")
-    with path.open("rb") as file:
-        header = file.readline().decode("utf-8", "replace").rstrip("\r\n").split(",")
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise official.error(path, f"its first line lacks the columns {missing}; expected {list(columns)}")
+    check_header(path, columns, official)
     options = csv.ConvertOptions(
         column_types=dict(columns), include_columns=list(columns), strings_can_be_null=True, null_values=[""]
     )
