@@ -29,8 +29,8 @@ CONFIG = KunlunConfig(
 """Three layers, of which event types take part in two, so that the last pool is a final one."""
 
 
-def tiny_model(schema: Schema = SCHEMA, *, seed: int = 0, **changes) -> Kunlun:
-    """Kunlun of `CONFIG` with some fields changed, and parameters that are drawn anew."""
+def tiny_model(schema: Schema = SCHEMA, *, seed: int = 0, scale: float = 0.4, **changes) -> Kunlun:
+    """Kunlun of `CONFIG` with some fields changed, and parameters that are drawn anew with a standard deviation."""
     config = dataclasses.replace(CONFIG, **changes)
     rates = (0.2, 0.02)[: len(schema.tasks)]
-    return build(lambda: Kunlun(schema, config, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed)
+    return build(lambda: Kunlun(schema, config, base_rate=rates, rngs=nnx.Rngs(0)), seed=seed, scale=scale)
