@@ -5,6 +5,9 @@ XLA's own count cannot be used: it counts a loop body once, and a custom call no
 
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 
 class Cost(NamedTuple):
     """Counted work of one call.
@@ -29,3 +32,8 @@ def attention_cost(pairs: int, heads: int, dim: int, *, forward_bytes: int, back
     """`Cost` of an operator that scores `pairs` pairs in each of `heads` heads of width `dim`."""
     unit = heads * dim * pairs
     return Cost(pairs, 4 * unit, 10 * unit, forward_bytes, backward_bytes)
+
+
+def drawn_lengths(batch: int, low: int, high: int) -> Int[np.ndarray, " batch"]:
+    """Lengths to measure and to predict jagged sequences at: int32, uniform in ``[low, high]``, each time the same."""
+    return np.random.default_rng(7).integers(low, high, batch, np.int32, endpoint=True)

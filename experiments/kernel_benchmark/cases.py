@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import jagged
-from pallas_kernels.costs import Cost
+from pallas_kernels.costs import Cost, drawn_lengths
 from pallas_kernels.operators.gdpa import shapes as gdpa_shapes
 from pallas_kernels.operators.seed_attention import shapes as seed_shapes
 from pallas_kernels.operators.window_attention import shapes as window_shapes
@@ -76,7 +76,7 @@ class Case:
     def lengths(self) -> np.ndarray:
         """Rows of each example, int32 ``[batch]``."""
         low = max(1, int((2 * self.sparsity - 1) * self.max_length))
-        return np.random.default_rng(7).integers(low, self.max_length, self.batch, np.int32, endpoint=True)
+        return drawn_lengths(self.batch, low, self.max_length)
 
     def compared(self) -> tuple[int, ...]:
         """Examples whose results are compared with float32: the longest, the shortest and the first few."""

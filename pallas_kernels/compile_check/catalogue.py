@@ -7,13 +7,15 @@ lambda, since the case is sent to another process.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.chips import B200, H100, Chip
-from pallas_kernels.compile_check.predict import SHAPE, Tiling
+from pallas_kernels.compile_check import peers, work
+from pallas_kernels.compile_check.predict import Prediction, Tiling, predict
+from pallas_kernels.compile_check.sass import Loop
 from pallas_kernels.mosaic import launch, target
 from pallas_kernels.mosaic.activations import KERNEL_ACTIVATIONS
 from pallas_kernels.mosaic.config import Config, Sm100Config
@@ -63,13 +65,34 @@ class Case:
         return self.tile_rows * self.config.block / (128 * self.warpgroups)
 
     @property
-    def tiling(self) -> Tiling | None:
-        """What a prediction for `predict.SHAPE` needs; None for a case that is not of its operator, width or keys."""
-        if (self.operator, self.dim, self.keys) != ("gdpa", SHAPE.dim, SHAPE.keys):
+    def shape(self) -> work.Shape | None:
+        """What it is predicted for; None for a case that is not of a shape's width, keys, window or seeds."""
+        if self.operator == "gdpa" and (self.dim, self.keys) == (work.GDPA.dim, work.GDPA.keys):
+            return work.GDPA
+        if self.operator == "window_attention" and (self.dim, self.window) == (work.WINDOW.dim, work.WINDOW.window):
+            return work.WINDOW
+        shape = work.SEEDS.get(self.seeds) if self.seeds else None
+        return shape if shape and shape.dim == self.dim else None
+
+    @property
+    def tiling(self) -> Tiling:
+        """What a prediction needs of the block sizes."""
+        sizes = (self.tile_rows, self.config.block, self.config.units, self.dim)
+        return Tiling(self.direction, *sizes, self.generation == "sm90", self.warpgroups)
+
+    def predicted(self, loops: Sequence[Loop], chip: Chip) -> Prediction | None:
+        """The prediction from its inner loops; None where there is none."""
+        if self.shape is None:
             return None
-        config, issues = self.config, self.generation == "sm90"
-        sizes = (self.tile_rows, config.block, config.units, config.run)
-        return Tiling(self.direction, *sizes, issues, self.warpgroups)
+        done = work.work(self.direction, self.generation, self.config, self.shape)
+        return predict(loops, self.tiling, done, chip)
+
+    def of_peer(self, loops: Sequence[Loop], chip: Chip) -> Prediction | None:
+        """The same with the tiles of tokamax; None where they are not known, or have other sizes than this case's."""
+        sizes = (self.generation, self.tile_rows, self.config.block)
+        if self.shape is not work.WINDOW or sizes != ("sm90", peers.UNIT, peers.UNIT):
+            return None
+        return predict(loops, self.tiling, peers.tokamax(self.direction), chip)
 
     @property
     def warpgroups(self) -> int:

@@ -30,17 +30,17 @@ import jax
 from tqdm import tqdm
 
 from pallas_kernels.chips import Chip
-from pallas_kernels.compile_check import budget, catalogue, predict, triton_catalogue, triton_report
+from pallas_kernels.compile_check import budget, catalogue, triton_catalogue, triton_report, work
 from pallas_kernels.compile_check.catalogue import Case
 from pallas_kernels.compile_check.report import DUMPS, parse
 from pallas_kernels.compile_check.result import (
-    PREDICTED,
     Result,
     backward_lines,
     heading,
     loop_lines,
     prediction_line,
     rows,
+    window_lines,
 )
 from pallas_kernels.triton import target as triton_target
 
@@ -138,8 +138,9 @@ def check(case: Case | triton_catalogue.Case, chip: Chip, folder: Path) -> Resul
         return Result(case.name, (), (str(error),), seconds)
     faults = tuple(fault for k in kernels for fault in k.faults(chip))
     result = Result(case.name, tuple(kernels), faults, seconds, case.scores)
-    if isinstance(case, Case) and case.tiling:
-        result = dataclasses.replace(result, prediction=predict.predict(kernels[-1].loops, case.tiling, chip))
+    if isinstance(case, Case):
+        loops = kernels[-1].loops
+        result = dataclasses.replace(result, prediction=case.predicted(loops, chip), peer=case.of_peer(loops, chip))
     return result
 
 
@@ -186,13 +187,12 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
         made_by |= {name: importlib.metadata.version(name) for name in ("triton", "jax-triton")}
     cases = {
         r.case: {"scores": r.scores, "kernels": [*map(dataclasses.asdict, r.kernels)], "faults": r.faults}
-        | ({"predicted": r.prediction.row()} if r.prediction else {})
+        | {name: p.row() for name, p in (("predicted", r.prediction), ("tokamax_tiles", r.peer)) if p}
         for r in results
     }
     content = {"chip": chip.name, "device_kind": chip.device_kind, "made_by": made_by}
     if any(r.prediction for r in results):
-        # Of the activation each case has its own.
-        content["predicted_for"] = {k: v for k, v in dataclasses.asdict(predict.SHAPE).items() if k != "activation"}
+        content["predicted_for"] = work.described()
     content["cases"] = cases
     text = json.dumps(content, indent=1) + "\n"
     if path.exists():
@@ -243,7 +243,9 @@ def run(
     )
     print("of a thread in a trip and for each of its scores; seconds of the whole process")
     if chip.name in catalogue.CHIPS:
-        print(PREDICTED)
+        print("predicted, not measured: milliseconds for the shapes below, by `predict.RATES` and the datasheet")
+        for name, sizes in work.described().items():
+            print(f"  {name}: " + ", ".join(f"{field} {value}" for field, value in sizes.items()))
     print(heading(width), flush=True)
     started, results, path = time.perf_counter(), [], output / f"{chip.name}.json"
     stored = budget.stored(path)
@@ -259,7 +261,7 @@ def run(
             for row in printed:
                 bar.write(row, file=sys.stdout)
             bar.update()
-    for line in backward_lines(cases, results, chip):
+    for line in (*backward_lines(cases, results, chip), *window_lines(cases, results, chip)):
         print(line)
     failed = sum(bool(result.faults or result.longer) for result in results)
     print(f"{chip.name}: {len(results)} cases, {failed} failed, {time.perf_counter() - started:.0f} s")

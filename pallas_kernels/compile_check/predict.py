@@ -4,9 +4,10 @@ Each pipe of a multiprocessor works in parallel with the others and takes, for o
 
     work of the tile / rate,     work = tiles that stream past it * (a trip of the inner loop) + what is around the loop
 
-which gives two times for the whole kernel. If everything overlaps it takes as long as its slowest pipe: `overlapped`.
-If no instruction of a thread runs beside a product it takes the sum of both: `apart`. Kernels are written so that two
-units overlap, or a warp that issues products and one that has the score function.
+where a masked tile is a longer trip; `work` counts the tiles. That gives two times for the whole kernel. If everything
+overlaps it takes as long as its slowest pipe: `overlapped`. If no instruction of a thread runs beside a product it
+takes the sum of both: `apart`. Kernels are written so that two units overlap, or a warp that issues products and one
+that has the score function.
 
 A unit is a warpgroup, with one warp at each of the four schedulers, so each scheduler issues an instruction of its loop
 once, or twice where two warpgroups share the unit. On sm_90 a unit's loop holds its own products. On sm_100 another
@@ -22,16 +23,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from pallas_kernels.chips import Chip
 from pallas_kernels.compile_check.sass import Loop, compute_loop
-from pallas_kernels.operators.gdpa.shapes import Shape, cost
+from pallas_kernels.compile_check.work import Work
 from pallas_kernels.roofline import SPECIAL_PER_CLOCK
-
-SHAPE = Shape(batch=1152, max_length=1024, sparsity=1.0, keys=256)
-"""What is predicted: the personalized FFN as published, full lengths, so that no tile is masked. The
-activation is that of the compiled kernel."""
 
 
 class Rate(NamedTuple):
@@ -76,8 +71,8 @@ THREADS = ("issue", "fma", "mufu", "alu")
 PRODUCTS = ("matrix", "shared")
 _UNIT = 128
 """Threads of a warpgroup."""
-_ROW = 2 * SHAPE.dim
-"""Bytes of a row of a head, of 16-bit elements."""
+_ITEM = 2
+"""Bytes of an element of the operands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Tiling:
       block: streamed rows of a trip.
       units: stationary tiles at once.
       warpgroups: that share a unit, each with a part of the scores.
-      run: stationary tiles of a unit for which the streamed ones are loaded once.
+      dim: width of a head.
       issues: whether the units' threads issue their own products, as on sm_90.
     """
 
@@ -98,7 +93,7 @@ class Tiling:
     rows: int
     block: int
     units: int
-    run: int
+    dim: int
     issues: bool
     warpgroups: int = 1
 
@@ -115,7 +110,7 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of one kernel for `SHAPE`.
+    """Of one kernel for a shape of `work`.
 
     Attributes:
       pipes: pipe -> seconds that its work takes.
@@ -151,27 +146,14 @@ class Prediction:
         return {"limit": self.limit, "flops": self.flops} | {name: float(f"{x:.4g}") for name, x in seconds.items()}
 
 
-def _moved(direction: str) -> int:
-    """Bytes that a pass reads and writes in device memory, by `gdpa.shapes.cost` of `SHAPE`."""
-    lengths = np.full(SHAPE.batch, SHAPE.max_length)
-    whole = cost(lengths, keys=SHAPE.keys, heads=SHAPE.heads, dim=SHAPE.dim)
-    if direction == "forward":
-        return whole.forward_bytes
-    # What a backward pass moves, without the results of the other kernel.
-    rows, keys = SHAPE.batch * SHAPE.max_length, SHAPE.batch * (SHAPE.keys or SHAPE.max_length)
-    return whole.backward_bytes - SHAPE.heads * _ROW * (2 * keys if direction == "dq" else rows)
-
-
-def predict(loops: Sequence[Loop], tiling: Tiling, chip: Chip) -> Prediction | None:
-    """The prediction for a gdpa kernel with heads of `SHAPE.dim`.
+def predict(loops: Sequence[Loop], tiling: Tiling, work: Work, chip: Chip) -> Prediction | None:
+    """The prediction for a kernel.
 
     Args:
       loops: `sass.inner_loops` of it.
-      tiling: its block sizes, which divide `SHAPE`.
+      tiling: its block sizes.
+      work: what it does, counted with the same block sizes.
       chip: whose datasheet is used.
-
-    Raises:
-      ValueError: a tile that does not divide the rows of its side.
 
     Returns:
       None where no loop has a score function, as with an activation that takes no instruction.
@@ -179,25 +161,19 @@ def predict(loops: Sequence[Loop], tiling: Tiling, chip: Chip) -> Prediction | N
     loop = compute_loop(loops)
     if loop is None:
         return None
-    own, other = SHAPE.max_length, SHAPE.keys or SHAPE.max_length
-    if tiling.direction == "dkv":
-        own, other = other, own
-    for name, whole, part in (("rows", own, tiling.rows), ("block", other, tiling.block)):
-        if whole % part:
-            raise ValueError(f"predict: {name} is {part}; it must divide {whole}")
-    trips, tiles = other // tiling.block, SHAPE.batch * SHAPE.heads * (own // tiling.rows)
-    products = 2 * tiling.rows * other * SHAPE.dim * (tiling.scores + tiling.sums)
-    clocks = _threads(loop, loops, tiling, trips)
-    clocks["shared"] = _shared_bytes(tiling, other) / RATES["shared"].per_clock
-    pipes = {"matrix": products * tiles / chip.flops, "memory": _moved(tiling.direction) / chip.bandwidth}
-    pipes |= {name: tiles / chip.multiprocessors * number / chip.clock for name, number in clocks.items()}
-    return Prediction(pipes, products * tiles)
+    flops = 2 * tiling.rows * tiling.block * tiling.dim * (tiling.scores + tiling.sums) * work.trips
+    clocks = _threads(loop, loops, tiling, work)
+    clocks["shared"] = _shared_bytes(tiling, work) / RATES["shared"].per_clock
+    pipes = {"matrix": flops / chip.flops, "memory": work.bytes / chip.bandwidth}
+    pipes |= {name: number / chip.multiprocessors / chip.clock for name, number in clocks.items()}
+    return Prediction(pipes, flops)
 
 
-def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, trips: int) -> dict[str, float]:
-    """Clocks of the pipes that threads use, for a stationary tile."""
+def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, work: Work) -> dict[str, float]:
+    """Clocks of one multiprocessor's pipes that threads use, if it did all."""
     operations: dict[str, int] = dict.fromkeys(THREADS, 0)
-    for kinds, times in ((loop.shortest, trips), (loop.around, 1)):
+    ways = ((loop.shortest, work.trips - work.edges), (loop.kinds, work.edges), (loop.around, work.tiles))
+    for kinds, times in ways:
         for kind, number in kinds.items():
             operations["issue"] += times * number
             if kind in LANES:
@@ -206,28 +182,24 @@ def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, trips: int) -> d
     clocks = {name: number * tiling.warpgroups * _UNIT / RATES[name].per_clock for name, number in operations.items()}
     if not tiling.issues:
         issuing = max((other.instructions for other in loops if "matrix" in other.kinds), default=0)
-        clocks["issue"] += trips * issuing / tiling.units
+        clocks["issue"] += work.trips * issuing / tiling.units
     return clocks
 
 
-def _shared_bytes(tiling: Tiling, other: int) -> float:
-    """Bytes of shared memory for a stationary tile, read and written.
+def _shared_bytes(tiling: Tiling, work: Work) -> int:
+    """Bytes of shared memory that are read and written.
 
     A product reads both operands for the scores; for the sums only the streamed one, since weights are in registers or
     tensor memory. An instruction is as wide as the product, so it reads each operand once.
-
-    Args:
-      tiling: block sizes.
-      other: rows that stream past the tile.
     """
-    read = other // tiling.block * tiling.scores * tiling.rows + (tiling.scores + tiling.sums) * other
-    arrives = tiling.scores * tiling.rows + 2 * other / (tiling.units * tiling.run)
-    staged = 2 * tiling.sums * tiling.rows  # written by threads, read by the copy
-    return _ROW * (read + arrives + staged)
+    read = work.trips * (tiling.scores * tiling.rows + (tiling.scores + tiling.sums) * tiling.block)
+    arrives = work.tiles * tiling.scores * tiling.rows + 2 * work.loaded
+    staged = work.tiles * 2 * tiling.sums * tiling.rows  # written by threads, read by the copy
+    return _ITEM * tiling.dim * (read + arrives + staged)
 
 
 def backward(dq: Prediction, dkv: Prediction, chip: Chip) -> tuple[float, float]:
-    """Share of the datasheet's peak of both kernels, one after the other: if all overlaps, and apart.
+    """Share of the datasheet's peak of both gdpa kernels, one after the other: if all overlaps, and apart.
 
     Counted are the ten FLOPs of a backward pass that computes scores once, not the fourteen that both execute.
     """

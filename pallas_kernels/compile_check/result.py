@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from pallas_kernels.chips import Chip
+from pallas_kernels.compile_check import peers
 from pallas_kernels.compile_check.catalogue import Case
-from pallas_kernels.compile_check.predict import SHAPE, Prediction, backward
+from pallas_kernels.compile_check.predict import Prediction, backward
 from pallas_kernels.compile_check.report import Kernel
 from pallas_kernels.compile_check.sass import compute_loop
 from pallas_kernels.compile_check.triton_catalogue import Case as TritonCase
@@ -24,6 +25,7 @@ class Result:
       longer: `budget.worse` of it.
       budgeted: whether its instructions are stored, so that they can be compared.
       prediction: of the time that it takes; None where there is none.
+      peer: the same with the tiles of tokamax (`peers`); None where there is none.
     """
 
     case: str
@@ -34,13 +36,8 @@ class Result:
     longer: tuple[str, ...] = ()
     budgeted: bool = False
     prediction: Prediction | None = None
+    peer: Prediction | None = None
 
-
-PREDICTED = (
-    f"predicted, not measured: milliseconds for B {SHAPE.batch}, S {SHAPE.max_length}, F {SHAPE.keys}, "
-    f"H {SHAPE.heads}, d {SHAPE.dim}, by the rates of `predict.RATES` and the datasheet"
-)
-"""What the lines of `prediction_line` are about."""
 
 HEADINGS = ("registers", "threads", "spill st/ld", "stack", "shared", "tmem", "loop", "a score", "s")
 
@@ -103,7 +100,7 @@ def prediction_line(prediction: Prediction, chip: Chip) -> str:
 
 
 def backward_lines(cases: Sequence[Case | TritonCase], results: Sequence[Result], chip: Chip) -> list[str]:
-    """A line for each backward pass of which both kernels are predicted.
+    """A line for each backward pass of gdpa of which both kernels are predicted.
 
     Args:
       cases: what was compiled.
@@ -112,7 +109,7 @@ def backward_lines(cases: Sequence[Case | TritonCase], results: Sequence[Result]
     """
     passes: dict[str, dict[str, Prediction]] = {}
     for case, result in zip(cases, results, strict=True):
-        if isinstance(case, Case) and result.prediction:
+        if isinstance(case, Case) and case.operator == "gdpa" and result.prediction:
             name = f"{case.dtype} {case.activation}, {case.config.polynomial}/8 by polynomials"
             passes.setdefault(name, {})[case.direction] = result.prediction
     lines = []
@@ -124,3 +121,42 @@ def backward_lines(cases: Sequence[Case | TritonCase], results: Sequence[Result]
                 "peak, of the 10 FLOPs that count"
             )
     return lines
+
+
+def window_lines(cases: Sequence[Case | TritonCase], results: Sequence[Result], chip: Chip) -> list[str]:
+    """A line for each pass of window attention that is predicted, beside what others would take (`peers`).
+
+    Args:
+      cases: what was compiled.
+      results: of each.
+      chip: for which.
+    """
+    found: dict[str, dict[str, Result]] = {}
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(case, Case) and case.operator == "window_attention" and result.prediction:
+            found.setdefault(case.dtype, {})[case.direction] = result
+    least, lines = peers.cudnn(chip), []
+    for dtype, passes in found.items():
+        for name, kernels in peers.PASSES.items():
+            if not passes.keys() >= set(kernels):
+                continue
+            ours = _times([passes[kernel].prediction for kernel in kernels])
+            line = (
+                f"{chip.name}: window_attention {name}, {dtype}: predicted, not measured, {ours[0] * 1e3:.3f} ms if "
+                f"all overlaps, {ours[1] * 1e3:.3f} in turn; cuDNN, without the window, {least[name] * 1e3:.3f} or more"
+            )
+            if all(passes[kernel].peer for kernel in kernels):
+                theirs = _times([passes[kernel].peer for kernel in kernels])
+                ratios = [x / y for x, y in zip(theirs, ours, strict=True)]
+                line += (
+                    f"; the tiles of tokamax with the same instructions {theirs[0] * 1e3:.3f} and "
+                    f"{theirs[1] * 1e3:.3f}, {ratios[0]:.2f} and {ratios[1]:.2f} times as long"
+                )
+            lines.append(line)
+    return lines
+
+
+def _times(predictions: Sequence[Prediction | None]) -> tuple[float, float]:
+    """Seconds of kernels one after the other: if all overlaps, and apart."""
+    known = [prediction for prediction in predictions if prediction]
+    return sum(prediction.overlapped for prediction in known), sum(prediction.apart for prediction in known)

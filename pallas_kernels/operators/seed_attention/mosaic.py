@@ -58,7 +58,7 @@ def _padded(seeds: int) -> int:
     return -(-seeds // 8) * 8
 
 
-def _copies(seeds: int, number: int) -> Side:
+def seed_side(seeds: int, number: int) -> Side:
     """The side of ``[number * padded seeds, ...]``."""
     padded = _padded(seeds)
     start = jnp.arange(number, dtype=jnp.int32) * padded
@@ -75,7 +75,7 @@ def _against_keys(static, pass_, k, v, row_splits, lengths):
     starts = config.block if parts == 1 else ANY_START
     ready = guarded(k, v, row_splits, lengths, block=config.block, starts=starts)
     ends = ready.ends and ready.ends.of_parts(parts)
-    work = schedule.work_list(_copies(seeds, batch * parts), keys, item_rows=rows, balance=True, ends=ends)
+    work = schedule.work_list(seed_side(seeds, batch * parts), keys, item_rows=rows, balance=True, ends=ends)
     copies = batch * parts if shared else parts
     return parts, ready, schedule.share_queries(work, _padded(seeds), copies=copies, of=schedule.ROW)
 
@@ -159,7 +159,7 @@ def _backward(static, saved, d_out):
 
     keys = schedule.packed(row_splits, lengths, k.shape[0])
     rows = launch.item_rows(chip, configs["dkv"])
-    work = schedule.work_list(keys, _copies(seeds, batch), item_rows=rows, balance=False)
+    work = schedule.work_list(keys, seed_side(seeds, batch), item_rows=rows, balance=False)
     if shared:
         work = schedule.share_queries(work, padded, copies=batch, of=schedule.OTHER_ROW)
     dk, dv = attend(

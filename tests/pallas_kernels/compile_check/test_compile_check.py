@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pallas_kernels.chips import B200, H100, Chip
-from pallas_kernels.compile_check import catalogue, check, predict
+from pallas_kernels.compile_check import catalogue, check
 from pallas_kernels.compile_check.catalogue import CHIPS, Case
 from pallas_kernels.compile_check.report import allocated_columns, parse
 from pallas_kernels.compile_check.sass import Loop, compute_loop
@@ -325,27 +325,46 @@ def test_each_loop_is_printed_by_kind(folder, monkeypatch, capsys, tmp_path):
 def test_predictions_are_printed_and_stored(folder, monkeypatch, capsys, tmp_path):
     def predicted(case, chip, folder):
         result = fake(case, chip, folder)
-        if case.tiling is None:
-            return result
-        return dataclasses.replace(result, prediction=predict.predict(result.kernels[0].loops, case.tiling, chip))
+        loops = result.kernels[0].loops
+        return dataclasses.replace(result, prediction=case.predicted(loops, chip), peer=case.of_peer(loops, chip))
 
     monkeypatch.setattr(check, "check", predicted)
     assert check.main(["--chip", "h100", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     case = pick(H100, "dq", 128)
-    loops = fake(case, H100, folder).kernels[0].loops
-    assert case.tiling is not None
-    found = predict.predict(loops, case.tiling, H100)
+    found = predicted(case, H100, folder).prediction
     assert found is not None
     assert f"predicted, not measured: {found.overlapped * 1e3:.3f} ms by {found.limit} if all overlaps" in printed
     assert "h100: gdpa backward, bfloat16 gelu_tanh, 0/8 by polynomials: predicted, not measured, are " in printed
     written = json.loads((tmp_path / "h100.json").read_text())
     shape = {"batch": 1152, "max_length": 1024, "sparsity": 1.0, "keys": 256, "heads": 4, "dim": 128}
-    assert written["predicted_for"] == shape
+    assert written["predicted_for"]["gdpa"] == shape
+    assert list(written["predicted_for"]) == [
+        "gdpa",
+        "window_attention",
+        "seed_attention-seeds64",
+        "seed_attention-seeds256",
+    ]
     assert written["cases"][case.name]["predicted"] == found.row()
-    assert {name for name, row in written["cases"].items() if "predicted" in row} == {
-        name for name, case in CASES["h100"].items() if case.tiling
+    rows = written["cases"].items()
+    cases = CASES["h100"].items()
+    assert {name for name, row in rows if "predicted" in row} == {name for name, case in cases if case.shape}
+    assert {name for name, row in rows if "tokamax_tiles" in row} == {
+        name for name, case in cases if case.operator == "window_attention" and case.shape
     }
+    windows = [predicted(c, H100, folder) for _, c in cases if "window100" in c.name and "d128-bfloat16" in c.name]
+    forward = next(result for result in windows if "forward" in result.case)
+    assert forward.prediction is not None and forward.peer is not None
+    ratio = forward.peer.overlapped / forward.prediction.overlapped
+    lines = [line for line in printed.splitlines() if line.startswith("h100: window_attention")]
+    assert len(lines) == 4  # forward and backward, of two dtypes
+    assert (
+        f"window_attention forward, bfloat16: predicted, not measured, {forward.prediction.overlapped * 1e3:.3f} ms"
+        in lines[0]
+    )
+    assert f", {ratio:.2f} and " in lines[0] and "cuDNN, without the window, 0.851 or more" in lines[0]
+    both = [sum(getattr(r, name).overlapped for r in windows if r is not forward) for name in ("prediction", "peer")]
+    assert f" {both[1] * 1e3:.3f} and " in lines[1] and f", {both[1] / both[0]:.2f} and " in lines[1]
 
 
 def test_a_selection_of_nothing_is_an_error(folder, capsys):
