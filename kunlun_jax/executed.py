@@ -15,13 +15,14 @@ in and out. Not counted are elementwise work, sums, sorts and copies, as if XLA 
 them, and loops without products. The number is a bound on neither side: less is moved where XLA fuses a gather into its
 product or a tile stays in a cache, more where it writes what lies between two elementwise operations.
 
-A fused GPU kernel is opaque here and refused, as is a program that runs on several devices: `NotCounted`.
+A fused GPU kernel is opaque here and refused: `NotCounted`. Of a step on a mesh, `on_each_device` gives the program of
+a device, which is counted for the share of each; what devices send one another is not among the bytes.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,11 @@ CALLS |= {"custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "pjit": "jaxpr
 """Primitives that run the program in one of their parameters once, on their own operands."""
 
 
+COLLECTIVES = ("axis_name", "axes")
+"""Parameters that name mesh axes: results of such a primitive depend on other devices, or on which one it is."""
+
 OPAQUE = ("shard_map", "pallas", "mosaic", "triton", "core_map", "run_state", "ffi_call", "conv_general", "ragged_dot")
-"""Parts of the names of primitives that hide a kernel, the devices of a mesh, or products that no model here has."""
+"""Parts of the names of primitives that hide a kernel, another mesh, or products that no model here has."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -148,7 +152,7 @@ class _Walk:
             self.once += max(_static(branch, name) for branch in params["branches"])
         elif any(word in name for word in OPAQUE) or any(_products_in(inner) for inner in params.values()):
             raise NotCounted(f"the program calls {name}, whose work its trace does not tell")
-        if any(operand is UNKNOWN for operand in operands):
+        if any(operand is UNKNOWN for operand in operands) or _names_axes(params):
             return [UNKNOWN] * len(equation.outvars)
         results = equation.primitive.bind(*operands, **params)
         return list(results) if equation.primitive.multiple_results else [results]
@@ -169,6 +173,39 @@ class _Walk:
         if first is UNKNOWN or last is UNKNOWN:
             raise NotCounted("the trips of a loop depend on more than the offsets of the batch")
         self.loops.append((each, jnp.maximum(last - first, 0)))
+
+
+class OneDevice(NamedTuple):
+    """What a program on a mesh has each device do.
+
+    Attributes:
+      closed: the program of a device.
+      arguments: of the whole program which one each argument of `closed` is a part of; None for a constant.
+      devices: how many run it.
+    """
+
+    closed: ClosedJaxpr
+    arguments: tuple[int | None, ...]
+    devices: int
+
+
+def on_each_device(closed: ClosedJaxpr) -> OneDevice:
+    """The program of a device of one that is a single `jax.shard_map`; any other is its own, for one device."""
+    spread = [equation for equation in closed.jaxpr.eqns if equation.primitive.name == "shard_map"]
+    if len(closed.jaxpr.eqns) != 1 or not spread:
+        return OneDevice(closed, tuple(range(len(closed.jaxpr.invars))), 1)
+    numbers = {atom: number for number, atom in enumerate(closed.jaxpr.invars)}
+    operands = [None if isinstance(atom, Literal) else numbers.get(atom) for atom in spread[0].invars]
+    params = spread[0].params
+    return OneDevice(ClosedJaxpr(params["jaxpr"], ()), tuple(operands), params["mesh"].size)
+
+
+def _names_axes(params: Mapping[str, Any]) -> bool:
+    """Whether a primitive has to do with axes of a mesh; ``axes`` of a sum are numbers."""
+    named = [params[name] for name in COLLECTIVES if name in params]
+    return any(
+        isinstance(axis, str) for axes in named for axis in (axes if isinstance(axes, tuple | list) else (axes,))
+    )
 
 
 def _living(jaxpr: Jaxpr, live: Sequence[bool]) -> list[tuple[JaxprEqn, list[bool]]]:

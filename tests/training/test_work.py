@@ -6,14 +6,19 @@ import jax
 import numpy as np
 import pytest
 
+from kunlun_jax.batch import Batch
 from kunlun_jax.data.pack import pack
+from kunlun_jax.data.shares import joined, shares
 from kunlun_jax.executed import NotCounted
 from kunlun_jax.flops import TRAINING_FACTOR, total_flops
+from kunlun_jax.parallel import MeshConfig, make_mesh
 from kunlun_jax.training import run as run_module
 from kunlun_jax.training.optimizer import OptimizerConfig
+from kunlun_jax.training.placement import over_devices
 from kunlun_jax.training.run import prepare
 from kunlun_jax.training.step import Trainer
 from kunlun_jax.training.work import bytes_beside_tables, offsets_of, work_of_step
+from pallas_kernels.jagged import aligned
 from tests.examples import BATCH, CAPACITY, CONTEXTS, SCHEMA, VIEWS, random_rows
 from tests.models.tiny import tiny_model
 from tests.training.tiny import tiny_config
@@ -24,9 +29,14 @@ def trainer() -> Trainer:
     """One whose step is traced, not compiled, on batches of 7 examples."""
     trainer = Trainer(tiny_model(implementation="xla"), OptimizerConfig(), steps=5, log_every=1, seed=0)
     batch, _ = pack(SCHEMA, random_rows(), BATCH, CAPACITY)
-    shapes = jax.eval_shape(lambda: (trainer.init(), batch))
-    trainer.traced = jax.jit(trainer._step).trace(*shapes).jaxpr, shapes
+    trainer.traced = traced(trainer, batch)
     return trainer
+
+
+def traced(trainer: Trainer, batch: Batch):
+    """What `Trainer.compile_step` leaves behind."""
+    shapes = jax.eval_shape(lambda: (trainer.init(), batch))
+    return jax.jit(over_devices(trainer._step, SCHEMA, trainer.mesh)).trace(*shapes).jaxpr, shapes
 
 
 def lengths_of(*each: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -71,6 +81,40 @@ def test_it_is_the_mean_over_batches(trainer):
     assert both.flops == pytest.approx((first.flops + second.flops) / 2)
     assert both.bytes == pytest.approx((first.bytes + second.bytes) / 2)
     assert work_of_step(trainer, CAPACITY, BATCH, lengths_of((8, 0))) == first
+
+
+LONG = dict.fromkeys(CAPACITY, 16384)
+"""Rows that take several trips of a loop over tiles."""
+
+
+def trainer_of_long_histories(mesh: MeshConfig | None) -> Trainer:
+    """One whose step is traced on 7 examples a device; its experts have as many tokens each."""
+    model = tiny_model(implementation="xla", interaction_context="summary", summary_tokens=4)
+    made = None if mesh is None else make_mesh(mesh)
+    trainer = Trainer(model, OptimizerConfig(), steps=5, log_every=1, seed=0, mesh=made)
+    batch, _ = pack(SCHEMA, random_rows(), BATCH, LONG)
+    trainer.traced = traced(trainer, batch if mesh is None else joined([batch] * mesh.devices))
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def alone() -> Trainer:
+    return trainer_of_long_histories(None)
+
+
+@pytest.mark.parametrize("axis", ["data", "experts"])
+def test_on_a_mesh_it_is_the_sum_over_devices(axis, alone):
+    """Of the work that one device has for each share; experts meet the tokens of all shares, each on one device."""
+    spread = trainer_of_long_histories(MeshConfig(**{axis: 2}))
+    lengths = lengths_of((9000, 0), *((i % 3, 1) for i in range(2 * BATCH - 1)))
+    found = work_of_step(spread, LONG, 2 * BATCH, lengths)
+    dealt = shares(sum(aligned(of) for of in lengths.values()), 2)
+    works = [work_of_step(alone, LONG, BATCH, {name: of[share] for name, of in lengths.items()}) for share in dealt]
+    assert works[0].flops != works[1].flops
+    assert found.flops == sum(work.flops for work in works)
+    # Each device reads and writes the parameters that it holds; rows of tables change hands, which moves more.
+    dense = 2 * bytes_beside_tables(alone.traced[1][0])
+    assert found.bytes > sum(work.bytes for work in works) - (0 if axis == "data" else dense)
 
 
 def test_a_trainer_that_compiled_nothing_is_refused():

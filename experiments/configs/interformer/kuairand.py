@@ -2,9 +2,8 @@
 
     python -m experiments.train interformer/kuairand --data.root KuaiRand-Pure
 
-Cost: eight minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5939, test AUC .7394, NE .8600,
-frozen gAUC .6329 (commit 8b23845, before the model and its sizes changed,
-`experiments/results/cpu/systems_kuairand.json`).
+Cost: 22 minutes on a slow CPU core that others use too. Score, one seed: valid LogLoss .5922, test AUC .7408, NE .8580,
+frozen gAUC .6364 (commit 7841a85, `experiments/results/cpu/systems_kuairand.json`).
 """
 
 from experiments.configs.kunlun import kuairand
