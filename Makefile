@@ -42,7 +42,7 @@ NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py te
   tests/training/test_checkpoint.py tests/training/test_optimizer.py tests/training/test_exchange.py \
   tests/pallas_kernels/test_contract.py
 
-.PHONY: help quickstart test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry
+.PHONY: help quickstart leaderboard test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -167,6 +167,14 @@ lint: dev  ## style, types, and which floor imports which
 format: dev  ## mend what ruff can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# Rows that are there are not measured again, and a run that was stopped goes on: days of a CPU, in pieces.
+leaderboard: dev  ## every system and boosted trees on KuaiRand-Pure and MovieLens-1M; KUAIRAND=folder MOVIELENS=folder
+	@[ -n "$(KUAIRAND)" ] && [ -n "$(MOVIELENS)" ] || { \
+	  echo "error: name the folders of the data: make leaderboard KUAIRAND=KuaiRand-Pure MOVIELENS=ml-1m" >&2; exit 1; }
+	$(PY) -m experiments.compare leaderboard_kuairand --data.root "$(KUAIRAND)" $(LEADERBOARD)
+	$(PY) -m experiments.compare leaderboard_movielens --data.root "$(MOVIELENS)" $(LEADERBOARD)
+	$(PY) -m experiments.compare leaderboard_movielens_last --data.root "$(MOVIELENS)" $(LEADERBOARD)
 
 # --- on a machine with a GPU ---
 

@@ -22,11 +22,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import scipy.stats
 import tyro
 from matplotlib.figure import Figure
 
@@ -70,6 +71,8 @@ class Comparison:
       seeds: of parameters.
       others: name -> the row whose data it uses, and a model that `experiments.train` does not train; it is run for the
         first seed only.
+      search: flags of which each row takes those with the best `metric` on "valid", tried for the first of `seeds`: the
+        same budget for all. Empty: rows are as they are.
       columns: of the table, each a split and a metric, or one of `SIZES`, shown as a ratio to the first row's.
       published: name of a row -> what a paper says of it, for a last column of the table; none if empty.
 
@@ -82,6 +85,7 @@ class Comparison:
     metric: str = "ne"
     seeds: tuple[int, ...] = (0, 1)
     others: Mapping[str, tuple[str, Runner]] = dataclasses.field(default_factory=dict)
+    search: tuple[str, ...] = ()
     columns: tuple[str, ...] = ("test ne",)
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -225,26 +229,57 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
         if value is not None
         for part in (name, str(value))
     ]
-    for name in args.rows or (*comparison.rows, *comparison.others):
-        other = comparison.others.get(name)
-        flags = comparison.rows[other[0] if other else name]
+
+    def of(name: str, flags: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of these flags, those that are missing measured."""
         _, config = parse([*shlex.split(flags), *where])
         config = dataclasses.replace(config, data=resolve(config.data))
-        dataset = open_dataset(config.data)
-        data = dataset.fingerprint
-        for seed in seeds[:1] if other else seeds:
-            row = {"name": name, "seed": seed, "flags": flags, "data": data}
-            if key(row) in map(key, stored(path)):
-                continue
-            if other:
-                measure = functools.partial(other[1], config, seed)
-            else:
-                measure = functools.partial(
-                    train_row, row, config, dataset, args.runs / Path(args.name).stem, started_in["commit"]
-                )
-            row = add(path, row, key, started_in, measure)
-            found = row["splits"][comparison.split][comparison.metric]
-            print(f"{name}, seed {seed}: {comparison.split} {comparison.metric} {found:.4f}", file=sys.stderr)
+        dataset, found = open_dataset(config.data), []
+        for seed in seeds:
+            row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
+            known = next((old for old in stored(path) if key(old) == key(row)), None)
+            if known is None:
+                if name in comparison.others:
+                    measure = functools.partial(comparison.others[name][1], config, seed)
+                else:
+                    measure = functools.partial(
+                        train_row, row, config, dataset, args.runs / Path(args.name).stem, started_in["commit"]
+                    )
+                known = add(path, row, key, started_in, measure)
+                result = known["splits"][comparison.split][comparison.metric]
+                print(f"{name}, seed {seed}: {comparison.split} {comparison.metric} {result:.4f}", file=sys.stderr)
+            found.append(known)
+        return found
+
+    for name in args.rows or (*comparison.rows, *comparison.others):
+        if name in comparison.others:
+            of(name, comparison.rows[comparison.others[name][0]], seeds[:1])
+            continue
+        flags = comparison.rows[name]
+        if comparison.search:
+            tried = [row for more in comparison.search for row in of(name, f"{flags} {more}", comparison.seeds[:1])]
+            flags = best(tried, comparison)["flags"]
+        of(name, flags, seeds)
+
+
+def best(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, Any]:
+    """The row that is best on "valid"; of equals the first."""
+    return min(rows, key=lambda row: row["splits"]["valid"][comparison.metric])
+
+
+def chosen(rows: list[dict[str, Any]], comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows that a table shows: where flags were searched for, those of the best."""
+    if not comparison.search:
+        return rows
+    shown = []
+    for name, group in grouped(rows).items():
+        first = [row for row in group if row["seed"] == comparison.seeds[0]]
+        if name in comparison.others or not first:
+            shown += group
+        else:
+            flags = best(first, comparison)["flags"]
+            shown += [row for row in group if row["flags"] == flags]
+    return shown
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -264,6 +299,13 @@ def differences(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str,
         for name, group in grouped(rows).items()
     }
     return {name: values for name, values in found.items() if values}
+
+
+def paired_p(differences: list[float]) -> str:
+    """Two-sided p of a paired t-test over three seeds or more: how likely chance alone makes means differ as much."""
+    if len(differences) < 3 or not any(differences):
+        return ""
+    return f"{scipy.stats.ttest_1samp(differences, 0)[1]:.3f}"
 
 
 def spread(values: list[float]) -> str:
@@ -292,15 +334,19 @@ def cell(group: list[dict[str, Any]], first: list[dict[str, Any]], column: str) 
 
 def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
     """A table in Markdown: means over seeds, of metrics with their standard deviation, and what is published."""
+    rows = chosen(rows, comparison)
     against, groups = differences(rows, comparison), grouped(rows)
     first = groups.get(next(iter(comparison.rows)), [])
     published = ("published",) if comparison.published else ()
     difference = f"{comparison.split} {comparison.metric} less the first's, by seed"
-    heads = (*comparison.columns, difference, *published)
+    tested = {name: paired_p(values) for name, values in against.items()}
+    tests = ("p",) if any(tested.values()) else ()
+    heads = (*comparison.columns, difference, *tests, *published)
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, group in groups.items():
         cells = [cell(group, first, column) for column in comparison.columns]
         cells.append(" ".join(f"{value:+.4f}" for value in against.get(name, [])))
+        cells += [tested.get(name, "") for _ in tests]
         cells += [comparison.published.get(name, "") for _ in published]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -309,7 +355,8 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
 def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> None:
     """How much worse than the first row each is: a bar for the mean and a dot for each seed."""
     first, *_ = comparison.rows
-    found = {name: values for name, values in differences(rows, comparison).items() if name != first}
+    found = differences(chosen(rows, comparison), comparison)
+    found.pop(first, None)
     figure = Figure(figsize=(7.5, 0.32 * len(found) + 1.3), dpi=140, layout="constrained")
     axes = figure.subplots()
     for place, values in enumerate(found.values()):

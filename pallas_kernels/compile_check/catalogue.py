@@ -24,6 +24,11 @@ from pallas_kernels.operators.gdpa import mosaic as gdpa_kernels
 from pallas_kernels.operators.seed_attention import mosaic as seed
 from pallas_kernels.operators.window_attention import mosaic as window
 
+NORM_PASSES = 9
+"""Of GDPA's block, per head, beyond gdpa's own: LayerNorm reads a tile three times and writes it once; q' is read for
+the residual; at the end z is read for RMSNorm, the rows arrive once more and are read, and the copy reads the result.
+"""
+
 CHIPS = {chip.name: chip for chip in (H100, B200)}
 
 
@@ -67,7 +72,7 @@ class Case:
     @property
     def shape(self) -> work.Shape | None:
         """What it is predicted for; None for a case that is not of a shape's width, keys, window or seeds."""
-        if self.operator == "gdpa" and (self.dim, self.keys) == (work.GDPA.dim, work.GDPA.keys):
+        if self.operator in ("gdpa", "gdpa_block") and (self.dim, self.keys) == (work.GDPA.dim, work.GDPA.keys):
             return work.GDPA
         if self.operator == "window_attention" and (self.dim, self.window) == (work.WINDOW.dim, work.WINDOW.window):
             return work.WINDOW
@@ -78,13 +83,17 @@ class Case:
     def tiling(self) -> Tiling:
         """What a prediction needs of the block sizes."""
         sizes = (self.tile_rows, self.config.block, self.config.units, self.dim)
-        return Tiling(self.direction, *sizes, self.generation == "sm90", self.warpgroups)
+        passes = NORM_PASSES if self.operator == "gdpa_block" else 0
+        return Tiling(self.direction, *sizes, self.generation == "sm90", self.warpgroups, passes)
 
     def predicted(self, loops: Sequence[Loop], chip: Chip) -> Prediction | None:
         """The prediction from its inner loops; None where there is none."""
         if self.shape is None:
             return None
         done = work.work(self.direction, self.generation, self.config, self.shape)
+        if self.operator == "gdpa_block":
+            # It also writes z, for the backward pass; its rows come a second time from the second-level cache.
+            done = done._replace(bytes=done.bytes + work.row_bytes(self.shape))
         return predict(loops, self.tiling, done, chip)
 
     def of_peer(self, loops: Sequence[Loop], chip: Chip) -> Prediction | None:

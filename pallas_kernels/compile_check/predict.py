@@ -85,6 +85,7 @@ class Tiling:
       block: streamed rows of a trip.
       units: stationary tiles at once.
       warpgroups: that share a unit, each with a part of the scores.
+      norm_passes: reads and writes of a stationary tile of a head by norms, in loops of their own with a trip a head.
       dim: width of a head.
       issues: whether the units' threads issue their own products, as on sm_90.
     """
@@ -96,6 +97,7 @@ class Tiling:
     dim: int
     issues: bool
     warpgroups: int = 1
+    norm_passes: int = 0
 
     @property
     def scores(self) -> int:
@@ -172,7 +174,9 @@ def predict(loops: Sequence[Loop], tiling: Tiling, work: Work, chip: Chip) -> Pr
 def _threads(loop: Loop, loops: Sequence[Loop], tiling: Tiling, work: Work) -> dict[str, float]:
     """Clocks of one multiprocessor's pipes that threads use, if it did all."""
     operations: dict[str, int] = dict.fromkeys(THREADS, 0)
-    ways = ((loop.shortest, work.trips - work.edges), (loop.kinds, work.edges), (loop.around, work.tiles))
+    ways = [(loop.shortest, work.trips - work.edges), (loop.kinds, work.edges), (loop.around, work.tiles)]
+    if tiling.norm_passes:
+        ways += [(other.kinds, work.tiles) for other in loops if other is not loop and "matrix" not in other.kinds]
     for kinds, times in ways:
         for kind, number in kinds.items():
             operations["issue"] += times * number
@@ -195,7 +199,8 @@ def _shared_bytes(tiling: Tiling, work: Work) -> int:
     read = work.trips * (tiling.scores * tiling.rows + (tiling.scores + tiling.sums) * tiling.block)
     arrives = work.tiles * tiling.scores * tiling.rows + 2 * work.loaded
     staged = work.tiles * 2 * tiling.sums * tiling.rows  # written by threads, read by the copy
-    return _ITEM * tiling.dim * (read + arrives + staged)
+    norms = work.tiles * tiling.norm_passes * tiling.rows
+    return _ITEM * tiling.dim * (read + arrives + staged + norms)
 
 
 def backward(dq: Prediction, dkv: Prediction, chip: Chip) -> tuple[float, float]:

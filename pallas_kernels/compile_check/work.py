@@ -88,6 +88,11 @@ def work(direction: str, generation: str, config: Config, shape: Shape) -> Work:
     return Work(heads * found.tiles, heads * pairs, heads * found.edges, heads * found.loaded, moved[direction])
 
 
+def row_bytes(shape: Shape) -> int:
+    """Bytes of an array with one row for each event, of all heads."""
+    return int(lengths(shape).sum()) * shape.heads * shape.dim * _ITEM
+
+
 def lengths(shape: Shape) -> np.ndarray:
     """Rows of each example, int32 ``[batch]``."""
     least = 1

@@ -107,6 +107,44 @@ def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_publish
     assert "| no ranks | 0.8000 |  |  |  |  |  | FLOPs x 0.5 |" in compare.table(rows[2:3], comparison)
 
 
+def test_every_row_has_the_same_search_and_its_best_flags_have_the_other_seeds(tmp_path, monkeypatch, capsys):
+    searched = Comparison(
+        rows={"whole": TINY, "no ranks": f"{TINY} --model.no-rank-feature"},
+        seeds=(0, 1, 2),
+        search=("--optimizer.learning-rate 1e-3", "--optimizer.learning-rate 2e-3"),
+        columns=("valid ne",),
+    )
+    runs = []
+
+    def fake(row, config, dataset, folder, commit):
+        """On "valid" the first row is better at 2e-3 and the second at 1e-3; on "test" it is the other way round."""
+        rate, seed = config.optimizer.learning_rate, row["seed"]
+        runs.append((row["name"], rate, seed))
+        good = (rate == 2e-3) == (row["name"] == "whole")
+        valid = (0.8 if good else 0.9) + 0.01 * seed
+        return {"splits": {"valid": {"ne": valid}, "test": {"ne": 2 - valid - 0.002 * seed * (row["name"] != "whole")}}}
+
+    monkeypatch.setattr(compare, "train_row", fake)
+    monkeypatch.setattr(compare, "comparison_of", lambda name: searched)
+    command = ["toy", "--dirty", "--out", str(tmp_path / "toy.json")]
+    assert compare.main(command) == 0
+    tried = [("whole", 1e-3, 0), ("whole", 2e-3, 0), ("whole", 2e-3, 1), ("whole", 2e-3, 2)]
+    others = [("no ranks", 1e-3, 0), ("no ranks", 2e-3, 0), ("no ranks", 1e-3, 1), ("no ranks", 1e-3, 2)]
+    assert runs == tried + others
+    printed = capsys.readouterr().out
+    assert "| whole | 0.8100 ± 0.0100 |" in printed and "| no ranks | 0.8100 ± 0.0100 |" in printed
+    assert "+0.0000 -0.0020 -0.0040 | 0.225 |" in printed
+    assert compare.main(command) == 0
+    assert len(runs) == 8
+
+
+def test_a_paired_p_is_that_of_the_t_test():
+    # t = mean / (deviation / sqrt n) = 2 / (1 / sqrt 3) with two degrees of freedom: p = 1 - t / sqrt(t^2 + 2).
+    t = 2 * np.sqrt(3)
+    assert compare.paired_p([1.0, 2.0, 3.0]) == f"{1 - t / np.sqrt(t**2 + 2):.3f}"
+    assert compare.paired_p([0.1, 0.2]) == "" and compare.paired_p([0.0, 0.0, 0.0]) == ""
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -159,6 +159,21 @@ def test_masked_tiles_take_the_longer_way():
     assert found.flops == 30 * 2 * 2 * 64 * 128 * 128
 
 
+def test_norms_are_a_trip_of_each_other_loop_and_passes_over_the_tile():
+    score, norm = Loop(4, {"mufu": 4}, {"mufu": 4}), Loop(3, {"fma": 3}, {"fma": 3})
+    issuing = Loop(9, {"matrix": 1, "uniform": 8}, {"matrix": 1, "uniform": 8})
+    done = Work(tiles=10, trips=20, edges=0, loaded=0, bytes=0)
+    plain, block = (
+        predict.predict((norm, score, issuing), dataclasses.replace(FORWARD, norm_passes=n), done, H100) for n in (0, 9)
+    )
+    assert plain is not None and block is not None
+    more = {name: block.pipes[name] - plain.pipes[name] for name in plain.pipes}
+    assert more.pop("fma") * H100.clock * H100.multiprocessors == pytest.approx(10 * 3)
+    assert more.pop("issue") * H100.clock * H100.multiprocessors == pytest.approx(10 * 3)
+    assert more.pop("shared") * H100.clock * H100.multiprocessors == pytest.approx(10 * 9 * 64 * 256 / 128)
+    assert not any(more.values())
+
+
 def test_what_cannot_be_predicted():
     assert predicted((Loop(16, {"matrix": 16}, {"matrix": 16}),), FORWARD, H100) is None
 
@@ -170,6 +185,7 @@ def test_cases_of_the_predicted_shapes(chip):
         assert {c.direction for c in cases if c.operator == operator} == {"forward", "dq", "dkv"}
     assert {(case.operator, case.dim, case.window, case.seeds) for case in cases} == {
         ("gdpa", 128, None, None),
+        ("gdpa_block", 128, None, None),
         ("window_attention", 128, (100, 100), None),
         ("seed_attention", 128, None, 64),
         ("seed_attention", 128, None, 256),

@@ -26,4 +26,6 @@ def assert_error_of_16_bits(operator, layout, dtype=jnp.bfloat16, seed=20, call=
         if packed:
             np.testing.assert_array_equal(x[~packed.mask], 0)
             x, y, z = (array[packed.mask] for array in (x, y, z))
-        assert np.abs(x - z).max(initial=0) <= factor * np.abs(y - z).max(initial=0)
+        # A row that sees one key alone has a gradient of 0, which the plain program meets exactly and a kernel to the
+        # rounding of two float32 numbers that cancel.
+        assert np.abs(x - z).max(initial=0) <= factor * max(np.abs(y - z).max(initial=0), 2**-20)

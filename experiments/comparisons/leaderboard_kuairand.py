@@ -1,0 +1,36 @@
+"""Every system and boosted trees on KuaiRand-Pure: the same features, the same search of a rate, five seeds.
+
+    python -m experiments.compare leaderboard_kuairand --data.root KuaiRand-Pure
+    make leaderboard
+
+For every system three rates of the dense weights are tried on one seed; the best on "valid" has the other seeds, so
+seven runs of 5 to 30 minutes each on a CPU core. Presets have the FLOPs of kunlun/kuairand. The frozen split cuts
+histories and rates where the split begins. It has not been run.
+"""
+
+from experiments.compare import Comparison
+from experiments.comparisons.systems import NAMES
+from experiments.shallow import trees_as_row
+
+SYSTEMS = ("kunlun", *NAMES)
+RATES = ("1e-3", "2e-3", "4e-3")
+"""Of the dense weights (O); the search of every system, on every leaderboard."""
+
+COMPARISON = Comparison(
+    rows={name: f"{name}/kuairand" for name in SYSTEMS},
+    others={"boosted trees": ("kunlun", trees_as_row)},
+    metric="logloss",
+    seeds=(0, 1, 2, 3, 4),
+    search=tuple(f"--optimizer.learning-rate {rate}" for rate in RATES),
+    columns=(
+        "valid logloss",
+        "test auc",
+        "test logloss",
+        "test ne",
+        "test gauc",
+        "test_frozen gauc",
+        "flops",
+        "parameters",
+        "examples/s",
+    ),
+)

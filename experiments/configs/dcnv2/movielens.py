@@ -1,0 +1,13 @@
+"""DCNv2: a low-rank cross network beside a deep one, the model of dcnv2/kuairand on the data of kunlun/movielens.
+
+    python -m experiments.train dcnv2/movielens --data.root ml-1m
+
+Never trained; a run is estimated at half an hour on a CPU core.
+"""
+
+import dataclasses
+
+from experiments.configs.dcnv2 import kuairand
+from experiments.configs.kunlun import movielens
+
+CONFIG = dataclasses.replace(movielens.CONFIG, model=kuairand.CONFIG.model)

@@ -1,0 +1,13 @@
+"""Wukong: stacked factorization machines, the model of wukong/kuairand on the data of kunlun/movielens.
+
+    python -m experiments.train wukong/movielens --data.root ml-1m
+
+Never trained; a run is estimated at half an hour on a CPU core.
+"""
+
+import dataclasses
+
+from experiments.configs.kunlun import movielens
+from experiments.configs.wukong import kuairand
+
+CONFIG = dataclasses.replace(movielens.CONFIG, model=kuairand.CONFIG.model)
