@@ -7,7 +7,8 @@ Each row has one thing taken out or exchanged. Three to six minutes a seed on tw
 data nobody outside has, at hundreds of times the FLOPs; they are turned to the direction of the row, where a ratio is
 that of the row to the whole (window attention brings FLOPs -29.5%, so full attention costs x 1.418). Histories have 31,
 13 and 4 events on average here, so windows and skipped layers save far less than where they have a thousand:
-`experiments.flop_shares` counts both.
+`experiments.flop_shares` counts both. Rows are measured hours or days apart, so the examples/s that each stores are no
+column; `experiments.mfu` compares speeds in turns.
 
 * plain FFN: weights that all examples share. Its hidden width makes the FLOPs of the whole, those of WeightGeneration
   and of the generated weights included; at the mean history lengths of small that is 118 (a test holds it).
@@ -43,7 +44,7 @@ COMPARISON = Comparison(
     | {name: f"kunlun/small {flags}" for name, flags in CHANGES.items()}
     | {"sizes by event type": "kunlun/by_type"},
     seeds=(0, 1, 2),
-    columns=("test ne", "valid ne", "flops", "executed", "parameters", "examples/s"),
+    columns=("test ne", "valid ne", "flops", "executed", "parameters"),
     published={
         "plain FFN": "NE 0.04% worse, MFU 37 -> 34 (R)",
         "PMA for HSP": "NE 0.08% worse (R), QPS +8.8% (r)",
