@@ -44,12 +44,18 @@ def version(package: str) -> str:
         return "absent"
 
 
+def usable_cpus() -> int | None:
+    """Processors that this process may run on, fewer than there are under `taskset`; None where nobody knows."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def process(packages: Sequence[str]) -> dict[str, Any]:
     """What a number needs beside it, all but the device: versions of Python and `packages`, commit and command."""
     return {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "cpu_count": os.cpu_count(),
+        "usable_cpus": usable_cpus(),
         "machine": platform.machine(),
         "commit": commit(),
         "command": command(),

@@ -1,10 +1,12 @@
 """What stands beside a number."""
 
 import json
+import os
 import re
 import sys
 
 import numpy as np
+import pytest
 
 from kunlun_jax import provenance
 from kunlun_jax.provenance import command, environment
@@ -16,6 +18,17 @@ def test_environment_names_what_a_number_depends_on():
     assert values["devices"] == 8
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?|unknown", values["commit"])
     json.dumps(values)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not confine a process")
+def test_processors_that_a_process_may_not_use_do_not_count():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        found = environment()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert found["usable_cpus"] == 1 and found["cpu_count"] == os.cpu_count()
 
 
 def test_a_command_names_no_folder_of_a_machine(monkeypatch):
