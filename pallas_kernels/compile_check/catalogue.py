@@ -92,8 +92,9 @@ class Case:
             return None
         done = work.work(self.direction, self.generation, self.config, self.shape)
         if self.operator == "gdpa_block":
-            # It also writes z, for the backward pass; its rows come a second time from the second-level cache.
-            done = done._replace(bytes=done.bytes + work.row_bytes(self.shape))
+            # It also writes z, for a backward pass; its rows come again from the second-level cache. No tile is masked,
+            # but on sm_100 the loop branches for each of two slots: the longest way has both, the shortest neither.
+            done = done._replace(bytes=done.bytes + work.row_bytes(self.shape), edges=done.trips // 2)
         return predict(loops, self.tiling, done, chip)
 
     def of_peer(self, loops: Sequence[Loop], chip: Chip) -> Prediction | None:

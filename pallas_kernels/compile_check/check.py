@@ -170,7 +170,7 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bool:
+def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path, commit: str) -> bool:
     """Writes the results as JSON, unless the file holds the same kernels by the same compiler; returns whether it did.
 
     Compile times are left out and an unchanged file keeps its commit, so that a check does not change tracked files.
@@ -179,7 +179,7 @@ def write(path: Path, chip: Chip, results: Sequence[Result], folder: Path) -> bo
     version = re.search(r"release \S+, V(\S+)", release)
     made_by = {
         "command": f"python -m pallas_kernels.compile_check --chip {chip.name}",
-        "commit": _commit(),
+        "commit": commit,
         "jax": jax.__version__,
         "ptxas": version[1] if version else release.strip(),
     }
@@ -215,6 +215,7 @@ def run(
     jobs: int,
     folder: Path,
     output: Path,
+    commit: str,
     *,
     each_loop: bool = False,
     accept_longer_loops: bool = False,
@@ -227,6 +228,7 @@ def run(
       jobs: processes at once.
       folder: see `compiler`.
       output: folder of the JSON files, the budget among them.
+      commit: of the code, to be stored.
       each_loop: print `loop_lines`, too.
       accept_longer_loops: store loops that are longer than the budget allows, and let them pass.
     """
@@ -268,7 +270,7 @@ def run(
     if not select and any(result.longer for result in results):
         print(f"{path}: not written, for it is the budget that was exceeded")
     elif not select:
-        print(f"{path}: {'written' if write(path, chip, results, folder) else 'unchanged'}")
+        print(f"{path}: {'written' if write(path, chip, results, folder, commit) else 'unchanged'}")
     return results
 
 
@@ -307,6 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CompilerMissing as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    commit = _commit()  # before the results of a chip are a change
     results = [
         (chip, result)
         for chip in options.chip
@@ -316,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.jobs,
             folder,
             options.output,
+            commit,
             each_loop=options.each_loop,
             accept_longer_loops=options.accept_longer_loops,
         )

@@ -255,10 +255,14 @@ def _inner_loops(function: str) -> Iterator[Loop]:
 
 
 def compute_loop(loops: Sequence[Loop]) -> Loop | None:
-    """The loop with the score function: the one with most MUFU and FMA; None if no loop has any."""
+    """The loop with the score function: the one with most MUFU and FMA; None if no loop has any.
 
-    def work(loop: Loop) -> int:
-        return sum(loop.kinds.get(kind, 0) for kind in ("mufu", "fma", "fma2"))
+    Norms, which other loops of a kernel may hold, take no MUFU for each number: a loop with MUFU comes first.
+    """
+
+    def work(loop: Loop) -> tuple[bool, int]:
+        number = sum(loop.kinds.get(kind, 0) for kind in ("mufu", "fma", "fma2"))
+        return loop.kinds.get("mufu", 0) > 0, number
 
     found = max(loops, key=work, default=None)
-    return found if found and work(found) else None
+    return found if found and any(work(found)) else None

@@ -107,7 +107,7 @@ def test_each_role_of_a_program_has_its_loop_and_the_loader_none():
     assert compute_loop((issue, scores)) == scores
     assert compute_loop((issue,)) is None and compute_loop(()) is None
     packed = Loop(3, {"fma2": 3})
-    assert compute_loop((issue, scores, packed)) == packed
+    assert compute_loop((issue, packed)) == packed
     assert issue.around == scores.around == {}
 
 
@@ -169,3 +169,11 @@ def test_what_cannot_be_followed_is_refused():
         inner_loops(sass("BRX R2 -0x10", "EXIT"))
     with pytest.raises(ValueError, match="nowhere, which the function does not have"):
         inner_loops(sass("@P0 BRA nowhere", "EXIT"))
+
+
+def test_the_loop_with_the_score_function_has_mufu_where_any_has():
+    norm, score = Loop(9, {"fma2": 9}), Loop(5, {"fma": 1, "mufu": 4})
+    assert compute_loop((norm, score)) is score
+    # As with ReLU.
+    assert compute_loop((Loop(3, {"fma": 3}), norm)) is norm
+    assert compute_loop((Loop(3, {"matrix": 3}),)) is None
