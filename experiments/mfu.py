@@ -23,7 +23,7 @@ round, and their median is told. Rows of one setting (size and lengths) are stor
 measured, and a setting that is there is not measured again: the same command goes on after it, and one that has nothing
 left to do prints the table and draws the picture.
 
-Both settings of base took 65 minutes on one slow CPU core (c0cccbd), half of it to compile, and 9.4 GB. Expected: at
+Both settings of base took 65 minutes on one slow CPU core (c0cccbd), 24 of them to compile, and 9.4 GB. Expected: at
 jagged lengths MFU from 10% to 39% and 4.5 times the examples/s, most of it by packing and CompSkip; at full lengths,
 where nothing can be packed, MFU from 51% to 39% and 2.5 times the examples/s.
 

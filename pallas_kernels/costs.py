@@ -34,6 +34,10 @@ def attention_cost(pairs: int, heads: int, dim: int, *, forward_bytes: int, back
     return Cost(pairs, 4 * unit, 10 * unit, forward_bytes, backward_bytes)
 
 
-def drawn_lengths(batch: int, low: int, high: int) -> Int[np.ndarray, " batch"]:
-    """Lengths to measure and to predict jagged sequences at: int32, uniform in ``[low, high]``, each time the same."""
-    return np.random.default_rng(7).integers(low, high, batch, np.int32, endpoint=True)
+def drawn_lengths(batch: int, longest: int, sparsity: float) -> Int[np.ndarray, " batch"]:
+    """Lengths to measure and to predict jagged sequences at, int32, each time the same.
+
+    They are uniform in ``[max(1, (2 s - 1) longest), longest]`` for a sparsity s of .5 to 1.
+    """
+    low = max(1, int((2 * sparsity - 1) * longest))
+    return np.random.default_rng(7).integers(low, longest, batch, np.int32, endpoint=True)

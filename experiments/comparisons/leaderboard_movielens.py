@@ -7,24 +7,6 @@ Rates as in leaderboard_kuairand; models are those of KuaiRand's presets, so sev
 two CPU cores. `leaderboard_movielens_last` has the split by time. It has not been run.
 """
 
-from experiments.compare import Comparison
-from experiments.comparisons.leaderboard_kuairand import RATES, SYSTEMS
-from experiments.shallow import trees_as_row
+from experiments.comparisons.leaderboard_kuairand import leaderboard
 
-COMPARISON = Comparison(
-    rows={name: f"{name}/movielens" for name in SYSTEMS},
-    others={"boosted trees": ("kunlun", trees_as_row)},
-    metric="logloss",
-    seeds=(0, 1, 2, 3, 4),
-    search=tuple(f"--optimizer.learning-rate {rate}" for rate in RATES),
-    columns=(
-        "valid logloss",
-        "test auc",
-        "test logloss",
-        "test ne",
-        "test gauc",
-        "flops",
-        "parameters",
-        "examples/s",
-    ),
-)
+COMPARISON = leaderboard("movielens", frozen=False)

@@ -11,8 +11,8 @@ Overlapped: maps and traffic at once, and both links while the chip computes. Ap
 the datasheet's, so a measurement will lie beyond the longer of both rather than between them. Operators and maps are
 those of mean histories, traffic that of the rows which the fullest batch needs, since a step moves all of its capacity.
 
-`pallas_kernels.compile_check.predict` would say more of a kernel than its roofline. It counts for gdpa with heads of
-128 and 256 keys; no preset here has such heads, so it says nothing of them, and is not asked.
+`pallas_kernels.compile_check.predict` would say more of a kernel than its roofline. It counts for heads of 128 at the
+shapes of `compile_check.work`; no preset here has such heads, so it says nothing of them, and is not asked.
 """
 
 import dataclasses

@@ -75,8 +75,7 @@ class Case:
 
     def lengths(self) -> np.ndarray:
         """Rows of each example, int32 ``[batch]``."""
-        low = max(1, int((2 * self.sparsity - 1) * self.max_length))
-        return drawn_lengths(self.batch, low, self.max_length)
+        return drawn_lengths(self.batch, self.max_length, self.sparsity)
 
     def compared(self) -> tuple[int, ...]:
         """Examples whose results are compared with float32: the longest, the shortest and the first few."""

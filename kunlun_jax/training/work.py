@@ -50,7 +50,7 @@ def work_of_step(trainer: Trainer, capacity: Mapping[str, int], batch_size: int,
         chosen = np.arange(number * batch_size, (number + 1) * batch_size)
         held = {name: of[chosen % len(of)] for name, of in lengths.items()}
         rows = sum((aligned(of) for of in held.values()), np.zeros(batch_size, np.int64))
-        for share in shares(rows, device.devices) if device.devices > 1 else [slice(None)]:
+        for share in shares(rows, device.devices):
             offsets = {name: offsets_of(of[share], capacity[name]) for name, of in held.items()}
             total += program.work([offsets[name][field] for name, field in filter(None, places)])
     state, batch = _of_one_device(shapes, device)

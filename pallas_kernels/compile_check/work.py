@@ -95,12 +95,9 @@ def row_bytes(shape: Shape) -> int:
 
 def lengths(shape: Shape) -> np.ndarray:
     """Rows of each example, int32 ``[batch]``."""
-    least = 1
-    if isinstance(shape, gdpa.Shape):
-        least = max(1, int((2 * shape.sparsity - 1) * shape.max_length))
-    elif isinstance(shape, window_attention.Shape) and not shape.jagged:
-        least = shape.max_length
-    return drawn_lengths(shape.batch, least, shape.max_length)
+    # Those of `WINDOW` and `SEEDS` are uniform from 1 on.
+    sparsity = shape.sparsity if isinstance(shape, gdpa.Shape) else 0.5
+    return drawn_lengths(shape.batch, shape.max_length, sparsity)
 
 
 def _sides(shape: Shape) -> tuple[schedule.Side, schedule.Side, tuple[int, int] | None, Mapping[str, int]]:
