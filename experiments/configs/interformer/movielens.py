@@ -2,7 +2,7 @@
 
     python -m experiments.train interformer/movielens --data.root ml-1m
 
-Never trained; a run is estimated at half an hour on a CPU core.
+Cost: half an hour on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
 """
 
 import dataclasses
