@@ -80,12 +80,12 @@ class Arguments:
     small: bool | None = None
     """Whether to take toy shapes; None does without a GPU."""
     implementations: tuple[str, ...] = ()
-    """Which to measure, of ours (mosaic, xla and what else an operator has), unfused, cudnn, tokamax, meta-triton,
-    flex, sdpa, and reference (toy shapes alone); none for all."""
+    """Which to measure, of ours (mosaic, xla and what else an operator has; of a block mosaic-norms-apart), unfused,
+    cudnn, tokamax, meta-triton, flex, sdpa, and reference (toy shapes alone); none for all."""
     where: Literal["everywhere", "inside", "outside"] = "everywhere"
     """Which of these by who calls them: inside of JAX, or outside of it from PyTorch (meta-triton, flex, sdpa)."""
     groups: tuple[str, ...] = ()
-    """Groups of cases: "pffn 256", "self", "window", "seeds", "narrow", "pffn 128"; none for all."""
+    """Groups of cases: "pffn 256", "self", "window", "seeds", "block", "narrow", "pffn 128"; none for all."""
     rounds: int = 5
     """Rounds in which the implementations take turns; the median is reported."""
     call_limit_s: float = 90.0
@@ -154,7 +154,8 @@ def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any]
         print(state)
     print(f"written to {path} and {image}; {left} rows are left for another run")
     # Peers may be as inexact as they like: what decides is ours.
-    ours = [row for row in results.rows.values() if row["implementation"] in (*implementations.OURS, "reference")]
+    names = {*implementations.OURS, implementations.APART, "reference"}
+    ours = [row for row in results.rows.values() if row["implementation"] in names]
     wrong = [row for row in ours if row["case"] in order and row.get("wrong")]
     if wrong:
         print(f"error: {len(wrong)} results of ours are further from float32 than allowed", file=sys.stderr)
@@ -170,6 +171,8 @@ def missing(
         rows = []
         for pass_, name in itertools.product(run.PASSES, names if args.where in ("everywhere", where) else ()):
             row = Row(case, pass_, name)
+            if name == implementations.APART and not case.block:
+                continue
             if (name in torch_attention.NAMES) == (where == "outside") and results.lacks(row, args.retry):
                 why = torch_attention.refusal(row, args.peers.ads_kernel_library)
                 if why is None:

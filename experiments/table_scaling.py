@@ -6,6 +6,12 @@ the worst case for caches. All sizes are held at once and stepped in turn, so th
 alike. Needs about 11 GB of memory and takes about 5 minutes on two idle CPU cores. Writes
 ``experiments/results/cpu/table_scaling.json`` and a picture beside it; exits 1 if a size costs more than 1.3 times
 the smallest.
+
+With ``--devices 8`` the process has as many CPU devices, and the table is cut over them by rows. With ``--restore`` the
+largest table then goes into a checkpoint and back, and the restored state has to go on bit for bit:
+
+    python -m experiments.table_scaling --devices 8 --dim 16 --rows 1000000 10000000 100000000 --restore \
+        --out experiments/results/cpu/table_scaling_devices.json
 """
 
 import dataclasses
@@ -14,14 +20,17 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
+from jax import lax
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -31,7 +40,9 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities, make_loader
 from kunlun_jax.data.schema import Schema
+from kunlun_jax.parallel import MeshConfig, make_mesh
 from kunlun_jax.provenance import environment
+from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.run_directory import write_atomic
 from kunlun_jax.training.step import Trainer, TrainState
 
@@ -54,6 +65,10 @@ class Arguments:
     """Steps of one measurement, each on another batch."""
     train_rows: int = 4096
     """Rows of the synthetic world from which batches are packed."""
+    devices: int = 1
+    """CPU devices of this process, a power of two, over which batches and tables are cut."""
+    restore: bool = False
+    """Put the largest table into a checkpoint, restore it, and compare what follows."""
     out: Path = Path("experiments/results/cpu/table_scaling.json")
     """JSON file for the result; the picture goes beside it."""
 
@@ -63,6 +78,7 @@ class Arguments:
         for name in ("rounds", "steps", "dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        MeshConfig(data=self.devices)
 
 
 def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: int) -> Batch:
@@ -83,19 +99,21 @@ def with_random_ids(schema: Schema, batch: Batch, table: str, rows: int, seed: i
     return dataclasses.replace(batch, categorical=categorical, events=events)
 
 
-def make_trainer(dataset: Dataset, rows: int, dim: int) -> Trainer:
-    """The preset kunlun/small's trainer for the data set with `rows` rows in `TABLE`."""
+def make_trainer(dataset: Dataset, rows: int, dim: int, devices: int = 1) -> Trainer:
+    """The preset kunlun/small's trainer for the data set with `rows` rows in `TABLE`, cut over `devices`."""
     model = dataclasses.replace(small.CONFIG.model, embedding_dim=dim).build(
         dataset.schema.resized(TABLE, rows),
         base_rate=dataset.p_train,
         rngs=nnx.Rngs(params=jax.random.key(0)),
     )
-    return Trainer(model, small.CONFIG.optimizer, steps=1000, log_every=20, seed=0)
+    mesh = make_mesh(MeshConfig(data=devices))
+    return Trainer(model, small.CONFIG.optimizer, steps=1000, log_every=20, seed=0, mesh=mesh)
 
 
 class PeakMemory:
-    """Growth of this process's peak memory inside a with block, in bytes; None where Linux does not tell it."""
+    """Peak of this process's memory in a with block, and its growth there, bytes; None where Linux does not tell."""
 
+    peak: int | None = None
     growth: int | None = None
 
     def __enter__(self) -> "PeakMemory":
@@ -108,7 +126,8 @@ class PeakMemory:
 
     def __exit__(self, *_) -> None:
         if self._tells:
-            self.growth = max(_status("VmHWM") - self._before, 0)
+            self.peak = _status("VmHWM")
+            self.growth = max(self.peak - self._before, 0)
 
 
 def _status(field: str) -> int:
@@ -121,16 +140,17 @@ def _status(field: str) -> int:
 class Subject:
     """One table size: its compiled step, its state and its batches."""
 
-    def __init__(self, dataset: Dataset, batches: list[Batch], rows: int, dim: int):
+    def __init__(self, dataset: Dataset, batches: list[Batch], rows: int, dim: int, devices: int):
         self.rows = rows
-        self.trainer = make_trainer(dataset, rows, dim)
+        self.trainer = make_trainer(dataset, rows, dim, devices)
         schema = self.trainer.schema
-        self.batches = jax.device_put(
-            [with_random_ids(schema, batch, TABLE, rows, seed) for seed, batch in enumerate(batches)]
-        )
+        self.batches = [
+            self.trainer.put(with_random_ids(schema, batch, TABLE, rows, seed)) for seed, batch in enumerate(batches)
+        ]
         began = time.perf_counter()
-        self.state: TrainState = jax.block_until_ready(self.trainer.init())
-        self.init_seconds = time.perf_counter() - began
+        with PeakMemory() as memory:
+            self.state: TrainState = jax.block_until_ready(self.trainer.init())
+        self.init_seconds, self.init_peak = time.perf_counter() - began, memory.peak
         self.compiled = self.trainer.compile_step(self.state, self.batches[0])
         self.seconds: list[float] = []
 
@@ -155,6 +175,7 @@ class Subject:
             "aliased_bytes": memory.alias_size_in_bytes,
             "peak_growth_bytes": self.peak_growth,
             "init_seconds": self.init_seconds,
+            "init_peak_bytes": self.init_peak,
         }
 
     def warm_up(self) -> None:
@@ -164,16 +185,69 @@ class Subject:
         self.peak_growth = memory.growth
 
 
-def measure(args: Arguments) -> list[dict[str, Any]]:
-    """Numbers of each size, with ratios to the smallest."""
+@jax.jit
+def _checksums(state: TrainState) -> list[jax.Array]:
+    """Of every leaf, the sum of its bits as integers modulo 2^32: another bit anywhere is another sum."""
+
+    def of(leaf: jax.Array) -> jax.Array:
+        bits = leaf if jnp.issubdtype(leaf.dtype, jnp.integer) else lax.bitcast_convert_type(leaf, jnp.uint32)
+        return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return [of(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def save_and_restore(subject: Subject) -> dict[str, Any]:
+    """Times and peak memory of a checkpoint of a size's state and of its restore; its state is given up.
+
+    Raises:
+      AssertionError: the step after the restore has not the state, bit for bit, that the one after the save had.
+    """
+
+    def next_step(state: TrainState) -> list[int]:
+        state, _ = subject.compiled(state, subject.batches[0])
+        return [int(x) for x in _checksums(state)]
+
+    with tempfile.TemporaryDirectory(prefix="table_scaling") as folder:
+        began = time.perf_counter()
+        with PeakMemory() as saving:
+            checkpoints = Checkpoints(Path(folder) / "checkpoints")
+            checkpoints.save(1, subject.state, {})
+            blocked = time.perf_counter() - began
+            checkpoints.close()
+        saved = time.perf_counter() - began
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        expected = next_step(subject.state)
+        del subject.state
+        began = time.perf_counter()
+        with PeakMemory() as restoring:
+            checkpoints = Checkpoints(Path(folder) / "checkpoints")
+            state, _ = checkpoints.restore(1, subject.trainer.abstract_state())
+            jax.block_until_ready(state)
+            checkpoints.close()
+        restored = time.perf_counter() - began
+        assert next_step(state) == expected, "the restored state does not go on as the saved one did"
+    return {
+        "rows": subject.rows,
+        "checkpoint_bytes": size,
+        "save_seconds": saved,
+        "save_blocked_seconds": blocked,
+        "save_peak_bytes": saving.peak,
+        "restore_seconds": restored,
+        "restore_peak_bytes": restoring.peak,
+    }
+
+
+def measure(args: Arguments) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Numbers of each size, with ratios to the smallest, and those of the checkpoint, if one is asked for."""
     config = dataclasses.replace(small.WORLD, train_rows=args.train_rows, valid_rows=0, test_rows=0)
     dataset = open_dataset(dataclasses.replace(small.CONFIG.data, options=config))
-    capacity = capacities(dataset, ["train"], small.CONFIG.loader)
-    with make_loader(dataset, "train", small.CONFIG.loader, capacity=capacity) as loader:
+    loading = small.CONFIG.loader
+    capacity = capacities(dataset, ["train"], loading, share_count=args.devices)
+    with make_loader(dataset, "train", loading, capacity=capacity, share_count=args.devices) as loader:
         batches = [batch for (batch, _), _ in zip(loader, range(args.steps), strict=False)]
     subjects = []
     for rows in args.rows:
-        subjects.append(Subject(dataset, batches, rows, args.dim))
+        subjects.append(Subject(dataset, batches, rows, args.dim, args.devices))
         subjects[-1].warm_up()
         print(f"{rows:,} rows: made in {subjects[-1].init_seconds:.1f} s", file=sys.stderr)
     for _ in range(args.rounds):
@@ -185,7 +259,11 @@ def measure(args: Arguments) -> list[dict[str, Any]]:
         rounds = zip(result["step_seconds_all"], results[0]["step_seconds_all"], strict=True)
         result["time_ratio"] = statistics.median(mine / smallest for mine, smallest in rounds)
         result["temporary_ratio"] = result["temporary_bytes"] / results[0]["temporary_bytes"]
-    return results
+    if not args.restore:
+        return results, None
+    largest = subjects.pop()
+    subjects.clear()
+    return results, save_and_restore(largest)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -198,6 +276,18 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{r['time_ratio']:6.2f} {r['temporary_bytes'] / 1e6:7,.0f} MB {r['temporary_ratio']:6.2f} {growth:>12}"
         )
     return "\n".join(lines)
+
+
+def restore_line(checkpoint: dict[str, Any]) -> str:
+    """What the checkpoint took, as a sentence for a person."""
+    peaks = (checkpoint["save_peak_bytes"], checkpoint["restore_peak_bytes"])
+    save, restore = ("unknown" if peak is None else f"{peak / 1e9:.1f} GB" for peak in peaks)
+    return (
+        f"Checkpoint of {checkpoint['rows']:,} rows, {checkpoint['checkpoint_bytes'] / 1e9:.1f} GB: saved in "
+        f"{checkpoint['save_seconds']:.0f} s (the run waits {checkpoint['save_blocked_seconds']:.0f} s) at a peak of "
+        f"{save} of memory, restored in {checkpoint['restore_seconds']:.0f} s at {restore}; the next step is the same "
+        "bit for bit."
+    )
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -234,11 +324,15 @@ def picture(results: list[dict[str, Any]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Parses flags, measures, prints and writes; returns the exit code."""
     args = tyro.cli(Arguments, args=arguments, prog="experiments.table_scaling", description=__doc__)
+    jax.config.update("jax_num_cpu_devices", args.devices)
     load = os.getloadavg()
-    results = measure(args)
+    results, checkpoint = measure(args)
     print(table(results))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), "load_average": load, "dim": args.dim, "sizes": results}
+    if checkpoint is not None:
+        content["checkpoint"] = checkpoint
+        print(restore_line(checkpoint))
     write_atomic(args.out, json.dumps(content, indent=2) + "\n")
     picture(results, args.out.with_suffix(".png"))
     print(f"written to {args.out}")

@@ -28,7 +28,7 @@ class Case:
     """One shape of one operator.
 
     Attributes:
-      group: what it belongs to: "pffn 256", "pffn 128", "self", "narrow", "seeds" or "window".
+      group: what it belongs to: "pffn 256", "pffn 128", "block", "self", "narrow", "seeds" or "window".
       batch: examples.
       max_length: longest sequence, rows.
       sparsity: see the module; 0.5 for half of the longest on average.
@@ -36,6 +36,7 @@ class Case:
       seeds: queries shared by the batch; None for the other operators.
       window: rows read to either side, inclusive; None for the other operators.
       activation: a name of `pallas_kernels.activations`, or "softmax"; "" is softmax for seeds and windows, else gelu.
+      block: whether gdpa stands between the norms and residuals of the personalized FFN's block.
     """
 
     group: str
@@ -48,14 +49,17 @@ class Case:
     heads: int = 4
     dim: int = 128
     activation: str = ""
+    block: bool = False
 
     def __post_init__(self):
         if not self.activation:
-            object.__setattr__(self, "activation", "gelu" if self.operator == "gdpa" else "softmax")
+            object.__setattr__(self, "activation", "softmax" if self.seeds or self.window else "gelu")
 
     @property
     def operator(self) -> str:
-        """Which it is of "gdpa", "seed_attention" and "window_attention"."""
+        """Which it is of "gdpa", "gdpa_block", "seed_attention" and "window_attention"."""
+        if self.block:
+            return "gdpa_block"
         return "seed_attention" if self.seeds else "window_attention" if self.window else "gdpa"
 
     @property
@@ -83,7 +87,7 @@ class Case:
         return tuple(sorted({int(order[0]), int(order[-1]), *range(min(SUBSET - 2, self.batch))}))
 
     def cost(self, lengths: np.ndarray) -> Cost:
-        """Counted work of sequences of these lengths."""
+        """Counted work of sequences of these lengths; of a block that of its gdpa, as if norms were free."""
         if self.seeds is not None:
             return seed_shapes.cost(lengths, seeds=self.seeds, heads=self.heads, dim=self.dim)
         if self.window is not None:
@@ -149,6 +153,7 @@ CASES = (
     *_of_length(1024),
     Case("window", 1152, 1024, 0.5, window=(100, 100)),
     Case("seeds", 1152, 1000, 0.5, seeds=64),
+    *_gdpa("block", 1152, (1024,), BOTH, keys=256, block=True),
     *(case for length in LENGTHS[1:] for case in _of_length(length)),
     Case("window", 1152, 1024, 0.5, window=(50, 50)),
     *(Case("seeds", 1152, 1000, 0.5, seeds=seeds) for seeds in (32, 256)),
@@ -169,6 +174,7 @@ CASES = (
 TOYS = (
     *_gdpa("pffn 256", 6, (24, 40), (0.5,), keys=16, dim=32),
     *_gdpa("self", 6, (24,), (0.5,), dim=32),
+    Case("block", 6, 24, 0.5, keys=16, dim=32, block=True),
     Case("narrow", 6, 24, 0.5, keys=16, dim=16, activation="silu"),
     Case("seeds", 6, 24, 0.5, seeds=4, dim=32),
     Case("window", 6, 24, 0.5, window=(5, 5), dim=32),

@@ -14,27 +14,36 @@ import jax.numpy as jnp
 from experiments.kernel_benchmark import clock, libraries, torch_attention, unfused
 from experiments.kernel_benchmark.cases import Case, Problem
 from experiments.kernel_benchmark.subjects import Subject, on_packed, on_padded
+from experiments.kernel_benchmark.worker import CannotRun
 from pallas_kernels.operators.gdpa import api as gdpa_api
+from pallas_kernels.operators.gdpa import block, block_mosaic
 from pallas_kernels.operators.seed_attention import api as seed_api
 from pallas_kernels.operators.window_attention import api as window_api
 
 APIS = {"gdpa": gdpa_api, "window_attention": window_api, "seed_attention": seed_api}
 OURS = tuple(dict.fromkeys(one.name for api in APIS.values() for one in api.IMPLEMENTATIONS if one.name != "reference"))
 """Ours by the operators' own lists; one that an operator lacks has rows that say so."""
-NAMES = (*OURS, "unfused", *libraries.BUILD, *torch_attention.NAMES)
+APART = "mosaic-norms-apart"
+"""Ours for blocks alone: what "mosaic" fuses, as XLA's norms and residuals around the Mosaic kernel of gdpa."""
+NAMES = (*OURS, APART, "unfused", *libraries.BUILD, *torch_attention.NAMES)
 """Everything measured by default. "reference" makes the scores of all pairs, so it is for toy shapes only."""
 
 
 def options(case: Case) -> dict[str, Any]:
     """Arguments of a case's operator other than arrays."""
-    if case.operator == "gdpa":
+    if case.activation != "softmax":
         return {"activation": case.activation, "pre_scale": case.scale, "post_scale": 1.0}
     return {"scale": case.scale} | ({} if case.window is None else {"window": case.window})
 
 
 def operator(case: Case, implementation: str) -> Callable:
     """(q, k, v, row_splits, lengths) -> output, by one of our implementations."""
-    function = getattr(APIS[case.operator], case.operator)
+    if implementation == APART:
+        function, implementation = block.norms_apart, "mosaic"
+    elif case.block:
+        function = block.gdpa_block
+    else:
+        function = getattr(APIS[case.operator], case.operator)
     return functools.partial(function, **options(case), implementation=implementation)
 
 
@@ -49,6 +58,10 @@ def build(name: str, problem: Problem) -> Subject:
         return on_padded(problem, functools.partial(unfused.attend, problem.case), 4)
     if name in libraries.BUILD:
         return libraries.BUILD[name](problem)
+    if problem.case.block and name == "mosaic":
+        why = block_mosaic.refusal(*problem.operands, *problem.offsets)
+        if why is not None:  # the operator would leave the norms to XLA, which is another row
+            raise CannotRun(why)
     function = operator(problem.case, name)
     jax.eval_shape(function, *problem.operands, *problem.offsets)
     return on_packed(problem, function)

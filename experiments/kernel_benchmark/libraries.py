@@ -63,7 +63,7 @@ def by_jax(case: Case, implementation: str, *, full: bool = False) -> tuple[Call
 
 def cudnn(problem: Problem) -> Subject:
     """Fused attention of cuDNN on padded operands, with lengths where they differ."""
-    if problem.case.operator == "gdpa":
+    if problem.case.activation != "softmax":
         raise CannotRun("cudnn is softmax attention, which gdpa is not")
     if jax.default_backend() != "gpu":
         raise CannotRun("cuDNN needs an NVIDIA GPU")
@@ -79,6 +79,8 @@ def tokamax(problem: Problem) -> Subject:
     that its version has for the Mosaic kernel, which in some is plain XLA.
     """
     case = problem.case
+    if case.block:
+        raise CannotRun("tokamax has no norms around its attention")
     if importlib.util.find_spec("tokamax") is None:
         raise CannotRun("tokamax is not installed")
     library = importlib.import_module("tokamax")

@@ -8,12 +8,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.kernel_benchmark.implementations import NAMES, OURS
+from experiments.kernel_benchmark.implementations import APART, NAMES, OURS
 from experiments.kernel_benchmark.store import unable
 from pallas_kernels.chips import chip_of
 
 COLORS = {
     "mosaic": "#2f6fb0",
+    "mosaic-norms-apart": "#1b3f66",
     "triton": "#7fb2e5",
     "xla": "#4a8c5c",
     "unfused": "#999999",
@@ -89,7 +90,7 @@ def ahead(rows: list[dict[str, Any]]) -> list[str]:
     xla and the reference are ours, but no fused kernels, so they are left out on both sides. A peer at the shape of a
     softmax operator counts even where it leaves the window out, since that is what one would call instead.
     """
-    fused, peers = set(OURS) - {"xla"}, set(NAMES) - set(OURS)
+    fused, peers = {*OURS, APART} - {"xla"}, set(NAMES) - {*OURS, APART}
     lines = []
     for case, pass_ in dict.fromkeys((row["case"], row["pass"]) for row in rows):
         here = [row for row in rows if (row["case"], row["pass"]) == (case, pass_)]

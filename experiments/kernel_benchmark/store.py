@@ -96,8 +96,9 @@ class Store:
         """What a row holds for, as one string: sources, versions and, for our GPU kernels, tuned block sizes."""
         versions = self._environment["versions"].items()
         held = [self._environment["sources"], *(f"{name} {version}" for name, version in versions)]
-        if row.implementation == "mosaic":
-            path = OPERATORS / row.case.operator / "tuning" / f"{slug(self.device)}.json"
+        if row.implementation.startswith("mosaic"):
+            operator = row.case.operator.removesuffix("_block")  # a block takes gdpa's sizes
+            path = OPERATORS / operator / "tuning" / f"{slug(self.device)}.json"
             held.append(hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else "none")
         return " ".join(filter(None, [*held, self.extra.get(row.implementation)]))
 

@@ -38,7 +38,7 @@ def refusal(row: Row, library: Path | None) -> str | None:
         return "not asked for: give --peers.ads-kernel-library PATH"
     if row.implementation == META and library is not None and not (library / meta_triton.FILE).is_file():
         return f"{library.name} holds no {meta_triton.FILE}; give a checkout of ads_model_kernel_library"
-    if (row.implementation == META) != (row.case.operator == "gdpa"):
+    if row.case.block or (row.implementation == META) != (row.case.operator == "gdpa"):
         return f"it is not measured for {row.case.operator}"
     return None
 

@@ -35,7 +35,7 @@ from tests.experiments.in_this_process import InThisProcess
 from tests.processes import run as run_process
 
 H100 = "NVIDIA H100 80GB HBM3"
-FEW = ["--groups", "narrow"]
+FEW = ["--groups", "narrow", "block"]
 
 
 @pytest.fixture
@@ -58,6 +58,8 @@ def test_every_case_pass_and_implementation_has_a_row(first):
     names = {"mosaic", "xla", "unfused", "cudnn", "tokamax", "reference", "meta-triton", "flex", "sdpa"}
     names |= set(implementations.OURS)
     expected = {Row(c, p, n).name for c in chosen for p in run.PASSES for n in names}
+    (block,) = (case for case in chosen if case.block)
+    expected |= {Row(block, pass_, "mosaic-norms-apart").name for pass_ in run.PASSES}
     assert set(content["rows"]) == expected
     measured = [row for row in content["rows"].values() if "seconds" in row]
     assert len(measured) + len(store.unable(content["rows"].values())) == len(expected)
@@ -90,7 +92,7 @@ def test_other_sources_make_rows_old_and_a_spent_budget_leaves_them(first, monke
     folder, content = first
     monkeypatch.setattr(store, "sources", lambda: "changed")
     assert kernels.main([*FEW, "--out", str(folder / "kernels.json"), "--budget-s", "0"]) == 0
-    refused = 2  # a pass each of Meta's without a checkout, flex and sdpa for gdpa: nothing that takes time
+    refused = 2 * 2  # cases and passes of Meta's without a checkout, flex and sdpa for gdpa: nothing that takes time
     assert f"{len(content['rows']) - 3 * refused} rows are left for another run" in capsys.readouterr().out
 
 
@@ -105,7 +107,7 @@ def test_a_wrong_result_is_told(tmp_path, monkeypatch, capsys):
 
 def losing(tmp_path, lost_to):
     """Results of a run that loses its worker, and how many workers' jobs it took."""
-    results, case = Store(tmp_path / "kernels.json", "cpu"), cases.TOYS[3]
+    results, case = Store(tmp_path / "kernels.json", "cpu"), next(x for x in cases.TOYS if x.group == "narrow")
     results.content["peaks"] = {"matmul_flops_per_second": 1e9}
     worker = InThisProcess(lost_to=lost_to)
     groups = [[Row(case, pass_, name) for pass_ in run.PASSES for name in ("xla", "unfused")]]
@@ -181,7 +183,7 @@ def test_lengths_and_costs_are_those_of_the_published_tables():
     assert (full.lengths() == 512).all()
     assert half.lengths().min() < 10 and half.lengths().max() <= 512 and abs(half.lengths().mean() - 256) < 15
     assert full.cost(full.lengths()).forward_flops == 4 * 4 * 128 * 1152 * 512**2
-    assert len({case.name for case in cases.CASES}) == len(cases.CASES) == 41
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES) == 43
     assert {case.group for case in cases.TOYS} <= {case.group for case in cases.CASES}
 
 
@@ -196,19 +198,26 @@ def test_what_serves_as_truth_is_the_definition(case):
     acts = {"gelu": lambda x: x * (1 + erf(x / 2**0.5)) / 2, "silu": lambda x: x / (1 + np.exp(-x))}
     acts["softmax"] = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
     q, k, v = (np.asarray(x, np.float64) for x in problem.operands)
+    residual = q
+    if case.block:
+        q = (q - q.mean((1, 2), keepdims=True)) / np.sqrt(q.var((1, 2), keepdims=True) + 1e-5)
     for b, (start, n) in enumerate(zip(problem.host_splits, case.lengths(), strict=False)):
         rows = slice(start, start + n)
         own = [
             x[rows] if packed else x if x.ndim == 3 else x[b]
             for x, packed in zip((q, k, v), problem.packed[:3], strict=True)
         ]
+        exact = np.empty((len(own[0]), case.heads, case.dim))
         for head in range(case.heads):
             scores = own[0][:, head] @ own[1][:, head].T / np.sqrt(case.dim)
             if case.window is not None:
                 offset = np.subtract.outer(np.arange(n), np.arange(n))
                 scores = np.where(np.abs(offset) <= case.window[0], scores, -np.inf)
-            exact = acts[case.activation](scores) @ own[2][:, head]
-            np.testing.assert_allclose(found[b, : len(exact), head], exact, rtol=0, atol=2e-5)
+            exact[:, head] = acts[case.activation](scores) @ own[2][:, head]
+        if case.block:
+            exact += own[0]
+            exact = exact / np.sqrt((exact**2).mean((1, 2), keepdims=True) + 1e-5) + residual[rows]
+        np.testing.assert_allclose(found[b, : len(exact)], exact, rtol=0, atol=2e-5)
 
 
 def test_padded_rows_are_those_of_the_packed_ones():

@@ -9,6 +9,7 @@ the block and its norms from Meta's published kernels (M).
 
 import functools
 import logging
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -58,9 +59,20 @@ def gdpa_block(
         _log_choice(reason, jax.default_backend())
         if reason is None:
             return block_mosaic.gdpa_block(q, k, v, row_splits, lengths, **options)
+    return norms_apart(q, k, v, row_splits, lengths, implementation=implementation, **options)
+
+
+def norms_apart(
+    q: Float[Array, "rows heads dim"],
+    k: Float[Array, "batch keys heads dim"],
+    v: Float[Array, "batch keys heads dim"],
+    row_splits: Int[Array, " splits"],
+    lengths: Int[Array, " batch"],
+    **options: Any,
+) -> Float[Array, "rows heads dim"]:
+    """`gdpa_block` with norms and residuals by XLA, and gdpa by any implementation; `options` are those of gdpa."""
     normed = layer_norm(q)
-    out = gdpa(normed, k, v, row_splits, lengths, implementation=implementation, **options)
-    return rms_norm(out + normed) + q
+    return rms_norm(gdpa(normed, k, v, row_splits, lengths, **options) + normed) + q
 
 
 @functools.cache
