@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 DAMAGED = "damaged"
 """Folder beside the steps in which damaged ones are kept."""
+COPIED = 2**30
+"""On a CPU, bytes of a state up to which it is copied and written in the background. A larger one is written at once, so
+that there need not be room for two."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -75,13 +78,17 @@ class Checkpoints:
             return
         self.wait()
         flat = _flat(state)
-        if jax.default_backend() == "cpu":
-            # What Orbax reads in the background would be the very buffer that the next step overwrites.
+        # There, what Orbax reads in the background would be the very buffer that the next step overwrites.
+        on_cpu = jax.default_backend() == "cpu"
+        copied = on_cpu and sum(leaf.nbytes for leaf in flat.values()) <= COPIED
+        if copied:
             flat = jax.block_until_ready(jax.tree.map(jnp.copy, flat))
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position))
         )
         self._latest = step
+        if on_cpu and not copied:
+            self._manager.wait_until_finished()
         if not is_first():  # which is the one that renames the step when all have written their parts
             return
         self._sealing = threading.Thread(target=self._seal, args=(step,), name="checksums")
@@ -106,8 +113,7 @@ class Checkpoints:
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)), data=ocp.args.JsonRestore())
         )
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in _paths(abstract)]
-        # Arrays that were read may lie on memory that Orbax owns; a step donates its input, so it gets its own.
-        leaves = [jnp.copy(restored["state"][name]) for name in names]
+        leaves = [_own(restored["state"], name) for name in names]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["data"]
 
     def wait(self) -> None:
@@ -121,6 +127,21 @@ class Checkpoints:
         """Waits, and ends the background threads."""
         self.wait()
         self._manager.close()
+
+
+def _own(restored: dict[str, jax.Array], name: str) -> jax.Array:
+    """Takes an array out of what was read, and copies it: it may lie on memory that Orbax owns, and a step donates it.
+
+    Device by device, and each part is given up once it is copied, so that a large table is not there twice.
+    """
+    array = restored.pop(name)
+    shape, sharding = array.shape, array.sharding
+    parts = [shard.data for shard in array.addressable_shards]
+    del array
+    own = []
+    while parts:
+        own.append(jax.block_until_ready(jnp.copy(parts.pop(0))))
+    return jax.make_array_from_single_device_arrays(shape, sharding, own)
 
 
 def _newest_sound(directory: Path, writable: bool) -> int | None:

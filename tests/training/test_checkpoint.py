@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kunlun_jax.checksums import FILE
+from kunlun_jax.training import checkpoint
 from kunlun_jax.training.checkpoint import DAMAGED, Checkpoints, DamagedCheckpoint
 from kunlun_jax.training.metrics import MetricSums
 from kunlun_jax.training.optimizer import OptimizerConfig, dense_optimizer, table_optimizer
@@ -69,7 +70,9 @@ def test_round_trip_of_state_and_position(tmp_path):
     assert position == POSITION
 
 
-def test_saving_goes_on_while_donated_steps_overwrite_the_state(tmp_path):
+@pytest.mark.parametrize("copied", [checkpoint.COPIED, 0])
+def test_donated_steps_after_a_save_overwrite_the_state_and_not_what_is_saved(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "COPIED", copied)
     state = make_state()
     expected = host_copy(state)
     checkpoints = Checkpoints(tmp_path)
