@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 DAMAGED = "damaged"
 """Folder beside the steps in which damaged ones are kept."""
 COPIED = 2**30
-"""On a CPU, bytes of a state up to which it is copied and written in the background. A larger one is written at once, so
-that there need not be room for two."""
+"""On a CPU, bytes of a state up to which it is copied and written in the background. A larger one is written at
+once, so that there need not be room for two."""
 
 
 class DamagedCheckpoint(ValueError):

@@ -395,7 +395,9 @@ class Turn:
             if inverse is not None:
                 value *= lax.broadcast_in_dim(inverse, value.shape, [0])
             row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, plan.piece), 0, layout=layout)
-            target[...] = jnp.where(row < self.held, value, 0.0).astype(plan.out_dtype)
+            # The compiler would round first, and choose between halves of registers.
+            value = lax.optimization_barrier(jnp.where(row < self.held, value, 0.0))
+            target[...] = value.astype(plan.out_dtype)
 
         @pl.when(self.tiles == 0)
         def _zero():

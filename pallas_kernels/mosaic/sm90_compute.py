@@ -355,5 +355,7 @@ class Turn:
         row = plgpu.broadcasted_iota(jnp.int32, (TILE_ROWS, self.plan.dim), 0, layout=LAYOUT)
         for smem, name, value in zip(self.scratch.out, self.plan.sums, values, strict=True):
             scale = score.value_scale if name == "value" else score.key_scale
-            smem.at[self.wg][...] = jnp.where(row < held, value * scale, 0.0).astype(self.plan.out_dtype)
+            # The compiler would round first, and choose between halves of registers.
+            value = lax.optimization_barrier(jnp.where(row < held, value * scale, 0.0))
+            smem.at[self.wg][...] = value.astype(self.plan.out_dtype)
         return held

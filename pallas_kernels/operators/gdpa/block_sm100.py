@@ -311,7 +311,7 @@ def attend(
                         z = read(tile, columns)
                         if summed is not None:
                             z = z + summed(columns) * score.value_scale
-                        z = jnp.where(inside(), z, 0.0).astype(dtype)
+                        z = lax.optimization_barrier(jnp.where(inside(), z, 0.0)).astype(dtype)
                         tile.at[:, columns][...] = z
                         z = z.astype(jnp.float32)
                         total = total + (z * z).sum(axis=1)
@@ -359,7 +359,7 @@ def attend(
                     plgpu.barrier_wait(rows_full.at[slot])
                     for columns in pieces:
                         value = read(tile, columns) * spread(rate) + read(ring.at[slot], columns)
-                        tile.at[:, columns][...] = jnp.where(inside(), value, 0.0).astype(dtype)
+                        tile.at[:, columns][...] = lax.optimization_barrier(jnp.where(inside(), value, 0.0)).astype(dtype)
                     for barrier in free:
                         plgpu.barrier_arrive(barrier.at[slot])
                     return step + 1

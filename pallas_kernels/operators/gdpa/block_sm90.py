@@ -234,7 +234,7 @@ def attend(
                             plgpu.barrier_arrive(free.at[stages + slot])
 
                         z = acc[...] * score.value_scale + tile[...].astype(jnp.float32)
-                        z = jnp.where(inside(), z, 0.0).astype(dtype)
+                        z = lax.optimization_barrier(jnp.where(inside(), z, 0.0)).astype(dtype)
                         tile[...] = z
                         z = z.astype(jnp.float32)
                         return squares + (z * z).sum(axis=1)
@@ -266,7 +266,7 @@ def attend(
                     value = tile[...].astype(jnp.float32) * spread(rate) + rows
                     for i in range(2):
                         plgpu.barrier_arrive(free.at[i * stages + slot])
-                    tile[...] = jnp.where(inside(), value, 0.0).astype(dtype)
+                    tile[...] = lax.optimization_barrier(jnp.where(inside(), value, 0.0)).astype(dtype)
                     return step + 1
 
                 step = over_heads(add_rows, step)
