@@ -6,6 +6,7 @@ are as they were then is used: a flipped bit in a table would be another model, 
 """
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -27,6 +28,8 @@ DAMAGED = "damaged"
 COPIED = 2**30
 """On a CPU, bytes of a state up to which it is copied and written in the background. A larger one is written at
 once, so that there need not be room for two."""
+WRITTEN_AT_ONCE = 4
+"""10^9 bytes of arrays that a process compresses at a time, at least; what is compressed stays until it is on disk."""
 
 
 class DamagedCheckpoint(ValueError):
@@ -52,7 +55,7 @@ class Checkpoints:
     methods, and `directory` lies on a file system that all of them see.
 
     Args:
-      directory: made if absent.
+      directory: made by the first save or restore if absent.
       keep: newest steps to keep.
       writable: damaged steps, and those whose write was cut off, are taken away, so that they can be written again.
 
@@ -64,8 +67,8 @@ class Checkpoints:
         directory = Path(directory).absolute()
         self._directory = directory
         self._latest = agreed(lambda: _newest_sound(directory, writable))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = _Manager(directory, options=options)
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._opened: _Manager | None = None
         self._sealing: threading.Thread | None = None
 
     def latest(self) -> int | None:
@@ -78,24 +81,33 @@ class Checkpoints:
             return
         self.wait()
         flat = _flat(state)
+        manager = self._manager(flat)
         # There, what Orbax reads in the background would be the very buffer that the next step overwrites.
         on_cpu = jax.default_backend() == "cpu"
         copied = on_cpu and sum(leaf.nbytes for leaf in flat.values()) <= COPIED
         if copied:
             flat = jax.block_until_ready(jax.tree.map(jnp.copy, flat))
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position))
-        )
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position)))
         self._latest = step
         if on_cpu and not copied:
-            self._manager.wait_until_finished()
+            manager.wait_until_finished()
         if not is_first():  # which is the one that renames the step when all have written their parts
             return
-        self._sealing = threading.Thread(target=self._seal, args=(step,), name="checksums")
+        self._sealing = threading.Thread(target=self._seal, args=(manager, step), name="checksums")
         self._sealing.start()
 
-    def _seal(self, step: int) -> None:
-        while self._manager.is_saving_in_progress():
+    def _manager(self, flat: dict[str, Any]) -> _Manager:
+        """Orbax's own, made when the arrays that it will write are known."""
+        if self._opened is None:
+            # What a device holds of an array is written as one, and Orbax refuses one as large as its limit.
+            largest = max(map(_part_bytes, flat.values()))
+            state = ocp.StandardCheckpointHandler(save_concurrent_gb=max(WRITTEN_AT_ONCE, 2 * largest // 10**9 + 1))
+            handlers = {"state": state, "data": ocp.JsonCheckpointHandler()}
+            self._opened = _Manager(self._directory, options=self._options, item_handlers=handlers)
+        return self._opened
+
+    def _seal(self, manager: _Manager, step: int) -> None:
+        while manager.is_saving_in_progress():
             time.sleep(0.02)
         folder = self._directory / str(step)
         if folder.is_dir():  # otherwise Orbax failed, and says so at the next call
@@ -109,8 +121,9 @@ class Checkpoints:
           abstract: `Trainer.abstract_state()`; names, shapes and dtypes must be those that were saved, while devices
             may be others: each leaf comes where `abstract` has it.
         """
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract)), data=ocp.args.JsonRestore())
+        flat = _flat(abstract)
+        restored = self._manager(flat).restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat), data=ocp.args.JsonRestore())
         )
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in _paths(abstract)]
         leaves = [_own(restored["state"], name) for name in names]
@@ -118,7 +131,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything saved is on disk."""
-        self._manager.wait_until_finished()
+        if self._opened is not None:
+            self._opened.wait_until_finished()
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
@@ -126,7 +140,14 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and ends the background threads."""
         self.wait()
-        self._manager.close()
+        if self._opened is not None:
+            self._opened.close()
+
+
+def _part_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Bytes of an array that one device holds."""
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return math.prod(shape) * x.dtype.itemsize
 
 
 def _own(restored: dict[str, jax.Array], name: str) -> jax.Array:

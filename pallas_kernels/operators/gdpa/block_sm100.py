@@ -359,7 +359,9 @@ def attend(
                     plgpu.barrier_wait(rows_full.at[slot])
                     for columns in pieces:
                         value = read(tile, columns) * spread(rate) + read(ring.at[slot], columns)
-                        tile.at[:, columns][...] = lax.optimization_barrier(jnp.where(inside(), value, 0.0)).astype(dtype)
+                        tile.at[:, columns][...] = lax.optimization_barrier(jnp.where(inside(), value, 0.0)).astype(
+                            dtype
+                        )
                     for barrier in free:
                         plgpu.barrier_arrive(barrier.at[slot])
                     return step + 1
