@@ -59,8 +59,9 @@ MADE = {name: of_comparison(name) for name in NAMES} | {
             lambda c: scaling_report.markdown(c["rows"], BUDGETS["cpu"]),
         ),
     ),
-    "table_scaling": Made(
-        lambda c, path: table_scaling.picture(c["sizes"], path), lambda c: table_scaling.markdown(c["sizes"])
+    **dict.fromkeys(
+        ("table_scaling", "table_scaling_devices"),
+        Made(lambda c, path: table_scaling.picture(c["sizes"], path), table_scaling.markdown),
     ),
     "window_scaling": Made(scaling.picture),
 }

@@ -290,13 +290,15 @@ def restore_line(checkpoint: dict[str, Any]) -> str:
     )
 
 
-def markdown(results: list[dict[str, Any]]) -> str:
-    """Ratios to the smallest table."""
+def markdown(content: dict[str, Any]) -> str:
+    """Ratios to the smallest table, and what the checkpoint took, of a results file."""
+    results = content["sizes"]
     heads = " | ".join(f"{r['rows']:.0e}".replace("e+0", "e") for r in results)
     lines = [f"| rows of the table | {heads} |", "|---" * (len(results) + 1) + "|"]
     lines.append("| time of a step, relative | " + " | ".join(f"{r['time_ratio']:.2f}" for r in results) + " |")
     memory = " | ".join(f"{r['temporary_ratio']:.2f}" for r in results)
-    return "\n".join([*lines, f"| compiled temporary memory, relative | {memory} |"])
+    lines.append(f"| compiled temporary memory, relative | {memory} |")
+    return "\n".join([*lines, *(["", restore_line(content["checkpoint"])] if "checkpoint" in content else [])])
 
 
 def picture(results: list[dict[str, Any]], path: Path) -> None:
