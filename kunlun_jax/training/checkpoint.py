@@ -55,7 +55,7 @@ class Checkpoints:
     methods, and `directory` lies on a file system that all of them see.
 
     Args:
-      directory: made by the first save or restore if absent.
+      directory: made if absent.
       keep: newest steps to keep.
       writable: damaged steps, and those whose write was cut off, are taken away, so that they can be written again.
 
@@ -66,6 +66,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 2, writable: bool = True):
         directory = Path(directory).absolute()
         self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self._latest = agreed(lambda: _newest_sound(directory, writable))
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._opened: _Manager | None = None
