@@ -88,10 +88,13 @@ class Checkpoints:
         copied = on_cpu and sum(leaf.nbytes for leaf in flat.values()) <= COPIED
         if copied:
             flat = jax.block_until_ready(jax.tree.map(jnp.copy, flat))
+        elif on_cpu:
+            flat = jax.tree.map(_alias, flat)
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), data=ocp.args.JsonSave(position)))
         self._latest = step
         if on_cpu and not copied:
             manager.wait_until_finished()
+            del flat
         if not is_first():  # which is the one that renames the step when all have written their parts
             return
         self._sealing = threading.Thread(target=self._seal, args=(manager, step), name="checksums")
@@ -126,8 +129,7 @@ class Checkpoints:
         restored = self._manager(flat).restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(flat), data=ocp.args.JsonRestore())
         )
-        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in _paths(abstract)]
-        leaves = [_own(restored["state"], name) for name in names]
+        leaves = [_own(restored["state"], name) for name in flat]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["data"]
 
     def wait(self) -> None:
@@ -149,6 +151,15 @@ def _part_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
     """Bytes of an array that one device holds."""
     shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
     return math.prod(shape) * x.dtype.itemsize
+
+
+def _alias(x: jax.Array) -> jax.Array:
+    """An array on the same memory, to be read and given up.
+
+    What was read of an array stays with it as NumPy's, and an array of which that is held is copied instead of donated: the
+    next step would take room for two states.
+    """
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, [shard.data for shard in x.addressable_shards])
 
 
 def _own(restored: dict[str, jax.Array], name: str) -> jax.Array:

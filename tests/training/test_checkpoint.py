@@ -76,9 +76,11 @@ def test_donated_steps_after_a_save_overwrite_the_state_and_not_what_is_saved(co
     state = make_state()
     expected = host_copy(state)
     checkpoints = Checkpoints(tmp_path)
+    place = state.tables["item"].unsafe_buffer_pointer()
     checkpoints.save(1, state, POSITION)
     for _ in range(20):
         old, state = state, advance(state)
+        assert state.tables["item"].unsafe_buffer_pointer() == place, "a step after a save copied what it was given"
     assert old.tables["item"].is_deleted()
     checkpoints.wait()
     restored, _ = checkpoints.restore(1, jax.eval_shape(make_state))
