@@ -10,7 +10,7 @@ the smallest.
 With ``--devices 8`` the process has as many CPU devices, and the table is cut over them by rows. With ``--restore`` the
 largest table then goes into a checkpoint and back, and the restored state has to go on bit for bit:
 
-    python -m experiments.table_scaling --devices 8 --dim 16 --rows 1000000 10000000 100000000 --restore \
+    python -m experiments.table_scaling --devices 8 --dim 16 --rows 1000000 100000000 --rounds 5 --restore \
         --out experiments/results/cpu/table_scaling_devices.json
 """
 
@@ -185,7 +185,7 @@ class Subject:
 
 
 def _checksums(state: TrainState) -> list[int]:
-    """The CRC-32 of each device's part of every leaf, where it lies: a sum by XLA would copy a table."""
+    """The CRC-32 of each device's part of every leaf, where it lies."""
     parts = [shard.data for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]
     return [zlib.crc32(np.ascontiguousarray(part)) for part in parts]
 

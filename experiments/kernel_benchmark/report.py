@@ -14,7 +14,7 @@ from pallas_kernels.chips import chip_of
 
 COLORS = {
     "mosaic": "#2f6fb0",
-    "mosaic-norms-apart": "#1b3f66",
+    APART: "#1b3f66",
     "triton": "#7fb2e5",
     "xla": "#4a8c5c",
     "unfused": "#999999",

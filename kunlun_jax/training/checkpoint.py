@@ -156,8 +156,8 @@ def _part_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
 def _alias(x: jax.Array) -> jax.Array:
     """An array on the same memory, to be read and given up.
 
-    What was read of an array stays with it as NumPy's, and an array of which that is held is copied instead of donated: the
-    next step would take room for two states.
+    What was read of an array stays with it as NumPy's, and an array of which that is held is copied instead of
+    donated: the next step would take room for two states.
     """
     return jax.make_array_from_single_device_arrays(x.shape, x.sharding, [shard.data for shard in x.addressable_shards])
 
