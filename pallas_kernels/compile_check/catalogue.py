@@ -49,6 +49,8 @@ class Case:
       keys: dense keys of an example; None for jagged ones, in gdpa.
       window: rows read to either side.
       seeds: shared queries.
+      short: whether examples are so short that what streams is copied without gaps, and no tails are (`tails.pays`);
+        then the last streamed tile of an example reads on into the next one, and is masked.
     """
 
     operator: str
@@ -63,6 +65,7 @@ class Case:
     keys: int | None = 256
     window: tuple[int, int] | None = None
     seeds: int | None = None
+    short: bool = False
 
     @property
     def scores(self) -> float:
@@ -71,7 +74,9 @@ class Case:
 
     @property
     def shape(self) -> work.Shape | None:
-        """What it is predicted for; None for a case that is not of a shape's width, keys, window or seeds."""
+        """What it is predicted for; None for a case that is not of a shape's width, keys, window or seeds, or short."""
+        if self.short:
+            return None
         if self.operator in ("gdpa", "gdpa_block") and (self.dim, self.keys) == (work.GDPA.dim, work.GDPA.keys):
             return work.GDPA
         if self.operator == "window_attention" and (self.dim, self.window) == (work.WINDOW.dim, work.WINDOW.window):
@@ -131,11 +136,13 @@ class Case:
             parts.append(f"window{self.window[0]}.{self.window[1]}")
         if self.seeds:
             parts.append(f"seeds{self.seeds}")
+        if self.short:
+            parts.append("short")
         return "-".join(parts)
 
 
-BATCH, HEADS, ROWS = 64, 4, 64 * 512
-"""Sizes of every case; no kernel is specialized to them, so small ones suffice."""
+BATCH, HEADS, ROWS, SHORT_ROWS = 64, 4, 64 * 512, 64 * 8
+"""Sizes of every case, rows of long and of short examples; no kernel is specialized to them, so small ones suffice."""
 OFFSETS = tuple(jax.ShapeDtypeStruct((n,), jnp.int32) for n in (BATCH + 1, BATCH))
 
 
@@ -170,7 +177,7 @@ def build_pass(case: Case, chip: Chip) -> tuple[Callable, tuple]:
             dq, dk, dv = jax.vjp(lambda *operands: call(*operands, row_splits, lengths), q, k, v)[1](grad)
             return dq if case.direction == "dq" else (dk, dv)
 
-    packed = _rows(case, ROWS)
+    packed = _rows(case, SHORT_ROWS if case.short else ROWS)
     q, out = (_rows(case, case.seeds), _rows(case, BATCH, case.seeds)) if case.seeds else (packed, packed)
     k = packed if case.operator != "gdpa" or case.keys is None else _rows(case, BATCH, case.keys)
     return run, (*OFFSETS, q, k, k, out)
@@ -199,9 +206,9 @@ def _seed(case: Case, *operands):
 
 def gdpa() -> Iterator[Case]:
     """The default configs of gdpa: every head width with dense keys that are kept in shared memory and with jagged
-    ones; at the widest also float16, every activation, and half of the scores by polynomials or none.
+    ones; at the widest also float16, every activation, half of the scores by polynomials or none, and short examples.
 
-    dk and dv stream the jagged queries, so they are always masked.
+    dk and dv stream the jagged queries. What is jagged is masked only where examples are short.
     """
     for generation in target.GENERATIONS:
         for dim in launch.DIMS:
@@ -220,6 +227,8 @@ def gdpa() -> Iterator[Case]:
                     yield case()
                     if dim < 128:
                         continue
+                    if fields["ragged"]:
+                        yield case(short=True)
                     for name in KERNEL_ACTIVATIONS:
                         if name != Case.activation and keys is not None:
                             yield case(activation=name)

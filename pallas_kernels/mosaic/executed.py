@@ -1,8 +1,8 @@
 """What a streaming kernel executes, counted from its work list: rows that are loaded and scores that are computed.
 
 Useful scores are those of the operator's definition (`pallas_kernels.costs`). A kernel computes whole tiles, so rows
-past the end of an example and past the edges of a window are computed too, and masked. The counts use the kernels' own
-list and the bounds of their loops, so they say without a chip what a block size costs.
+past the end of an example and past the edges of a window are computed too, and masked where they would count. The
+counts use the kernels' own list and the bounds of their loops, so they say without a chip what a block size costs.
 """
 
 import functools
@@ -25,7 +25,8 @@ class Executed(NamedTuple):
       loaded: streamed rows that are loaded, of each of the two streamed arrays.
       scores: scores that are computed, those that are masked among them.
       tiles: stationary tiles of a unit that meet a streamed tile.
-      edges: pairs of a stationary and a streamed tile in which some scores do not count, so that it is masked.
+      edges: pairs of a stationary and a streamed tile in which some scores do not count: those that are masked, where
+        anything is (`plan.Plan.masks`).
     """
 
     loaded: int

@@ -126,6 +126,15 @@ class Plan:
         return self.online or self.statistics > 0
 
     @property
+    def masks(self) -> bool:
+        """Whether weights of some scores have to be replaced.
+
+        Not where only rows of zeros stream past the end of an example, in x and in y: whatever finite weights
+        those get, they add nothing to any sum.
+        """
+        return self.softmax or self.window is not None or (self.ragged and not self.tails)
+
+    @property
     def own_statistics(self) -> bool:
         """Whether statistics belong to the stationary rows."""
         return self.statistics > 0 and "value" not in self.sums

@@ -36,11 +36,6 @@ class Plan(plans.Plan):
     TILE_ROWS: ClassVar[int] = TILE_ROWS
 
     @property
-    def masks(self) -> bool:
-        """Whether some scores may not count."""
-        return self.ragged or self.softmax or self.window is not None
-
-    @property
     def shared_unit(self) -> bool:
         """Whether two compute warpgroups share a unit."""
         return self.config.warpgroups == 2

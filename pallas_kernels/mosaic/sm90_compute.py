@@ -302,7 +302,7 @@ class Turn:
     def masked(self, j, fill, *arrays):
         """The arrays with `fill` where a row does not meet a streamed row of tile `j`."""
         plan, block, window = self.plan, self.plan.config.block, self.plan.window
-        if not plan.ragged and window is None:
+        if not plan.masks:
             return arrays
         left = self.other_count - j * block
         at_edge = left < block
@@ -324,7 +324,7 @@ class Turn:
                 allowed = (column >= low) & (column <= high)
             return tuple(jnp.where(allowed, x, jnp.asarray(fill, x.dtype)) for x in arrays)
 
-        # In gdpa's backward passes there are no registers left for a branch: all tiles are masked.
+        # In gdpa's backward passes there are no registers left for a branch: if one tile is masked, all are.
         return mask() if plan.backward and not plan.statistics else lax.cond(at_edge, mask, lambda: arrays)
 
     def add_product(self, acc, weights, i: int, tile) -> None:

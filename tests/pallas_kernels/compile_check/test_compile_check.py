@@ -149,6 +149,7 @@ def test_the_catalogue_has_every_pass_width_and_dtype_once(chip):
     assert {(c.direction, c.dim) for c in cases} >= {(p, d) for p in ("forward", "dq", "dkv") for d in (32, 64, 128)}
     assert {c.dtype for c in cases} == {"bfloat16", "float16"}
     assert {c.ragged for c in cases if c.direction == "forward"} == {False, True}
+    assert {(c.direction, c.keys) for c in cases if c.short} == {("forward", None), ("dq", None), ("dkv", 256)}
     assert len({c.name for c in cases}) == len(cases)
     for case in cases:
         if case.operator in ("window_attention", "seed_attention"):
