@@ -1,6 +1,6 @@
 """The dry run itself: a small step compiled for eight B200s in earnest, and what needs no compiler.
 
-Compiling takes a minute of processor time, a third of it for Mosaic to lower three kernels, so it is marked `slow`.
+Compiling takes most of a minute of processor time, a third of it for Mosaic to lower three kernels.
 """
 
 import json
@@ -96,7 +96,6 @@ def compiled(tmp_path_factory):
     return row, text
 
 
-@pytest.mark.slow
 def test_fused_kernels_survive_partitioning(compiled):
     row, text = compiled
     assert f"num_partitions={DEVICES}" in text.partition("\n")[0]  # one program, which every device runs
@@ -108,7 +107,6 @@ def test_fused_kernels_survive_partitioning(compiled):
     assert all(re.search(rf"bf16\[(\d+,)*{rows}(,\d+)*\]", line) for line in calls)
 
 
-@pytest.mark.slow
 def test_memory_is_what_the_compiler_takes_and_what_shapes_say(compiled):
     row, _ = compiled
     memory = row["memory"]
@@ -128,7 +126,6 @@ def test_memory_is_what_the_compiler_takes_and_what_shapes_say(compiled):
     assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], abs=64)
 
 
-@pytest.mark.slow
 def test_gradients_and_rows_travel(compiled):
     row, _ = compiled
     sent = {(one["kind"], one["group_size"]): one for one in row["collectives"]}
