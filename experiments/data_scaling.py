@@ -5,9 +5,10 @@ first converted, then opened again and read in batches, in the log's order and i
 random prediction for every example and does what an evaluation does with them: metrics, with gAUC over users whose
 keys are text, and the CSV of `experiments.evaluate`. Shown are seconds, and memory that is the process's own (RssAnon:
 what is mapped from files the system takes back when it needs it), less that of a process that has only imported the
-library; of an evaluation less the predictions themselves, 20 bytes an example. Five minutes on two CPU cores for the
-default sizes, and some gigabytes of disk; a table, ``data_scaling.json`` and ``data_scaling.png`` at the end. Stored
-sizes are not run again.
+library; of an evaluation less the predictions themselves, 20 bytes an example. Fifteen minutes on two CPU cores for the
+default sizes, 6 GB of memory for the metrics of the largest and some gigabytes of disk; a table, ``data_scaling.json``
+and ``data_scaling.png`` at the end. Stored sizes are not run again. The table's last row is no measurement: 10^9
+examples, if everything grows with each example as between the two largest sizes.
 """
 
 import dataclasses
@@ -37,6 +38,8 @@ from kunlun_jax.training.run_directory import write_atomic
 
 EVENTS, PER_USER, PART, BATCHES, START = 5, 10, 1_000_000, 200, 1_600_000_000_000
 """Events an example, examples a user, rows a file, batches that are read, and the first request's time."""
+EXTRAPOLATED = 10**9
+"""Examples of the table's last row."""
 ITEM = Categorical("item", 100_000, "hash", "item")
 SCHEMA = Schema(
     "growing",
@@ -64,7 +67,7 @@ COLUMNS = {
 class Config:
     """Flags."""
 
-    examples: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    examples: tuple[int, ...] = (100_000, 1_000_000, 10_000_000, 30_000_000)
     """Sizes."""
     out: Path = Path("experiments/results/cpu/data_scaling.json")
     """Where the figures go; the picture lies beside."""
@@ -186,11 +189,23 @@ def row(examples: int, work: Path | None) -> dict[str, Any]:
     return found
 
 
+def extrapolated(rows: list[dict[str, Any]], examples: int) -> dict[str, Any]:
+    """What a size would need if everything grew with each example as between the last two of `rows`, or stayed."""
+    before, last = rows[-2:]
+    more = (examples - last["examples"]) / (last["examples"] - before["examples"])
+    return {"examples": examples} | {
+        column: last[column] + more * max(0.0, last[column] - before[column]) for column in COLUMNS
+    }
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of docs."""
+    """The table of docs; the last row is extrapolated, where there are two sizes."""
+    shown = [(f"{r['examples']:,}", r) for r in rows]
+    if len(rows) > 1:
+        shown.append((f"{EXTRAPOLATED:,} (extrapolated)", extrapolated(rows, EXTRAPOLATED)))
     lines = [f"| examples | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
     return "\n".join(
-        lines + [f"| {r['examples']:,} | {' | '.join(f'{r[column]:,.1f}' for column in COLUMNS)} |" for r in rows]
+        lines + [f"| {name} | {' | '.join(f'{r[column]:,.1f}' for column in COLUMNS)} |" for name, r in shown]
     )
 
 
