@@ -110,6 +110,12 @@ class Arguments:
             unknown = set(getattr(self, field)) - names
             if unknown:
                 raise ValueError(f"{field} names {sorted(unknown)}; see --help for the known ones")
+        blocks = {case.group for case in cases.CASES if case.block}
+        if set(self.implementations) == {implementations.APART} and self.groups and not blocks & set(self.groups):
+            raise ValueError(
+                f"implementations names {implementations.APART} alone, which only groups {sorted(blocks)} have; groups "
+                f"names {sorted(self.groups)}"
+            )
 
 
 def measure(args: Arguments, path: Path, deadline: float, device: dict[str, Any], worker: Worker) -> int:

@@ -238,6 +238,9 @@ def test_bad_flags():
         kernels.Arguments(groups=("pfn",))
     with pytest.raises(ValueError, match=r"implementations names \['cuda'\]"):
         kernels.Arguments(implementations=("cuda",))
+    with pytest.raises(ValueError, match=r"mosaic-norms-apart alone, which only groups \['block'\] have.*\['window'\]"):
+        kernels.Arguments(implementations=("mosaic-norms-apart",), groups=("window",))
+    kernels.Arguments(implementations=("mosaic-norms-apart",), groups=("window", "block"))
 
 
 def test_tuning_takes_the_fastest_that_is_right_and_continues(tmp_path, monkeypatch):
