@@ -1,7 +1,8 @@
 """Families of models for `experiments.scaling_law`: six sizes of each system over two decades of useful FLOPs.
 
 Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
-seeds, windows and the personalized width; InterFormer the rank and width of its interaction; Wukong first depth, then
+seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
+lose more pairs than they gain (LOG.md); InterFormer the rank and width of its interaction; Wukong first depth, then
 tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
 `experiments.train`; a test counts the FLOPs of each.
 """
@@ -35,7 +36,8 @@ FAMILIES = {
             "--model.event.seeds": (4, 4, 6, 8, 8, 12),
             "--model.event.window": (8, 8, 12, 16, 16, 24),
             "--model.event.ffn-width": (8, 12, 16, 24, 32, 48),
-            "--model.fm-tokens --model.linear-tokens": (2, 3, 4, 4, 6, 8),
+            "--model.experts": (1,) * SIZES,
+            "--model.fm-tokens --model.linear-tokens": (4, 6, 8, 8, 12, 16),
             "--model.fm-rank": (4, 4, 6, 6, 8, 8),
             "--model.fm-hidden": (16, 32, 64, 64, 128, 160),
             "--model.head-hidden": (16, 24, 32, 48, 64, 96),
