@@ -2,7 +2,7 @@
 
 Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
 seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
-lose more pairs than they gain (LOG.md); InterFormer the rank and width of its interaction; Wukong first depth, then
+were no better (LOG.md); InterFormer the rank and width of its interaction; Wukong first depth, then
 tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
 `experiments.train`; a test counts the FLOPs of each.
 """

@@ -100,12 +100,19 @@ def key_of(row: dict[str, Any]) -> tuple:
     return [*FAMILIES].index(row["system"]), row["size"], row["rate"], row["seed"], row["flags"], row["data"]
 
 
+def is_of_family(row: dict[str, Any]) -> bool:
+    """Whether the row is of the size as it is now; a family may have changed since it was measured."""
+    return row["flags"].startswith(FAMILIES[row["system"]][row["size"]] + " ")
+
+
 def best_rate(budget: Budget, rows: list[dict[str, Any]], system: str, size: int) -> float | None:
     """The rate of least NE on "valid" at a size; None until every rate was tried."""
     found = {
         row["rate"]: row["splits"]["valid"]["ne"]
         for row in rows
-        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED) and row["rate"] in budget.rates
+        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED)
+        and row["rate"] in budget.rates
+        and is_of_family(row)
     }
     return min(found, key=lambda rate: found[rate]) if len(found) == len(budget.rates) else None
 
@@ -146,8 +153,9 @@ def missing(budget: Budget, rows: list[dict[str, Any]], data: Data, fingerprint:
 def families(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """System -> the rows that its law is of, those at the rates of the rule."""
     rates = {(system, size): rate_of(budget, rows, system, size) for system in budget.systems for size in budget.sizes}
+    now = [row for row in rows if is_of_family(row)]
     found = {
-        system: [row for row in rows if row["system"] == system and row["rate"] == rates.get((system, row["size"]))]
+        system: [row for row in now if row["system"] == system and row["rate"] == rates.get((system, row["size"]))]
         for system in budget.systems
     }
     return {system: group for system, group in found.items() if group}

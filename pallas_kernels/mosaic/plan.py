@@ -52,7 +52,7 @@ class Plan:
       backward: whether there are two stationary arrays.
       ragged: whether the streamed rows may end within a tile.
       window: which streamed rows count.
-      tails: whether streamed tiles that contain the end of an example come from arrays of their own.
+      tails: whether streamed tiles that contain the end of an example come from arrays of their own, zero behind it.
       statistics: how many arrays of them there are.
       heads: of the stationary side.
       other_heads: of the streamed side.

@@ -159,7 +159,8 @@ def attend[P: Plan](
       ragged: False if the number of streamed rows is known to be a multiple of the block.
       config: block sizes.
       processors: multiprocessors of the chip, the number of persistent blocks.
-      tails: those of x and of y, with the same heads; none if all tiles come from `streamed`.
+      tails: those of x and of y, with the same heads, whose zeros nothing masks if the score is pointwise and there is
+        no window; none if all tiles come from `streamed`.
       statistics: float32, one per row of queries, for `score.backward`: with one sum, for dq, they stay with ``b``;
         with two, for dk and dv, they stream with ``y``. Gaps may hold NaN, for scores are masked after their use.
       window: ``(below, above)`` as in `schedule.work_list`, which made `work` with it.

@@ -85,6 +85,17 @@ def test_rates_come_from_two_sizes_and_are_carried_to_the_others(rows):
     assert scaling_report.rates(one_short, CPU, "hstu") == "0.003, ?"
 
 
+def test_rows_of_sizes_that_have_changed_since_do_not_count(rows):
+    def before(row):
+        return row | {"flags": row["flags"].replace("--model.experts 1", "--model.experts 2")}
+
+    stale = [before(row) if row["size"] == 4 else row for row in rows]
+    assert best_rate(CPU, stale, "kunlun", 1) == 3e-3 and best_rate(CPU, stale, "kunlun", 4) is None
+    assert best_rate(CPU, stale, "hstu", 4) == 1e-3
+    stale = [before(row) if row["size"] == 0 else row for row in rows]
+    assert len(families(CPU, stale)["kunlun"]) == 15
+
+
 def test_an_estimate_is_that_of_runs_of_the_same_size_or_of_the_systems_stored_speed(rows, dataset):
     run = Planned("din", 5, None, 0)
     assert scaling_law.seconds(run, CPU, "synthetic", rows, dataset) == 60
