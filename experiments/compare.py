@@ -12,6 +12,7 @@ Rows of uncommitted code are refused, since they could not be reproduced (``--di
 """
 
 import dataclasses
+import fcntl
 import functools
 import importlib
 import json
@@ -145,12 +146,17 @@ def stored(path: Path) -> list[dict[str, Any]]:
 def store(path: Path, row: dict[str, Any], key_of: Callable[[dict[str, Any]], tuple]) -> None:
     """Puts a row into the file, in place of one with the same key and in the order of keys.
 
-    The file is read again, since another run may have written.
+    The file is read again, since another run may have written; one that does so now waits.
     """
-    rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
-    rows.sort(key=key_of)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = [old for old in stored(path) if key_of(old) != key_of(row)] + [row]
+        rows.sort(key=key_of)
+        write_atomic(path, json.dumps({"rows": rows}, indent=1) + "\n")
+    finally:
+        os.close(folder)
 
 
 def measured_in(dirty: bool = False) -> dict[str, Any]:

@@ -9,6 +9,9 @@ two times as much. Each system's learning rates are found at two of its sizes (`
     --budget cpu    110 runs, 5.5 hours on two cores by the speeds in results/cpu/systems.json, the longest 14 minutes
     --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
 
+``--systems kunlun interformer`` runs these alone: a call for each core of a machine, each with systems of its own and
+the same file of rows, ends sooner than one that has all cores, for small models leave cores idle.
+
 ``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, without an estimate. A call ends after
 --minutes, in the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it runs nothing.
 Rows are stored in ``experiments/results/DEVICE/scaling_law.json`` as soon as they are done, with command, commit and
@@ -47,6 +50,8 @@ class Arguments:
     """What is run, as above."""
     data: Data = "synthetic"
     """The rows that are trained on."""
+    systems: tuple[str, ...] = ()
+    """Systems whose runs are done; default: all of the budget."""
     root: Path | None = None
     """Folder of MovieLens-1M; for --data movielens alone."""
     cache: Path | None = None
@@ -71,6 +76,9 @@ class Arguments:
             )
         if self.data not in BUDGETS[self.budget].flags:
             raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
+        of_budget = BUDGETS[self.budget].systems
+        if unknown := sorted({*self.systems} - {*of_budget}):
+            raise ValueError(f"systems names {unknown}; budget {self.budget!r} has {list(of_budget)}")
 
     @property
     def path(self) -> Path:
@@ -131,7 +139,9 @@ def measure(args: Arguments, dataset: Dataset) -> None:
     with Deadline(budget.minutes if args.minutes is None else args.minutes) as deadline:
         while not deadline.over:
             ready = [
-                r for r in missing(budget, stored(args.path), args.data, dataset.fingerprint) if r.rate is not None
+                run
+                for run in missing(budget, stored(args.path), args.data, dataset.fingerprint)
+                if run.rate is not None and (not args.systems or run.system in args.systems)
             ]
             if not ready:
                 return

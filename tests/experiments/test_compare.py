@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -71,6 +73,23 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     difference = 1 - rows[0]["splits"]["test"]["ne"]
     assert f"| no ranks | 1.0000 | 0.5000 | {difference:+.4f} |" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_two_runs_may_store_into_one_file_at_once(tmp_path, monkeypatch):
+    written = compare.write_atomic
+
+    def slow(path, text):
+        time.sleep(0.05)
+        written(path, text)
+
+    monkeypatch.setattr(compare, "write_atomic", slow)
+    path = tmp_path / "rows.json"
+    threads = [threading.Thread(target=compare.store, args=(path, {"n": n}, lambda row: (row["n"],))) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compare.stored(path) == [{"n": n} for n in range(4)]
 
 
 def test_a_table_shows_the_spread_of_seeds():

@@ -164,6 +164,13 @@ def test_rows_that_are_there_are_not_run_again(fake, tmp_path, capsys):
     assert (tmp_path / "law.png").exists()
 
 
+def test_a_call_may_run_some_systems_alone(fake, tmp_path, capsys):
+    flags = ["--budget", "tiny", "--dirty", "--out", str(tmp_path / "law.json")]
+    assert scaling_law.main([*flags, "--systems", "din"]) == 0
+    assert fake == ["din 0, rate 0.003", "din 1, rate 0.003"]
+    assert capsys.readouterr().out.startswith("2 runs are missing")
+
+
 def test_a_call_ends_after_its_minutes_in_the_middle_of_a_run(fake, tmp_path, monkeypatch, capsys):
     def stopped_run(row, config, dataset, runs, commit):
         fake.append(row["name"])
@@ -210,6 +217,7 @@ def test_the_tiny_budget_runs(tmp_path):
         (["--root", "ml-1m"], "data is 'synthetic' and root 'ml-1m'"),
         (["--minutes", "-1"], "minutes is -1.0; it must be at least 0"),
         (["--budget", "tiny", "--data", "movielens", "--root", "x"], "budget 'tiny' is of the synthetic world alone"),
+        (["--budget", "gpu", "--systems", "din", "kunlun"], "systems names ['din']; budget 'gpu' has ['kunlun', 'int"),
     ],
 )
 def test_flags_that_cannot_be_exit_2(flags, message, capsys):
