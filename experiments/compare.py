@@ -14,8 +14,10 @@ Rows of uncommitted code are refused, since they could not be reproduced (``--di
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shlex
@@ -40,8 +42,10 @@ from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset, resolve
 from kunlun_jax.provenance import environment
 from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.evaluate import NotFinite
 from kunlun_jax.training.loop import train
 from kunlun_jax.training.run_directory import write_atomic
+from kunlun_jax.training.skipped import Diverged
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("ne", "logloss", "auc", "gauc", "calibration", "rows", "floor")
@@ -70,15 +74,15 @@ class Comparison:
       rows: name -> preset and flags of `experiments.train`; the others are compared with the first.
       split, metric: what the picture and the differences show; lower is better.
       seeds: of parameters.
-      others: name -> the row whose data it uses, and a model that `experiments.train` does not train; it is run for the
-        first seed only.
+      others: name -> the row whose data it uses, and a model that `experiments.train` does not train.
+      seedless: names of `others` that no seed changes; they are run for the first only.
       search: flags of which each row takes those with the best `metric` on "valid", tried for the first of `seeds`: the
         same budget for all. Empty: rows are as they are.
       columns: of the table, each a split and a metric, or one of `SIZES`, shown as a ratio to the first row's.
       published: name of a row -> what a paper says of it, for a last column of the table; none if empty.
 
     Raises:
-      ValueError: a column is neither, or `published` names no row.
+      ValueError: a column is neither, or `published` or `seedless` names no row.
     """
 
     rows: Mapping[str, str]
@@ -86,6 +90,7 @@ class Comparison:
     metric: str = "ne"
     seeds: tuple[int, ...] = (0, 1)
     others: Mapping[str, tuple[str, Runner]] = dataclasses.field(default_factory=dict)
+    seedless: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     columns: tuple[str, ...] = ("test ne",)
     published: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -94,9 +99,17 @@ class Comparison:
         for column in self.columns:
             if column not in SIZES and len(column.split(" ")) != 2:
                 raise ValueError(f"column {column!r} is neither a split and a metric nor one of {list(SIZES)}")
-        unknown = [name for name in self.published if name not in {**self.rows, **self.others}]
-        if unknown:
-            raise ValueError(f"published names {unknown}; the rows are {[*self.rows, *self.others]}")
+        names = [*self.rows, *self.others]
+        for field, named, there in (("published", self.published, names), ("seedless", self.seedless, [*self.others])):
+            unknown = [name for name in named if name not in there]
+            if unknown:
+                raise ValueError(f"{field} names {unknown}; there are {there}")
+
+    def flags_of(self, name: str) -> tuple[str, ...]:
+        """The flags that rows of this name may have, several where they are searched for."""
+        if name in self.others:
+            return (self.rows[self.others[name][0]],)
+        return tuple(f"{self.rows[name]} {more}" for more in self.search) or (self.rows[name],)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,19 +195,31 @@ def trained(config: TrainConfig, path: Path, dataset: Dataset | None = None) -> 
     result = train(config, path, dataset=dataset)
     if "stopped" in result:
         raise KeyboardInterrupt(f"{result['signal']} at step {result['stopped']}; the same command goes on there")
-    shutil.rmtree(path)
     return {
         "splits": {s: {k: v for k, v in found.items() if k in KEPT} for s, found in result["splits"].items()},
         **{k: result[k] for k in SPEEDS},
     }
 
 
-def train_row(row: dict[str, Any], config: TrainConfig, dataset: Dataset, runs: Path, commit: str) -> dict[str, Any]:
-    """`trained` for the row's name and seed, in a folder whose path begins with `runs`."""
+def of_commit(commit: str) -> str:
+    """The end of a run folder's name, so that no other code goes on with a run that was cut off."""
+    return commit[:10] + "+changes" * commit.endswith("+changes")
+
+
+def run_folder(row: dict[str, Any], runs: Path, commit: str) -> Path:
+    """The folder of a row's run, whose path begins with `runs`; other flags, data or code have another."""
+    flags = hashlib.sha256(row["flags"].encode()).hexdigest()[:8]
+    name = f"{runs.name}-{row['name']}-{flags}-{row['data'][:20]}-seed{row['seed']}-{of_commit(commit)}"
+    return runs.parent / re.sub("[ /,]+", "-", name)
+
+
+def train_row(row: dict[str, Any], config: TrainConfig, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """`trained` for the row's seed; a run that diverges has no splits, and says in "diverged" what happened."""
     seeded = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=row["seed"]))
-    # The commit in the name, so that no other code goes on with a run that was cut off.
-    name = f"{runs.name}-{row['name']}-{row['data'][:20]}-seed{row['seed']}-{commit[:10]}"
-    return trained(seeded, runs.parent / re.sub("[ /,]+", "-", name), dataset)
+    try:
+        return trained(seeded, folder, dataset)
+    except (Diverged, NotFinite) as error:
+        return {"splits": {}, "diverged": str(error)}
 
 
 def add(
@@ -203,12 +228,27 @@ def add(
     key_of: Callable[[dict[str, Any]], tuple],
     started_in: dict[str, Any],
     measure: Callable[[], dict[str, Any]],
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a row, stores it with its seconds and environment, and returns it."""
+    """Measures a row, stores it with its seconds and environment, and returns it.
+
+    `folder` is that of its run. It goes once the row is stored, and until then keeps the seconds of earlier calls.
+    """
     began, load = time.monotonic(), round(os.getloadavg()[0], 2)
-    row = row | measure() | {"seconds": round(time.monotonic() - began, 1)}
-    row["environment"] = {**started_in, "load_average": load}
+    spent = None if folder is None else folder.with_name(f"{folder.name}.seconds")
+    before = float(spent.read_text()) if spent is not None and spent.exists() else 0.0
+    try:
+        found = measure()
+    finally:
+        seconds = round(before + time.monotonic() - began, 1)
+        if spent is not None:
+            spent.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(spent, f"{seconds}\n")
+    row = row | found | {"seconds": seconds, "environment": {**started_in, "load_average": load}}
     store(path, row, key_of)
+    if folder is not None and spent is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        spent.unlink()
     return row
 
 
@@ -223,12 +263,12 @@ def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
     return key
 
 
-def run(args: Arguments, comparison: Comparison, path: Path) -> None:
-    """Runs what is not stored yet."""
+def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
+    """Runs what is not stored yet; returns the fingerprints of the data that it is of."""
     keep_compiled(args.data.cache)
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = measured_in(args.dirty)
-    key, seeds = key_of(comparison), args.seeds or comparison.seeds
+    key, seeds, used = key_of(comparison), args.seeds or comparison.seeds, set[str]()
     where = [
         part
         for name, value in (("--data.root", args.data.root), ("--data.cache", args.data.cache))
@@ -241,40 +281,72 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> None:
         _, config = parse([*shlex.split(flags), *where])
         config = dataclasses.replace(config, data=resolve(config.data))
         dataset, found = open_dataset(config.data), []
+        used.add(dataset.fingerprint)
         for seed in seeds:
             row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
             known = next((old for old in stored(path) if key(old) == key(row)), None)
             if known is None:
                 if name in comparison.others:
-                    measure = functools.partial(comparison.others[name][1], config, seed)
+                    known = add(path, row, key, started_in, functools.partial(comparison.others[name][1], config, seed))
                 else:
-                    measure = functools.partial(
-                        train_row, row, config, dataset, args.runs / Path(args.name).stem, started_in["commit"]
-                    )
-                known = add(path, row, key, started_in, measure)
-                result = known["splits"][comparison.split][comparison.metric]
-                print(f"{name}, seed {seed}: {comparison.split} {comparison.metric} {result:.4f}", file=sys.stderr)
+                    folder = run_folder(row, args.runs / Path(args.name).stem, started_in["commit"])
+                    measure = functools.partial(train_row, row, config, dataset, folder)
+                    known = add(path, row, key, started_in, measure, folder)
+                result = known.get("diverged") or (
+                    f"{comparison.split} {comparison.metric} {metric_of(known, comparison):.4f}"
+                )
+                print(f"{name}, seed {seed}: {result}", file=sys.stderr)
             found.append(known)
         return found
 
     for name in args.rows or (*comparison.rows, *comparison.others):
         if name in comparison.others:
-            of(name, comparison.rows[comparison.others[name][0]], seeds[:1])
+            of(name, comparison.rows[comparison.others[name][0]], seeds[:1] if name in comparison.seedless else seeds)
             continue
         flags = comparison.rows[name]
         if comparison.search:
             tried = [row for more in comparison.search for row in of(name, f"{flags} {more}", comparison.seeds[:1])]
             flags = best(tried, comparison)["flags"]
         of(name, flags, seeds)
+    return used
+
+
+def metric_of(row: dict[str, Any], comparison: Comparison, split: str | None = None) -> float:
+    """The comparison's metric of a row, on its split or another one; inf of a run that diverged."""
+    return math.inf if "diverged" in row else row["splits"][split or comparison.split][comparison.metric]
 
 
 def best(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, Any]:
     """The row that is best on "valid"; of equals the first."""
-    return min(rows, key=lambda row: row["splits"]["valid"][comparison.metric])
+    return min(rows, key=lambda row: metric_of(row, comparison, "valid"))
+
+
+def current(rows: list[dict[str, Any]], comparison: Comparison, data: set[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of the comparison as it is now; those of names that it does not have are kept as they are.
+
+    Args:
+      rows: of a file.
+      comparison: as it is now.
+      data: fingerprints that rows must be of; None: that of them all.
+
+    Raises:
+      ValueError: `data` is None, and one row has results on several data sets, which cannot be compared.
+    """
+    names = {**comparison.rows, **comparison.others}
+    found = [
+        row
+        for row in rows
+        if row["name"] not in names
+        or (row["flags"] in comparison.flags_of(row["name"]) and (data is None or row["data"] in data))
+    ]
+    for name, group in grouped(found).items():
+        if len(several := sorted({row["data"] for row in group})) > 1:
+            raise ValueError(f"row {name!r} is of {len(several)} data sets, {several}; keep those of one in the file")
+    return found
 
 
 def chosen(rows: list[dict[str, Any]], comparison: Comparison) -> list[dict[str, Any]]:
-    """The rows that a table shows: where flags were searched for, those of the best."""
+    """Of `current` rows those that a table shows: where flags were searched for, those of the best so far."""
     if not comparison.search:
         return rows
     shown = []
@@ -288,6 +360,16 @@ def chosen(rows: list[dict[str, Any]], comparison: Comparison) -> list[dict[str,
     return shown
 
 
+def tried(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, str]:
+    """Name -> how far the search for its flags is, where it goes on."""
+    found = {}
+    for name, group in grouped(rows).items() if comparison.search else ():
+        count = len({row["flags"] for row in group if row["seed"] == comparison.seeds[0]})
+        if name in comparison.rows and count < len(comparison.search):
+            found[name] = f" ({count} of {len(comparison.search)} tried)"
+    return found
+
+
 def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The rows of all seeds by name."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -298,10 +380,10 @@ def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def differences(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, list[float]]:
     """Name -> the metric less that of the first row with the same seed, seed by seed."""
-    split, metric = comparison.split, comparison.metric
-    first = {row["seed"]: row["splits"][split][metric] for row in rows if row["name"] == next(iter(comparison.rows))}
+    rows = [row for row in rows if "diverged" not in row]
+    first = {row["seed"]: metric_of(row, comparison) for row in rows if row["name"] == next(iter(comparison.rows))}
     found = {
-        name: [row["splits"][split][metric] - first[row["seed"]] for row in group if row["seed"] in first]
+        name: [metric_of(row, comparison) - first[row["seed"]] for row in group if row["seed"] in first]
         for name, group in grouped(rows).items()
     }
     return {name: values for name, values in found.items() if values}
@@ -339,8 +421,11 @@ def cell(group: list[dict[str, Any]], first: list[dict[str, Any]], column: str) 
 
 
 def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
-    """A table in Markdown: means over seeds, of metrics with their standard deviation, and what is published."""
-    rows = chosen(rows, comparison)
+    """`current` rows in Markdown: means over seeds, of metrics with their standard deviation, and what is published.
+
+    A name says how many of its runs diverged, which are in no mean, and how far a search is that goes on.
+    """
+    searching, rows = tried(rows, comparison), chosen(rows, comparison)
     against, groups = differences(rows, comparison), grouped(rows)
     first = groups.get(next(iter(comparison.rows)), [])
     published = ("published",) if comparison.published else ()
@@ -354,12 +439,14 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
         cells.append(" ".join(f"{value:+.4f}" for value in against.get(name, [])))
         cells += [tested.get(name, "") for _ in tests]
         cells += [comparison.published.get(name, "") for _ in published]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lost = sum("diverged" in row for row in group)
+        note = searching.get(name, "") + (f" ({lost} diverged)" if lost else "")
+        lines.append(f"| {name}{note} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> None:
-    """How much worse than the first row each is: a bar for the mean and a dot for each seed."""
+    """How much worse than the first row each of `current` rows is: a bar for the mean and a dot for each seed."""
     first, *_ = comparison.rows
     found = differences(chosen(rows, comparison), comparison)
     found.pop(first, None)
@@ -386,11 +473,14 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"rows names {unknown}; there are {[*comparison.rows, *comparison.others]}")
         path = args.out or RESULTS / jax.default_backend() / f"{Path(args.name).stem}.json"
-        run(args, comparison, path)
+        used = run(args, comparison, path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = stored(path)
+    every = stored(path)
+    rows = current(every, comparison, used)
+    if len(rows) < len(every):
+        print(f"{len(every) - len(rows)} rows of other flags or data are left out", file=sys.stderr)
     print(table(rows, comparison))
     picture(rows, comparison, path.with_suffix(".png"))
     print(f"rows in {path}, picture in {path.with_suffix('.png')}")

@@ -18,7 +18,7 @@ from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, pa
 from experiments.comparisons import NAMES
 from experiments.dry_run import report as dry_run_report
 from experiments.kernel_benchmark import scaling
-from experiments.scaling_plan import BUDGETS
+from experiments.scaling_plan import BUDGETS, Data, current
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = compare.RESULTS
@@ -38,8 +38,17 @@ def of_comparison(name: str) -> Made:
     """What is made of a comparison's rows."""
     comparison = compare.comparison_of(name)
     return Made(
-        lambda content, path: compare.picture(content["rows"], comparison, path),
-        lambda content: compare.table(content["rows"], comparison),
+        lambda content, path: compare.picture(compare.current(content["rows"], comparison), comparison, path),
+        lambda content: compare.table(compare.current(content["rows"], comparison), comparison),
+    )
+
+
+def of_scaling_law(data: Data) -> Made:
+    """What is made of the scaling law's rows on a data set."""
+    budget = BUDGETS["cpu"]
+    return Made(
+        lambda content, path: scaling_report.picture(current(content["rows"], budget, data), budget, path),
+        lambda content: scaling_report.markdown(current(content["rows"], budget, data), budget),
     )
 
 
@@ -52,13 +61,8 @@ MADE = {name: of_comparison(name) for name in NAMES} | {
     "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
     "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),
     "parity": Made(parity.picture, parity.markdown),
-    **dict.fromkeys(
-        ("scaling_law", "scaling_law_movielens"),
-        Made(
-            lambda c, path: scaling_report.picture(c["rows"], BUDGETS["cpu"], path),
-            lambda c: scaling_report.markdown(c["rows"], BUDGETS["cpu"]),
-        ),
-    ),
+    "scaling_law": of_scaling_law("synthetic"),
+    "scaling_law_movielens": of_scaling_law("movielens"),
     **dict.fromkeys(
         ("table_scaling", "table_scaling_devices"),
         Made(lambda c, path: table_scaling.picture(c["sizes"], path), table_scaling.markdown),

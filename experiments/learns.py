@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
-from experiments.compare import measured_in, store, stored, trained
+from experiments.compare import add, measured_in, of_commit, stored, trained
 from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
@@ -123,48 +122,27 @@ def run_shallow(system: str, config: SyntheticConfig, seed: int) -> dict[str, An
     return {**metrics, "chosen": chosen}
 
 
-def run_neural(
-    name: str, preset: TrainConfig, config: SyntheticConfig, seed: int, runs: Path, commit: str
-) -> dict[str, Any]:
-    """Trains `preset` on a world: metrics by split. The run directory carries the commit, so no other code goes on."""
+def run_neural(preset: TrainConfig, config: SyntheticConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Trains `preset` on a world in the run directory `folder`: metrics by split."""
     dataset, _ = world_of(config)
     preset = dataclasses.replace(
         preset,
         data=dataclasses.replace(preset.data, options=config),
         run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
     )
-    found = trained(preset, runs / f"{name}-{dataset.fingerprint}-seed{seed}-{commit[:10]}", dataset)
+    found = trained(preset, folder, dataset)
     return {**found.pop("splits"), **found}
 
 
-def measure(system: str, config: SyntheticConfig, seed: int, runs: Path, started_in: dict[str, Any]) -> dict[str, Any]:
-    """One row: a system trained on some rows from a seed; `started_in` is the environment, commit and all."""
-    if system in SHALLOW:
-        shallow_inputs(config)  # read once for all, so not in the time of the first
-    began = time.monotonic()
+def measure(system: str, config: SyntheticConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """What is stored of a system trained on some rows from a seed; `folder` is a neural one's run directory."""
     if system in SHALLOW:
         found = run_shallow(system, config, seed)
     else:
-        found = run_neural(system, PRESETS[NEURAL[system]][1], config, seed, runs, started_in["commit"])
-    return row_of(system, config, seed, found, began, started_in)
-
-
-def row_of(
-    name: str, config: SyntheticConfig, seed: int, found: dict[str, Any], began: float, started_in: dict[str, Any]
-) -> dict[str, Any]:
-    """What is stored of a run that found these metrics by split and whatever else."""
-    dataset, floor = world_of(config)
+        found = run_neural(PRESETS[NEURAL[system]][1], config, seed, folder)
     kept = ("ne", "logloss", "auc", "calibration", "rows")
-    found |= {split: {name: found[split][name] for name in kept if name in found[split]} for split in floor}
-    return {
-        "system": name,
-        "rows": config.train_rows,
-        "seed": seed,
-        **found,
-        "floor": floor,
-        "seconds": round(time.monotonic() - began, 1),
-        "data": dataset.fingerprint,
-        "environment": started_in,
+    return found | {
+        split: {name: found[split][name] for name in kept if name in found[split]} for split in ("valid", "test")
     }
 
 
@@ -268,10 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
         shown.append(fingerprint)
         for system in args.systems:
             for seed in (0,) if system in SEEDLESS else args.seeds:
-                if (count, SYSTEMS.index(system), seed, fingerprint) in map(key_of, stored(args.out)):
+                row = {"system": system, "rows": count, "seed": seed, "data": fingerprint}
+                if key_of(row) in map(key_of, stored(args.out)):
                     continue
-                row = measure(system, config, seed, args.runs, started_in)
-                store(args.out, row, key_of)
+                row["floor"] = world_of(config)[1]
+                folder = args.runs / f"{system}-{fingerprint}-seed{seed}-{of_commit(started_in['commit'])}"
+                if system in SHALLOW:
+                    shallow_inputs(config)  # read once for all, so not in the time of the first
+                run = functools.partial(measure, system, config, seed, folder)
+                row = add(args.out, row, key_of, started_in, run, None if system in SHALLOW else folder)
                 print(f"{system}, {count:,} rows, seed {seed}: test NE {row['test']['ne']:.4f}", file=sys.stderr)
     rows = [row for row in stored(args.out) if row["data"] in shown]
     print(table(rows))

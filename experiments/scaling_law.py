@@ -12,8 +12,10 @@ two times as much. Each system's learning rates are found at two of its sizes (`
 ``--systems kunlun interformer`` runs these alone: a call for each core of a machine, each with systems of its own and
 the same file of rows, ends sooner than one that has all cores, for small models leave cores idle.
 
-``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, without an estimate. A call ends after
---minutes, in the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it runs nothing.
+``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed;
+without an estimate. A run that diverges is stored as such, counts as the worst of its rate and is in no law. A call
+ends after --minutes, in the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it
+runs nothing.
 Rows are stored in ``experiments/results/DEVICE/scaling_law.json`` as soon as they are done, with command, commit and
 versions, and are not run again. At its end a call prints what is missing, and prints and draws what there is.
 """
@@ -30,9 +32,9 @@ import jax
 import tyro
 
 from experiments import scaling_report
-from experiments.compare import RESULTS, add, measured_in, stored, train_row
+from experiments.compare import RESULTS, add, measured_in, run_folder, stored, train_row
 from experiments.compilation import keep_compiled
-from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, key_of, missing, seconds
+from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, current, diverged, key_of, missing, seconds
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset, resolve
@@ -147,21 +149,23 @@ def measure(args: Arguments, dataset: Dataset) -> None:
                 return
             row = ready[0].row(budget, args.data, dataset.fingerprint)
             config = config_of(ready[0], budget, args)
-            train = functools.partial(train_row, row, config, dataset, args.runs / "law", started_in["commit"])
+            folder = run_folder(row, args.runs / "law", started_in["commit"])
+            train = functools.partial(train_row, row, config, dataset, folder)
             try:
-                row = add(args.path, row, key_of, started_in, train)
+                row = add(args.path, row, key_of, started_in, train, folder)
             except KeyboardInterrupt:
                 if not deadline.over:
                     raise
                 print(f"{row['name']}, seed {row['seed']}: cut off; the same command goes on there", file=sys.stderr)
             else:
-                ne = row["splits"]["test"]["ne"]
-                print(f"{row['name']}, seed {row['seed']}: test NE {ne:.4f} in {row['seconds']:.0f} s", file=sys.stderr)
+                found = row["diverged"] if diverged(row) else f"test NE {row['splits']['test']['ne']:.4f}"
+                print(f"{row['name']}, seed {row['seed']}: {found} in {row['seconds']:.0f} s", file=sys.stderr)
 
 
 def left(args: Arguments, dataset: Dataset) -> str:
     """What is missing, and on a CPU about how long it takes."""
-    budget, rows = BUDGETS[args.budget], stored(args.path)
+    budget = BUDGETS[args.budget]
+    rows = current(stored(args.path), budget, args.data, dataset.fingerprint)
     runs = missing(budget, rows, args.data, dataset.fingerprint)
     if not runs or jax.default_backend() != "cpu":
         return f"{len(runs)} runs are missing"
@@ -183,7 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(left(args, dataset))
-    rows = [row for row in stored(args.path) if row["data"] == dataset.fingerprint]
+    every = stored(args.path)
+    rows = current(every, budget, args.data, dataset.fingerprint)
+    if len(rows) < len(every):
+        print(f"{len(every) - len(rows)} rows of other sizes, budgets or data are left out", file=sys.stderr)
     if rows:
         print(scaling_report.markdown(rows, budget))
         scaling_report.picture(rows, budget, args.path.with_suffix(".png"))

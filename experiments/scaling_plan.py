@@ -56,8 +56,9 @@ class Budget:
 
 _ALL = tuple(range(SIZES))
 _RATES = (1e-3, 3e-3, 9e-3)
-# 150,000 rows of either: preset kunlun/small's whole stream, and a fifth of MovieLens' training rows.
-_ROWS: dict[Data, str] = {"synthetic": "", "movielens": "--run.max-steps 586"}
+# 150,000 rows of either: preset kunlun/small's whole stream, and a quarter of MovieLens' training rows, drawn by the
+# seed: the earliest quarter would leave most test rows to users that no model has seen.
+_ROWS: dict[Data, str] = {"synthetic": "", "movielens": "--loader.shuffle global --run.max-steps 586"}
 _TINY = (
     "--loader.batch-size 32 --run.log-every 3 --data.train-rows 200 --data.valid-rows 70 --data.test-rows 70 "
     "--data.users 60 --data.items-per-brand 2 --data.brands-per-topic 2 --data.impressions-per-day 0.03 "
@@ -100,20 +101,50 @@ def key_of(row: dict[str, Any]) -> tuple:
     return [*FAMILIES].index(row["system"]), row["size"], row["rate"], row["seed"], row["flags"], row["data"]
 
 
-def is_of_family(row: dict[str, Any]) -> bool:
-    """Whether the row is of the size as it is now; a family may have changed since it was measured."""
-    return row["flags"].startswith(FAMILIES[row["system"]][row["size"]] + " ")
+def current(
+    rows: list[dict[str, Any]], budget: Budget, data: Data, fingerprint: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows of the plan as it is now: a family, a budget or a world may have changed since a row was measured.
+
+    Args:
+      rows: of a file.
+      budget: whose plan it is.
+      data: that it is run on.
+      fingerprint: of the data set that rows must be of; None: that of them all.
+
+    Raises:
+      ValueError: `fingerprint` is None, and the rows are of several data sets.
+    """
+    found = [
+        row
+        for row in rows
+        if row["size"] < SIZES
+        and row["flags"] == Planned(row["system"], row["size"], row["rate"], row["seed"]).flags(budget, data)
+        and fingerprint in (None, row["data"])
+    ]
+    if len(several := sorted({row["data"] for row in found})) > 1:
+        raise ValueError(f"the rows are of {len(several)} data sets, {several}; keep those of one in the file")
+    return found
+
+
+def diverged(row: dict[str, Any]) -> bool:
+    """Whether the run ended without a result."""
+    return "diverged" in row
 
 
 def best_rate(budget: Budget, rows: list[dict[str, Any]], system: str, size: int) -> float | None:
-    """The rate of least NE on "valid" at a size; None until every rate was tried."""
+    """The rate of least NE on "valid" at a size, of `current` rows; None until every rate was tried.
+
+    Raises:
+      ValueError: none has a result.
+    """
     found = {
-        row["rate"]: row["splits"]["valid"]["ne"]
+        row["rate"]: math.inf if diverged(row) else row["splits"]["valid"]["ne"]
         for row in rows
-        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED)
-        and row["rate"] in budget.rates
-        and is_of_family(row)
+        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED) and row["rate"] in budget.rates
     }
+    if len(found) == len(budget.rates) and math.isinf(min(found.values())):
+        raise ValueError(f"{system}, size {size}: it diverged at every rate of {budget.rates}; a smaller one is needed")
     return min(found, key=lambda rate: found[rate]) if len(found) == len(budget.rates) else None
 
 
@@ -141,7 +172,8 @@ def planned(budget: Budget, rows: list[dict[str, Any]]) -> Iterator[Planned]:
 
 
 def missing(budget: Budget, rows: list[dict[str, Any]], data: Data, fingerprint: str) -> list[Planned]:
-    """What of `planned` has no row yet."""
+    """What of `planned` has no row yet; rows that are not `current` do not count."""
+    rows = current(rows, budget, data, fingerprint)
     known = set(map(key_of, rows))
     return [
         run
@@ -151,11 +183,10 @@ def missing(budget: Budget, rows: list[dict[str, Any]], data: Data, fingerprint:
 
 
 def families(budget: Budget, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """System -> the rows that its law is of, those at the rates of the rule."""
+    """System -> of `current` rows those that its law is of, at the rates of the rule; runs that diverged, too."""
     rates = {(system, size): rate_of(budget, rows, system, size) for system in budget.systems for size in budget.sizes}
-    now = [row for row in rows if is_of_family(row)]
     found = {
-        system: [row for row in now if row["system"] == system and row["rate"] == rates.get((system, row["size"]))]
+        system: [row for row in rows if row["system"] == system and row["rate"] == rates.get((system, row["size"]))]
         for system in budget.systems
     }
     return {system: group for system, group in found.items() if group}
@@ -183,7 +214,9 @@ def seconds(run: Planned, budget: Budget, data: Data, rows: list[dict[str, Any]]
     Else from the row of its system in ``results/cpu/systems.json``: training in proportion to useful FLOPs, and what
     that row took beside its training (compiling, evaluating).
     """
-    same = [row["seconds"] for row in rows if (row["system"], row["size"]) == (run.system, run.size)]
+    same = [
+        row["seconds"] for row in rows if (row["system"], row["size"]) == (run.system, run.size) and not diverged(row)
+    ]
     if same:
         return statistics.fmean(same)
     per_flop, beside = _speed(run.system)

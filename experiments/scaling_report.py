@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments.compare import RESULTS, stored
-from experiments.scaling_plan import BASELINE, Budget, best_rate, families
-from kunlun_jax.scaling import Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
+from experiments.scaling_plan import BASELINE, Budget, best_rate, diverged, families
+from kunlun_jax.scaling import LEAST_LOG, LEAST_POWER, Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
 
 STYLES = {
     "kunlun": ("#c8553d", "Kunlun"),
@@ -47,7 +47,9 @@ HEADS = (
     "in machine time",
 )
 """Columns; the law NE_0 - eta log10(C / 10^6) comes first, then E + A (C / 10^6)^-b. "largest" is what a law fitted
-without the largest size predicts for it, less what was measured. Where the sizes do not bend to a floor, E is -inf."""
+without the largest size predicts for it, less what was measured. Where the sizes do not bend to a floor, E is -inf.
+"in machine time" is efficiency times the ratio of MFU, without an interval: how far a measured MFU strays, with what
+else the machine did, no draw knows; its spread over runs is beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Laws:
       flops, ne: of its runs.
       log, power: the laws, where there are sizes enough.
       log_miss, power_miss: fitted without the largest size, its predicted NE less the measured.
-      mfu: of its largest size, the mean of its seeds.
+      mfu: of the runs of its largest size.
+      diverged: runs without a result, which are in no law.
     """
 
     flops: np.ndarray
@@ -67,31 +70,43 @@ class Laws:
     power: PowerLaw | None
     log_miss: float | None
     power_miss: float | None
-    mfu: float
+    mfu: list[float]
+    diverged: int
 
 
-def laws(rows: list[dict[str, Any]]) -> Laws:
-    """The laws of one system's rows, of NE on "test"."""
+def laws(rows: list[dict[str, Any]], seed: int = 0) -> Laws:
+    """The laws of one system's rows, of NE on "test"; `seed` draws their intervals, another for each system."""
+    every, rows = rows, [row for row in rows if not diverged(row)]
     flops = np.array([row["flops_per_example"] for row in rows])
     ne = np.array([row["splits"]["test"]["ne"] for row in rows])
     sizes, largest = len(np.unique(flops)), flops == flops.max()
-    log = fit_log(flops, ne) if sizes >= 3 else None
-    power = fit_power(flops, ne) if sizes >= 4 else None
+    log = fit_log(flops, ne, seed=seed) if sizes >= LEAST_LOG else None
+    power = fit_power(flops, ne, seed=seed) if sizes >= LEAST_POWER else None
     without = (flops[~largest], ne[~largest])
     misses = [
         float(fit(*without).predict(flops[largest][:1])[0] - ne[largest].mean()) if sizes > least else None
-        for fit, least in ((fit_log, 3), (fit_power, 4))
+        for fit, least in ((fit_log, LEAST_LOG), (fit_power, LEAST_POWER))
     ]
-    mfu = statistics.fmean(row["mfu"] for row, last in zip(rows, largest, strict=True) if last)
-    return Laws(flops, ne, log, power, misses[0], misses[1], mfu)
+    mfu = [row["mfu"] for row, last in zip(rows, largest, strict=True) if last]
+    return Laws(flops, ne, log, power, misses[0], misses[1], mfu, len(every) - len(rows))
 
 
-def machine_efficiency(ratio: Estimate, mfu: float, baseline: float) -> Estimate:
-    """Scaling efficiency times the ratio of MFU: the paper's factors, NE gained per FLOP and FLOPs per time (R).
+def laws_of(rows: list[dict[str, Any]], budget: Budget) -> dict[str, Laws]:
+    """System -> its laws, of `current` rows."""
+    found = families(budget, rows)
+    fitted = {system: laws(group, seed=[*STYLES].index(system)) for system, group in found.items()}
+    return {system: law for system, law in fitted.items() if len(law.ne)}
 
-    MFU is taken as known: how much its measurement strays is not in the interval.
-    """
-    return Estimate(ratio.value * mfu / baseline, ratio.draws * mfu / baseline)
+
+def machine_efficiency(ratio: Estimate, mfu: list[float], baseline: list[float]) -> float:
+    """Scaling efficiency times the ratio of MFU: the paper's factors, NE gained per FLOP and FLOPs per time (R)."""
+    return ratio.value * statistics.fmean(mfu) / statistics.fmean(baseline)
+
+
+def with_spread(mfu: list[float]) -> str:
+    """Mean MFU, and the least and the largest of several runs."""
+    mean = f"{statistics.fmean(mfu):.1%}"
+    return f"{mean} ({min(mfu):.1%} to {max(mfu):.1%})" if len(mfu) > 1 else mean
 
 
 def with_interval(estimate: Estimate, digits: int) -> str:
@@ -108,12 +123,13 @@ def rates(rows: list[dict[str, Any]], budget: Budget, system: str) -> str:
 
 
 def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
-    """The laws of all systems that have rows; cells are empty where sizes are too few."""
-    found = {system: laws(group) for system, group in families(budget, rows).items()}
+    """The laws of all systems that have `current` rows; cells are empty where sizes are too few."""
+    found = laws_of(rows, budget)
     baseline = found.get(BASELINE)
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     for system, law in found.items():
-        cells = [STYLES[system][1], str(len(law.ne)), rates(rows, budget, system)]
+        runs = f"{len(law.ne)}, {law.diverged} diverged" if law.diverged else str(len(law.ne))
+        cells = [STYLES[system][1], runs, rates(rows, budget, system)]
         cells += ["", "", ""] if law.log is None else [
             with_interval(law.log.eta, 4), with_interval(law.log.ne_0, 4), f"{law.log.r_squared:.3f}"
         ]  # fmt: skip
@@ -125,24 +141,29 @@ def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
             cells.append(f"{law.power.r_squared:.3f}")
         cells.append("" if law.power_miss is None else f"{law.power_miss:+.4f}")
         if law.log is None or baseline is None or baseline.log is None or law is baseline:
-            cells += ["", f"{law.mfu:.1%}", ""]
+            cells += ["", with_spread(law.mfu), ""]
         else:
             ratio = efficiency(law.log, baseline.log)
             machine = machine_efficiency(ratio, law.mfu, baseline.mfu)
-            cells += [with_interval(ratio, 2), f"{law.mfu:.1%}", with_interval(machine, 2)]
+            cells += [with_interval(ratio, 2), with_spread(law.mfu), f"{machine:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
-    """NE over FLOPs: a dot a run, the log law a line, the power law dashed; a small cross is a run at another rate."""
+    """NE of `current` rows over FLOPs: a dot a run, the log law a line, the power law dashed.
+
+    A small cross is a run at another rate.
+    """
     kept = families(budget, rows)
     for system, (color, _) in STYLES.items():
-        others = [row for row in rows if row["system"] == system and row not in kept.get(system, [])]
+        others = [
+            row for row in rows if row["system"] == system and row not in kept.get(system, []) and not diverged(row)
+        ]
         dots = [(row["flops_per_example"], row["splits"]["test"]["ne"]) for row in others]
         axes.plot(*np.array(dots).reshape(-1, 2).T, "x", color=color, markersize=3, alpha=0.5)
-    for system, group in kept.items():
-        law, (color, name) = laws(group), STYLES[system]
+    for system, law in laws_of(rows, budget).items():
+        color, name = STYLES[system]
         axes.plot(law.flops, law.ne, "o", color=color, markersize=4, alpha=0.8, label=None if law.log else name)
         points = np.geomspace(law.flops.min(), law.flops.max(), 100)
         if law.log is not None:
@@ -216,7 +237,7 @@ def draw_data(axes: Axes) -> None:
 
 
 def drawn(rows: list[dict[str, Any]], budget: Budget) -> Figure:
-    """The laws on the left; on the right NE over depth and over training rows."""
+    """The laws of `current` rows on the left; on the right NE over depth and over training rows."""
     figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
     grid = figure.add_gridspec(2, 3)
     whole, depth, data = (figure.add_subplot(grid[place]) for place in ((slice(None), slice(2)), (0, 2), (1, 2)))

@@ -9,7 +9,8 @@ power law by Huber's loss of the log residuals (Hoffmann et al., arXiv 2203.1555
 
 Intervals are 95%, by a studentized bootstrap: residuals of sizes, and of seeds within each size, are drawn again, the
 law is fitted to each draw, and what is read off is the estimate's error in units of its own standard error. Percentiles
-of the drawn estimates would be too narrow for six sizes. Tests hold how often the intervals cover the truth.
+of the drawn estimates would be too narrow for six sizes. Tests hold how often the intervals cover the truth. A law
+needs two sizes more than it has parameters; with one more, intervals of "95%" cover four times of five.
 
 Source: the log law and scaling efficiency eta / eta_baseline, Kunlun (P, R); the power law, O.
 """
@@ -23,6 +24,11 @@ REFERENCE_FLOPS = 1e6
 """C_0."""
 HUBER = 0.01
 """Log residuals beyond this count linearly: seeds move NE by half of it, so only a size that failed is beyond."""
+LEAST_LOG, LEAST_POWER = 4, 5
+"""Sizes that the laws need at least."""
+LEAST_ERROR = 0.1
+"""Standard errors of draws are at least so much of that of the data: with four sizes intervals would be up to hundreds
+of times as wide, and cover no more often."""
 DRAWS = 400
 """Draws of a bootstrap."""
 TAIL = 2.5
@@ -137,16 +143,19 @@ def _studentized(value: np.ndarray, error: np.ndarray, drawn: np.ndarray, errors
 
     The error of each draw, in units of the standard error that was found in it, is taken off in those of the data.
     """
+    # A draw of few, nearly equal residuals moves a curve and leaves next to nothing to tell its error by.
+    units = np.maximum(errors, LEAST_ERROR * error)
     # Without any residual there is no error, and no unit either.
-    pivots = np.divide(drawn - value, errors, out=np.zeros_like(drawn), where=errors > 0)
+    pivots = np.divide(drawn - value, units, out=np.zeros_like(drawn), where=units > 0)
     return value - error * pivots
 
 
 def efficiency(system: LogLaw, baseline: LogLaw) -> Estimate:
     """Scaling efficiency eta / eta of the baseline: how much more NE a decade of FLOPs gains.
 
-    The two systems' runs are independent, and so are their draws. Where the baseline gains nothing, the ratio is
-    infinite, and if that is so in more than a fortieth of the draws, the interval has no upper end.
+    The two systems' runs are independent; that their draws are, too, takes fits with different seeds. Where the
+    baseline gains nothing, the ratio is infinite, and if that is so in more than a fortieth of the draws, the interval
+    has no upper end.
     """
     with np.errstate(divide="ignore"):
         draws = np.where(baseline.eta.draws > 0, system.eta.draws / baseline.eta.draws, np.inf)
@@ -176,12 +185,12 @@ def fit_log(flops: Float[np.ndarray, " runs"], ne: Float[np.ndarray, " runs"], *
     Args:
       flops: useful forward FLOPs per example; runs of one size have exactly the same.
       ne: of a split.
-      seed: of the bootstrap.
+      seed: of the bootstrap; another for each system.
 
     Raises:
-      ValueError: fewer than three sizes, or a number that is not finite or not above 0.
+      ValueError: fewer than four sizes, or a number that is not finite or not above 0.
     """
-    sizes = _sizes(flops, ne, 3)
+    sizes = _sizes(flops, ne, LEAST_LOG)
     x, y = sizes.decades, sizes.mean
     value, error = _line(x, y)
     fitted = value[0] - value[1] * x
@@ -267,16 +276,18 @@ def _parameters(shape: np.ndarray, middle: float) -> tuple[np.ndarray, np.ndarra
     height, fall, b = (shape[..., i] for i in range(3))
     bends = b > SMALL
     falls = fall / np.where(bends, b, 1.0)
-    return np.where(bends, height - falls, -np.inf), np.where(bends, falls * np.exp(b * middle), np.inf), b
+    with np.errstate(over="ignore"):  # a draw far out has an A beyond float64
+        a = falls * np.exp(b * middle)
+    return np.where(bends, height - falls, -np.inf), np.where(bends, a, np.inf), b
 
 
 def fit_power(flops: Float[np.ndarray, " runs"], ne: Float[np.ndarray, " runs"], *, seed: int = 0) -> PowerLaw:
     """The power law of a system's runs; arguments as `fit_log`.
 
     Raises:
-      ValueError: fewer than four sizes, or a number that is not finite or not above 0.
+      ValueError: fewer than five sizes, or a number that is not finite or not above 0.
     """
-    sizes = _sizes(flops, ne, 4)
+    sizes = _sizes(flops, ne, LEAST_POWER)
     middle = float(sizes.decades.mean() * np.log(10))
     x, y = sizes.decades * np.log(10) - middle, np.log(sizes.mean)
     starts = _descend(x, y, _starts(x, sizes.mean))

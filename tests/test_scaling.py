@@ -76,10 +76,32 @@ def test_intervals_of_a_line_and_of_efficiency_cover_as_often_as_they_say():
     rng, times = np.random.default_rng(0), 400
     covered = np.zeros(3, int)
     for seed in range(times):
-        own, other = (fit_log(FLOPS, 0.82 - eta * DECADES + strayed(rng), seed=seed) for eta in (0.02, 0.012))
+        own, other = (
+            fit_log(FLOPS, 0.82 - eta * DECADES + strayed(rng), seed=2 * seed + place)
+            for place, eta in enumerate((0.02, 0.012))
+        )
         ratio = efficiency(own, other)
         covered += [covers(own.eta, 0.02), covers(own.ne_0, 0.82), covers(ratio, 0.02 / 0.012)]
     assert all(within_chance(count, times) for count in covered), covered / times
+
+
+def test_intervals_of_the_fewest_sizes_and_one_seed_have_ends_and_cover_nearly_as_often():
+    """Errors of draws from few residuals are rough: some 92% cover."""
+    rng, times = np.random.default_rng(0), 400
+    flops = 1e5 * 10 ** np.linspace(0, 2, scaling.LEAST_LOG)
+    covered, widths = 0, []
+    for seed in range(times):
+        law = fit_log(flops, 0.82 - 0.02 * np.log10(flops / 1e6) + rng.normal(0, 0.003, len(flops)), seed=seed)
+        covered += covers(law.eta, 0.02)
+        widths.append(np.diff(law.ne_0.interval)[0])
+    assert within_chance(covered, times, 0.92), covered / times
+    assert np.median(widths) > 0.01 and max(widths) < 0.3
+
+
+def test_draws_of_two_systems_are_independent_if_their_seeds_differ():
+    ne = 0.7 + 0.1 * (FLOPS / 1e6) ** -0.15
+    own, same, other = (fit_log(FLOPS, ne, seed=seed).eta.draws for seed in (0, 0, 1))
+    assert np.corrcoef(own, same)[0, 1] > 0.99 and abs(np.corrcoef(own, other)[0, 1]) < 0.2
 
 
 def test_intervals_of_a_curve_cover_as_often_as_they_say(monkeypatch):
@@ -118,8 +140,8 @@ def test_a_line_has_no_floor_and_says_so(eta):
 @pytest.mark.parametrize(
     ("fit", "change", "message"),
     [
-        (fit_log, lambda flops, ne: (flops[:6], ne[:6]), "flops holds 2 different sizes; .* at least 3"),
-        (fit_power, lambda flops, ne: (flops[:9], ne[:9]), "flops holds 3 different sizes; .* at least 4"),
+        (fit_log, lambda flops, ne: (flops[:9], ne[:9]), "flops holds 3 different sizes; .* at least 4"),
+        (fit_power, lambda flops, ne: (flops[:12], ne[:12]), "flops holds 4 different sizes; .* at least 5"),
         (fit_log, lambda flops, ne: (flops, np.where(flops > 1e6, np.nan, ne)), r"ne\[9\] is nan; it must be a finite"),
         (fit_power, lambda flops, ne: (flops * [0, *[1] * 17], ne), r"flops\[0\] is 0\.0; it must be a finite number"),
         (fit_power, lambda flops, ne: (flops, ne * [1, -1, *[1] * 16]), r"ne\[1\] is -0\.\d+; it must be a finite"),

@@ -1,11 +1,13 @@
-"""Every system and boosted trees on KuaiRand-Pure: the same features, the same search of a rate, five seeds.
+"""Every system and boosted trees on KuaiRand-Pure: the same search of a rate, five seeds.
 
     python -m experiments.compare leaderboard_kuairand --data.root KuaiRand-Pure
     make leaderboard
 
 For every system three rates of the dense weights are tried on one seed; the best on "valid" has the other seeds, so
-seven runs of 5 to 30 minutes each on a CPU core. Presets have the FLOPs of kunlun/kuairand. The frozen split cuts
-histories and rates where the split begins. It has not been run.
+seven runs of 5 to 30 minutes each on a CPU core. Presets have the FLOPs of kunlun/kuairand. Trees have three rates of
+their own, tried for each seed; they read the same dense features, running rates among them, and of the rest ids of up
+to 254 values and counts of events (`experiments.shallow`). The frozen split cuts histories and rates where the split
+begins. It has not been run.
 """
 
 from experiments.compare import Comparison

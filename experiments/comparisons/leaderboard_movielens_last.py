@@ -9,4 +9,4 @@ Ratings of 3 stars are examples here, so a run takes a third longer. It has not 
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard
 
-COMPARISON = leaderboard("movielens --data.options.split last", frozen=True)
+COMPARISON = leaderboard("movielens --data.split last --run.eval-splits valid test test_frozen", frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 import threading
 import time
@@ -12,12 +13,15 @@ from flax import nnx
 
 from experiments import ablation, compare
 from experiments.compare import Comparison
+from experiments.comparisons import NAMES
 from experiments.comparisons.ablation import CHANGES, PLAIN_WIDTH
 from experiments.configs import PRESETS
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.flops import total_flops
+from kunlun_jax.training.evaluate import NotFinite
 from kunlun_jax.training.run import sample_lengths
+from kunlun_jax.training.skipped import Diverged
 from tests.experiments.tiny import ANY
 
 TINY = " ".join(ANY)
@@ -92,6 +96,63 @@ def test_two_runs_may_store_into_one_file_at_once(tmp_path, monkeypatch):
     assert compare.stored(path) == [{"n": n} for n in range(4)]
 
 
+def test_a_run_is_kept_until_its_row_is_stored_and_its_seconds_with_it(tmp_path, monkeypatch):
+    folder = compare.run_folder({"name": "a, b", "flags": TINY, "data": "d", "seed": 3}, tmp_path / "toy", "c" * 40)
+    assert (
+        folder.parent == tmp_path and folder.name.startswith("toy-a-b-") and folder.name.endswith("-d-seed3-cccccccccc")
+    )
+    row, key, path = {"n": 1}, lambda row: (row["n"],), tmp_path / "rows.json"
+
+    def trained():
+        folder.mkdir(exist_ok=True)
+        time.sleep(0.2)
+        return {"found": 1}
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "store", full)
+        with pytest.raises(OSError, match="no space"):
+            compare.add(path, row, key, {}, trained, folder)
+    assert folder.exists() and not path.exists()
+    assert compare.add(path, row, key, {}, trained, folder)["seconds"] >= 0.4
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_runs_of_other_flags_and_of_code_with_changes_have_folders_of_their_own(tmp_path):
+    row, commit = {"name": "a", "flags": "x", "data": "d", "seed": 0}, "0123456789abcdef"
+    rows_of = [(row, commit), (row | {"flags": "y"}, commit), (row, f"{commit}+changes"), (row | {"seed": 1}, commit)]
+    assert len({compare.run_folder(row, tmp_path / "toy", commit) for row, commit in rows_of}) == 4
+
+
+@pytest.mark.parametrize("error", [Diverged("step 3: skipped"), NotFinite("a logit is nan")])
+def test_a_run_that_diverges_is_stored_and_the_others_go_on(error, tmp_path, monkeypatch, capsys):
+    def trained(config, path, dataset):
+        if not config.model.rank_feature:
+            raise error
+        return constant(config, 0)
+
+    monkeypatch.setattr(compare, "trained", trained)
+    monkeypatch.setattr(compare, "comparison_of", lambda name: COMPARISON)
+    assert compare.main(["toy", "--dirty", "--out", str(tmp_path / "toy.json"), "--seeds", "0"]) == 0
+    printed = capsys.readouterr()
+    assert f"no ranks, seed 0: {error}" in printed.err
+    assert "| no ranks (1 diverged) |  |  |  |" in printed.out and "| constant | 1.0000 |" in printed.out
+    assert compare.best([{"diverged": "x", "splits": {}}, {"splits": {"valid": {"ne": 2.0}}}], COMPARISON)["splits"]
+
+
+def test_rows_of_other_flags_or_data_are_not_seeds():
+    def row(name, seed=0, flags=TINY, data="new"):
+        return {"name": name, "seed": seed, "flags": flags, "data": data}
+
+    rows = [row("whole"), row("whole", flags="old"), row("whole", data="old"), row("an older model", flags="any")]
+    assert compare.current(rows, COMPARISON, {"new"}) == [rows[0], rows[3]]
+    with pytest.raises(ValueError, match=r"row 'whole' is of 2 data sets, \['new', 'old'\]"):
+        compare.current(rows, COMPARISON)
+    assert compare.current(rows[:2], COMPARISON) == rows[:1]
+
+
 def test_a_table_shows_the_spread_of_seeds():
     rows = [
         {"name": name, "seed": seed, "splits": {"test": {"ne": ne}, "valid": {"auc": 0.7}}}
@@ -135,7 +196,7 @@ def test_every_row_has_the_same_search_and_its_best_flags_have_the_other_seeds(t
     )
     runs = []
 
-    def fake(row, config, dataset, folder, commit):
+    def fake(row, config, dataset, folder):
         """On "valid" the first row is better at 2e-3 and the second at 1e-3; on "test" it is the other way round."""
         rate, seed = config.optimizer.learning_rate, row["seed"]
         runs.append((row["name"], rate, seed))
@@ -155,6 +216,11 @@ def test_every_row_has_the_same_search_and_its_best_flags_have_the_other_seeds(t
     assert "+0.0000 -0.0020 -0.0040 | 0.225 |" in printed
     assert compare.main(command) == 0
     assert len(runs) == 8
+    # Flags that are no longer searched for do not count; a search that goes on says so.
+    rows = compare.stored(tmp_path / "toy.json")
+    other = dataclasses.replace(searched, search=(searched.search[1], "--optimizer.learning-rate 3e-3"))
+    assert "| whole (1 of 2 tried) | 0.8100 ± 0.0100 |" in compare.table(compare.current(rows, other), other)
+    assert "| no ranks (1 of 2 tried) | 0.9000 |" in compare.table(compare.current(rows, other), other)
 
 
 def test_a_paired_p_is_that_of_the_t_test():
@@ -171,7 +237,8 @@ def test_a_paired_p_is_that_of_the_t_test():
             {"columns": ("speed",)},
             r"column 'speed' is neither a split and a metric nor one of \['flops', 'executed', 'bytes'",
         ),
-        ({"published": {"hole": "x"}}, r"published names \['hole'\]; the rows are \['whole', 'no ranks', 'constant'\]"),
+        ({"published": {"hole": "x"}}, r"published names \['hole'\]; there are \['whole', 'no ranks', 'constant'\]"),
+        ({"seedless": ("whole",)}, r"seedless names \['whole'\]; there are \['constant'\]"),
     ],
 )
 def test_a_comparison_that_cannot_be_shown_is_refused(fields, message):
@@ -223,16 +290,10 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("ablation", "kuairand", "movielens", "remedies", "sizes", "systems", "systems_kuairand"),
-        *("amazonelectronics_x1", "kuaivideo_x1", "taobaoad_x1"),
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name):
     comparison = compare.comparison_of(name)
-    configs = [compare.parse(flags.split())[1] for flags in comparison.rows.values()]
+    configs = [compare.parse(shlex.split(flags))[1] for name in comparison.rows for flags in comparison.flags_of(name)]
     assert len({repr(config) for config in configs}) == len(configs)
     metrics = [column for column in comparison.columns if column not in compare.SIZES]
     for column in (*metrics, f"{comparison.split} {comparison.metric}"):

@@ -101,7 +101,10 @@ def test_trees_as_a_row_are_those_of_the_table_with_gauc(data, monkeypatch):
         PRESETS["kunlun/small"][1], data=DataConfig(options=WORLD), loader=LoaderConfig(max_events=50)
     )
     row = shallow.trees_as_row(config, 0)
-    logits, chosen = shallow.boosted_trees(data[1], ("lengths", "matches"), 0)
+    tried = {rate: shallow.boosted_trees(data[1], ("lengths", "matches"), 0, rate) for rate in shallow.TREE_RATES}
+    losses = {rate: shallow.mean_loss(data[1]["valid"], logits["valid"]) for rate, (logits, _) in tried.items()}
+    assert losses[row["rate"]] == min(losses.values()) < max(losses.values())
+    logits, chosen = tried[row["rate"]]
     assert row["trees"] == chosen["trees"] and list(row["splits"]) == ["valid", "test"]
     test = data[1]["test"]
     assert row["splits"]["test"]["logloss"] == pytest.approx(shallow.mean_loss(test, logits["test"]), rel=1e-6)

@@ -11,7 +11,17 @@ import pytest
 
 from experiments import scaling_law, scaling_report
 from experiments.scaling_families import FAMILIES, MOVIELENS, SIZES
-from experiments.scaling_plan import BUDGETS, Planned, best_rate, families, missing, planned, rate_of, useful_flops
+from experiments.scaling_plan import (
+    BUDGETS,
+    Planned,
+    best_rate,
+    current,
+    families,
+    missing,
+    planned,
+    rate_of,
+    useful_flops,
+)
 from experiments.train import parse
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.sets import synthetic
@@ -69,7 +79,9 @@ def test_the_plan_of_the_cpu_is_what_the_help_says(rows, dataset):
     for name, budget in BUDGETS.items():
         assert re.search(rf"--budget {name} .*\b{len(list(planned(budget, [])))} runs", scaling_law.__doc__)
     assert missing(CPU, rows, "synthetic", dataset.fingerprint) == []
-    assert len(missing(CPU, rows, "synthetic", "another world")) == 110
+    # Rows of another world are none of this one's, and none of their rates, either.
+    elsewhere = missing(CPU, rows, "synthetic", "another world")
+    assert len(elsewhere) == 110 and sum(run.rate is not None for run in elsewhere) == 30
     # Every size of every seed, of which the search for rates has made two.
     assert {system: len(group) for system, group in families(CPU, rows).items()} == dict.fromkeys(FAMILIES, 18)
 
@@ -85,15 +97,37 @@ def test_rates_come_from_two_sizes_and_are_carried_to_the_others(rows):
     assert scaling_report.rates(one_short, CPU, "hstu") == "0.003, ?"
 
 
-def test_rows_of_sizes_that_have_changed_since_do_not_count(rows):
+def test_rows_of_another_plan_or_world_do_not_count(rows, dataset):
+    assert current(rows, CPU, "synthetic", dataset.fingerprint) == current(rows, CPU, "synthetic") == rows
+    assert current(rows, CPU, "movielens") == current(rows, CPU, "synthetic", "another world") == []
+
     def before(row):
         return row | {"flags": row["flags"].replace("--model.experts 1", "--model.experts 2")}
 
-    stale = [before(row) if row["size"] == 4 else row for row in rows]
+    stale = current([before(row) if row["size"] == 4 else row for row in rows], CPU, "synthetic")
     assert best_rate(CPU, stale, "kunlun", 1) == 3e-3 and best_rate(CPU, stale, "kunlun", 4) is None
     assert best_rate(CPU, stale, "hstu", 4) == 1e-3
-    stale = [before(row) if row["size"] == 0 else row for row in rows]
-    assert len(families(CPU, stale)["kunlun"]) == 15
+    longer = [row | {"flags": f"{row['flags']} --model.dropout 0.9"} for row in rows]
+    assert current(longer, CPU, "synthetic") == []
+    with pytest.raises(ValueError, match=r"the rows are of 2 data sets, \['another', 'synthetic-"):
+        current([*rows, rows[0] | {"data": "another"}], CPU, "synthetic")
+
+
+def test_a_run_that_diverged_is_the_worst_of_its_rate_and_in_no_law(rows):
+    def lost(row):
+        return {key: row[key] for key in row if key not in ("flops_per_example", "mfu")} | {
+            "splits": {},
+            "diverged": "step 9",
+        }
+
+    some = [lost(row) if (row["system"], row["size"], row["rate"]) == ("hstu", 4, 1e-3) else row for row in rows]
+    assert best_rate(CPU, some, "hstu", 4) == 3e-3
+    some = [lost(row) if (row["system"], row["size"], row["seed"]) == ("hstu", 5, 1) else row for row in rows]
+    line = next(line for line in scaling_report.markdown(some, CPU).splitlines() if line.startswith("| HSTU"))
+    assert line.startswith("| HSTU | 17, 1 diverged | 0.003, 0.001* | 0.0")
+    every = [lost(row) if (row["system"], row["size"]) == ("hstu", 4) else row for row in rows]
+    with pytest.raises(ValueError, match=r"hstu, size 4: it diverged at every rate of \(0.001, 0.003, 0.009\)"):
+        best_rate(CPU, every, "hstu", 4)
 
 
 def test_an_estimate_is_that_of_runs_of_the_same_size_or_of_the_systems_stored_speed(rows, dataset):
@@ -115,7 +149,7 @@ def test_the_table_has_the_laws(rows):
         assert abs(float(cells[name][6])) < 2e-3
     ratio, machine = (float(cells["Kunlun"][column].split()[0]) for column in (12, 14))
     assert ratio == pytest.approx(0.02 / 0.016, rel=0.05) and machine == pytest.approx(ratio * 0.3 / 0.2, abs=0.02)
-    assert cells["InterFormer"][12:] == ["", "20.0%", ""]
+    assert cells["InterFormer"][12:] == ["", "20.0% (20.0% to 20.0%)", ""]
 
 
 def test_a_held_out_size_is_not_in_the_fit_that_predicts_it(rows):
@@ -129,7 +163,7 @@ def test_a_held_out_size_is_not_in_the_fit_that_predicts_it(rows):
 def test_few_rows_leave_cells_empty_and_are_drawn(rows, tmp_path):
     few = [row for row in rows if row["system"] in ("kunlun", "din") and row["size"] in CPU.tuned]
     *_, line = scaling_report.markdown(few, CPU).splitlines()
-    assert line == "| DIN | 6 | 0.003, 0.001* |  |  |  |  |  |  |  |  |  |  | 30.0% |  |"
+    assert line == "| DIN | 6 | 0.003, 0.001* |  |  |  |  |  |  |  |  |  |  | 30.0% (30.0% to 30.0%) |  |"
     for name, some in (("few", few), ("all", rows), ("rates", few[:2])):
         scaling_report.picture(some, CPU, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 20_000
@@ -140,7 +174,7 @@ def fake(monkeypatch):
     """Runs that take no time; how often one was started."""
     calls = []
 
-    def train_row(row, config, dataset, runs, commit):
+    def train_row(row, config, dataset, folder):
         calls.append(row["name"])
         ne = {"ne": 1 - 0.01 * row["size"], "floor": 0.6}
         return {"splits": {"valid": ne, "test": ne}, "flops_per_example": 1e5 * 2 ** row["size"], "mfu": 0.1}
@@ -172,7 +206,7 @@ def test_a_call_may_run_some_systems_alone(fake, tmp_path, capsys):
 
 
 def test_a_call_ends_after_its_minutes_in_the_middle_of_a_run(fake, tmp_path, monkeypatch, capsys):
-    def stopped_run(row, config, dataset, runs, commit):
+    def stopped_run(row, config, dataset, folder):
         fake.append(row["name"])
         with Stop() as stop:
             while not stop.reached():
