@@ -79,10 +79,12 @@ class RunDirectory:
             write_atomic(stored, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
     def keep(self, folder: Path | None) -> None:
-        """Copies a folder into this one, unless it was before; None is none."""
+        """Copies a folder into this one, unless it was before; None is none. To be called while this one is locked."""
         if not is_first() or folder is None or (self.path / folder.name).exists():
             return
-        partial = self.path / f".{folder.name}.{os.getpid()}"
+        partial = self.path / f".{folder.name}.partial"
+        if partial.exists():  # a kill left it, for no other process is here
+            shutil.rmtree(partial)
         shutil.copytree(folder, partial)
         partial.rename(self.path / folder.name)
 
