@@ -158,7 +158,7 @@ def test_atomic_writing_leaves_the_old_text_or_the_new(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             write_atomic(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     write_atomic(path, "new")
     assert path.read_text() == "new"
 
