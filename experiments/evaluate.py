@@ -25,7 +25,7 @@ from kunlun_jax.training.checkpoint import Checkpoints
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import Predictions, metrics_of
 from kunlun_jax.training.run import Run, prepare
-from kunlun_jax.training.run_directory import read_json
+from kunlun_jax.training.run_directory import read_json, replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +110,18 @@ def write_predictions(path: Path, dataset: Dataset, predictions: Predictions, ch
     """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several).
 
     Written in chunks of rows: text of all of them in one array would take as much room for each as for the longest.
+    A file that is there already stays as it was until all rows are written; what is no file, such as a pipe, gets each
+    chunk at once.
+
+    Raises:
+      OSError: it cannot be written; then nothing is left of it.
     """
     tasks, keys = dataset.schema.tasks, dataset.schema.keys
     suffixes = [f"_{task}" for task in tasks] if len(tasks) > 1 else [""]
     names = [f"key_{name}" if name in ("label", "prediction") else name for name in keys]
     names += [f"{name}{suffix}" for suffix in suffixes for name in ("label", "prediction")]
-    with path.open("w", newline="") as file:
+    is_file = path.is_file() or not path.exists()
+    with replacing(path.resolve(), newline="") if is_file else path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         for start in range(0, len(predictions.row), chunk):
@@ -147,7 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {"split": args.split, "step": step, **metrics, **predictions.counts.flat()}
     print(json.dumps(metrics, indent=2, allow_nan=False))
     if args.predictions is not None:
-        write_predictions(args.predictions, run.dataset, predictions)
+        try:
+            write_predictions(args.predictions, run.dataset, predictions)
+        except OSError as error:
+            print(f"error: {args.predictions} is not written: {error}", file=sys.stderr)
+            return 2
         print(f"{len(predictions.row):,} predictions in {args.predictions}", file=sys.stderr)
     return 0
 

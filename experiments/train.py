@@ -37,6 +37,7 @@ from kunlun_jax.flops import summary
 from kunlun_jax.processes import is_first, join
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.loop import train_run
+from kunlun_jax.training.metrics import ne_names
 from kunlun_jax.training.run import prepare
 
 SHOWN = {"auc": "AUC", "gauc": "gAUC", "logloss": "LogLoss", "calibration": "calibration"}
@@ -52,13 +53,13 @@ def report(result: dict[str, Any], path: Path) -> str:
     """The end of a run, for a person."""
     lines = []
     for split, values in result["splits"].items():
-        for task in sorted({name.rpartition("/")[0] for name in values if name.endswith("ne")}):
-            prefix = f"{task}/" if task else ""
+        for name in sorted(ne_names(values)):
+            task, prefix = name.rpartition("/")[0], name.removesuffix("ne")
             floor = f" (floor of the data {values['floor']:.4f})" if "floor" in values and task in ("", "click") else ""
-            ne = values[prefix + "ne"]
+            ne = values[name]
             numbers = ["NE undefined" if ne is None else f"NE {ne:.4f}{floor}"]
-            for name, label in SHOWN.items():
-                value = values.get(prefix + name)
+            for metric, label in SHOWN.items():
+                value = values.get(prefix + metric)
                 numbers.append(f"{label} {value:.4f}" if value is not None else f"{label} undefined")
             lines.append(f"{split:>12} {task}: " + ", ".join(numbers))
     lines += [

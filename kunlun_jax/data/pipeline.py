@@ -31,7 +31,7 @@ from kunlun_jax.data.schema import Schema
 from kunlun_jax.data.shares import joined, shares
 from kunlun_jax.data.shuffle import shuffled
 from kunlun_jax.ranges import at_least, check
-from pallas_kernels.jagged import aligned
+from pallas_kernels.jagged import ROW_ALIGNMENT, aligned
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ class LoaderConfig:
     max_events_of: tuple[tuple[str, int], ...] = ()
     """Exceptions to max_events by event type, as pairs: click 200 like 50."""
     max_rows_per_example: int = 0
-    """Most packed rows per example, averaged over a batch, for each event type and multi-valued feature; what does not
-    fit is cut and counted. 0 means no bound: nothing is cut."""
+    """Most packed rows per example, averaged over a device's share of a batch, for each event type and multi-valued
+    feature, at least 8; what does not fit is cut and counted. Other numbers of devices have other shares, so they cut
+    other events; experiments.evaluate has one device. 0 means as many as the fullest share needs."""
     shuffle: Shuffle = "none"
     """none: rows in order of request time; global: a new random order of the whole split every epoch."""
     workers: int = 0
@@ -82,6 +83,12 @@ class LoaderConfig:
         check(self, "loader")
         if self.shuffle not in ("none", "global"):
             raise ValueError(f"loader field 'shuffle' is {self.shuffle!r}; use 'none' or 'global'")
+        if 0 < self.max_rows_per_example < ROW_ALIGNMENT:
+            # Each list that is not cut to nothing has such a block, and pack cuts all to the same length.
+            raise ValueError(
+                f"loader.max_rows_per_example is {self.max_rows_per_example}; it must be 0 (no bound) or at least "
+                f"{ROW_ALIGNMENT}: rows come in blocks of that many, so with fewer every history may be cut to nothing"
+            )
         for event, number in self.max_events_of:
             if number < 1:
                 raise ValueError(f"loader field 'max_events_of' gives {event!r} {number} events; give at least 1")

@@ -8,8 +8,8 @@ are as they were then is used: a flipped bit in a table would be another model, 
 import logging
 import math
 import shutil
-import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,19 @@ class Checkpoints:
         self._latest = agreed(lambda: _newest_sound(directory, writable))
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self._opened: _Manager | None = None
-        self._sealing: threading.Thread | None = None
+        self._thread = ThreadPoolExecutor(1, "checksums")
+        self._sealing: Future[None] | None = None
 
     def latest(self) -> int | None:
         """The newest complete and undamaged step, or None; an interrupted write does not count."""
         return self._latest
 
     def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
-        """Starts to save; returns when the state may be donated. `position` must be JSON."""
+        """Starts to save; returns when the state may be donated. `position` must be JSON.
+
+        Raises:
+          OSError: as for `wait`, of the step before.
+        """
         if step == self._latest:
             return
         self.wait()
@@ -95,10 +100,8 @@ class Checkpoints:
         if on_cpu and not copied:
             manager.wait_until_finished()
             del flat
-        if not is_first():  # which is the one that renames the step when all have written their parts
-            return
-        self._sealing = threading.Thread(target=self._seal, args=(manager, step), name="checksums")
-        self._sealing.start()
+        if is_first():  # which is the one that renames the step when all have written their parts
+            self._sealing = self._thread.submit(self._seal, manager, step)
 
     def _manager(self, flat: dict[str, Any]) -> _Manager:
         """Orbax's own, made when the arrays that it will write are known."""
@@ -114,8 +117,13 @@ class Checkpoints:
         while manager.is_saving_in_progress():
             time.sleep(0.02)
         folder = self._directory / str(step)
-        if folder.is_dir():  # otherwise Orbax failed, and says so at the next call
+        if not folder.is_dir():  # Orbax failed, and says so at the next call
+            return
+        try:
             seal(folder)
+        except OSError as error:
+            what = f"{error.strerror or error}: its checksums could not be written, so this checkpoint does not count"
+            raise OSError(error.errno, what, str(folder)) from error
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State and data position of a step.
@@ -133,18 +141,25 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), restored["data"]
 
     def wait(self) -> None:
-        """Until everything saved is on disk."""
+        """Until everything saved is on disk.
+
+        Raises:
+          OSError: the checksums of a step could not be written; names its folder.
+        """
         if self._opened is not None:
             self._opened.wait_until_finished()
-        if self._sealing is not None:
-            self._sealing.join()
-            self._sealing = None
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
-        self.wait()
-        if self._opened is not None:
-            self._opened.close()
+        """Waits, and ends the background threads, also where `wait` raises."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            if self._opened is not None:
+                self._opened.close()
 
 
 def _part_bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:

@@ -20,7 +20,7 @@ from kunlun_jax.training.totals import of_all
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of a split, in the order of its rows, filling rows left out.
+    """Predictions of a split, in the order of its rows on any number of devices, filling rows left out.
 
     Attributes:
       row: int64 ``[rows]``, numbers in the data set.
@@ -63,7 +63,8 @@ def predict(
     # Filling rows have number -1; a real row may have weight 0 and still wants its prediction.
     columns = *zip(*batches, strict=True), [own_rows(of_batch) for of_batch in logits]
     row, labels, weights, values = (np.concatenate(gathered(np.stack(column))) for column in columns)
-    real = row >= 0
+    real = np.flatnonzero(row >= 0)
+    real = real[np.argsort(row[real], kind="stable")]  # several devices have dealt them out
     counts = of_all(counts, trainer.mesh)()
     return Predictions(row[real].astype(np.int64), values[real], labels[real], weights[real], counts)
 
@@ -75,7 +76,8 @@ class NotFinite(ValueError):
 def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
     """Metrics of each task over the rows that have its label, named ``task/metric`` where there are several.
 
-    They are plain JSON values; of a task without any label that counts only ``rows`` and ``undefined``, which says so.
+    They are plain JSON values; of a task without a label that counts, as in a split without weight, only ``rows``
+    and ``undefined``, which says why.
 
     Raises:
       NotFinite: a logit is not finite; the message names split, row, keys and perhaps the column that is to blame.
@@ -88,8 +90,9 @@ def metrics_of(dataset: Dataset, predictions: Predictions) -> dict[str, Any]:
     result = {}
     for index, task in enumerate(schema.tasks):
         there = ~np.isnan(predictions.labels[:, index])
-        if not there.all() and not predictions.weights[there].any():
-            values = {"rows": int(there.sum()), "ne": None, "undefined": "no row with weight has a label"}
+        if not predictions.weights[there].any():
+            why = "no row with weight has a label" if predictions.weights.any() else "no row has weight"
+            values = {"rows": int(there.sum()), "ne": None, "undefined": why}
         else:
             values = evaluate_predictions(
                 labels=predictions.labels[there, index],

@@ -11,6 +11,7 @@ import jax
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.pipeline import Loader
 from kunlun_jax.processes import is_first
+from kunlun_jax.training.metrics import ne_names
 from kunlun_jax.training.run import Run
 from kunlun_jax.training.run_directory import RunDirectory
 from kunlun_jax.training.skipped import Skipped, lines_of, refuse_streak, told
@@ -109,8 +110,7 @@ def shown(counts: Counts) -> dict[str, int]:
 
 def progress_text(line: dict[str, Any]) -> str:
     """The newest training line for the progress bar."""
-    known = {name: value for name, value in line.items() if name.split("/")[-1] == "ne" and value is not None}
-    ne = [f"{name} {value:.4f}" for name, value in known.items()]
+    ne = [f"{name} {line[name]:.4f}" for name in ne_names(line) if line[name] is not None]
     return ", ".join(
         [*ne, *([f"{line['examples_per_second']:,.0f} examples/s"] if "examples_per_second" in line else [])]
     )

@@ -13,7 +13,7 @@ Definitions, for labels ``y``, predictions ``p = sigmoid(logit)``, weights ``w``
 What is undefined is None with a reason beside it, never a number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,6 +32,14 @@ def entropy(rate: float) -> float:
     if not 0.0 < rate < 1.0:
         raise ValueError(f"p_train is {rate}; NE needs a rate strictly between 0 and 1: a split with both classes")
     return float(-(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate)))
+
+
+def ne_names(line: Mapping[str, Any]) -> list[str]:
+    """The fields of a metrics line that are an NE: ``ne``, or ``task/ne`` of each task, in their order.
+
+    A count of an event type or feature named ne, such as ``events/ne``, is an integer, which no NE is.
+    """
+    return [name for name, value in line.items() if name.split("/")[-1] == "ne" and not isinstance(value, int)]
 
 
 def log_losses(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from kunlun_jax.training import json_lines
+from kunlun_jax.training.metrics import ne_names
 
 COLORS = ("#2f6fb0", "#c8553d", "#4a8c5c", "#8661a8", "#a7792b")
 MARKERS = {"valid": "o", "test": "D"}
@@ -38,7 +39,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
     if not train:
         raise ValueError(f"{metrics_jsonl} has {len(lines)} lines, none of kind 'train': there is no curve to plot")
     splits = list(dict.fromkeys(line["split"] for line in lines if line["kind"] == "eval"))
-    names = [name for name in train[0] if name.split("/")[-1] == "ne"]
+    names = ne_names(train[0])
 
     figure = Figure(figsize=(8, 5.6), dpi=140, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -56,7 +57,7 @@ def learning_curve(metrics_jsonl: Path, out_png: Path, floor: float | None, titl
         for split in splits:
             points = [line for line in lines if line["kind"] == "eval" and line["split"] == split]
             at, values = _column(points, "examples"), _column(points, name)
-            last = f" {values[-1]:.4f}" if len(values) else ""
+            last = "" if not len(values) else " undefined" if np.isnan(values[-1]) else f" {values[-1]:.4f}"
             style = {"color": "black" if len(names) == 1 else color, "marker": MARKERS.get(split, "s")}
             top.plot(at, values, label=f"{task}{split}{last}", markersize=5, linewidth=1, linestyle=":", **style)
             shown.extend(values)

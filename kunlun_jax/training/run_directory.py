@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kunlun_jax.processes import agreed, is_first
 from kunlun_jax.provenance import environment
@@ -79,10 +79,12 @@ class RunDirectory:
             write_atomic(stored, json.dumps(config, indent=2, allow_nan=False) + "\n")
 
     def keep(self, folder: Path | None) -> None:
-        """Copies a folder into this one, unless it was before; None is none."""
+        """Copies a folder into this one, unless it was before; None is none. To be called while this one is locked."""
         if not is_first() or folder is None or (self.path / folder.name).exists():
             return
-        partial = self.path / f".{folder.name}.{os.getpid()}"
+        partial = self.path / f".{folder.name}.partial"
+        if partial.exists():  # a kill left it, for no other process is here
+            shutil.rmtree(partial)
         shutil.copytree(folder, partial)
         partial.rename(self.path / folder.name)
 
@@ -177,9 +179,25 @@ def diff(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
 
 def write_atomic(path: Path, text: str) -> None:
     """Writes `path` so that a reader, or a crash, sees the old text or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as file:
+    with replacing(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A file that takes the place of `path` when it is on disk whole; after an error it is gone and `path` as it was.
+
+    Args:
+      path: of a regular file, or of none.
+      newline: as for `open`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:  # Ctrl-C, too
+        partial.unlink(missing_ok=True)
+        raise

@@ -153,6 +153,16 @@ def check_splits(jagged, items, starts, size: int) -> None:
     np.testing.assert_array_equal(jagged.lengths, np.array(lengths, np.int32), strict=True)
 
 
+def test_a_block_of_rows_for_each_list_leaves_something_of_all_and_less_may_leave_nothing():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        lengths = rng.integers(9, 100, rng.integers(2, 30))
+        assert longest_that_fits(lengths, 8 * len(lengths)) >= 8
+        assert longest_that_fits(lengths, 8 * (len(lengths) - 1)) == 0
+    for rows in (1, 4, 7):
+        assert longest_that_fits(np.full(512, 40), rows * 512) == 0
+
+
 def test_longest_that_fits_is_the_largest():
     rng = np.random.default_rng(0)
     tried = 0

@@ -229,6 +229,14 @@ def test_capacities_are_multiples_of_128_and_can_be_bounded(dataset):
     assert total.events_cut_by_capacity["click"] == lengths.sum() - total.events["click"] > 0
 
 
+def test_a_bound_that_may_leave_no_event_at_all_is_refused():
+    for rows in (1, 7):
+        with pytest.raises(ValueError, match=rf"loader\.max_rows_per_example is {rows}; it must be 0 .* or at least 8"):
+            LoaderConfig(max_rows_per_example=rows)
+    for rows in (0, 8):
+        assert LoaderConfig(max_rows_per_example=rows).max_rows_per_example == rows
+
+
 def test_large_splits_are_sampled_with_a_margin(dataset, monkeypatch, caplog):
     monkeypatch.setattr(pipeline, "CAPACITY_MULTIPLE", 8)
     exact = capacities(dataset, ["train"], SHUFFLED)

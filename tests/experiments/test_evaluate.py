@@ -1,7 +1,9 @@
 """experiments.evaluate on a run over a small prepared data set with two tasks."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +61,45 @@ def test_predictions_have_keys_label_and_prediction_of_every_row_in_order(finish
         y = np.asarray(expected[task], np.float64)
         losses = -(y * np.log(p) + (1 - y) * np.log1p(-p))
         assert metrics[f"{task}/logloss"] == pytest.approx(np.average(losses, weights=expected["weight"]), rel=1e-5)
+
+
+def test_a_full_disk_exits_2_and_leaves_no_half_of_the_predictions(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "predictions.csv"
+
+    class Full:
+        """Takes the names of the columns and then no rows."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def writerow(self, row):
+            self.file.write(",".join(row))
+            self.file.flush()
+
+        def writerows(self, rows):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluate.csv, "writer", Full)
+    for before in ({}, {"predictions.csv": "old"}):
+        for name, text in before.items():
+            (tmp_path / name).write_text(text)
+        assert run_evaluate(finished, "--predictions", str(out)) == 2
+        printed = capsys.readouterr()
+        assert printed.err.endswith(f"error: {out} is not written: [Errno 28] No space left on device\n")
+        assert json.loads(printed.out)["examples"] == 60  # the metrics are told all the same
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_predictions_go_where_a_link_points_and_into_a_pipe(finished, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    assert run_evaluate(finished, "--predictions", str(tmp_path / "link.csv")) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    with open(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)) as pipe:  # it holds all of them
+        assert run_evaluate(finished, "--predictions", str(tmp_path / "pipe")) == 0
+        text = pipe.read()
+    assert text == (tmp_path / "target.csv").read_text() and len(text.splitlines()) == 61
+    assert {path.name for path in tmp_path.iterdir()} == {"link.csv", "target.csv", "pipe"}
 
 
 def test_the_same_data_in_another_place_gives_the_metrics_of_the_run(finished, tmp_path, capsys):

@@ -150,8 +150,10 @@ def test_report_shows_each_task_and_what_is_undefined():
     values = {"auc": 0.75, "gauc": None, "logloss": 0.5, "calibration": 1.01}
     result = {
         "splits": {
-            "valid": {"ne": 0.9, **values, "floor": 0.8, "split": "valid"},
-            "test": {f"click/{k}": v for k, v in {"ne": 0.95, **values}.items()} | {"buy/ne": None},
+            # Counts of event types and features whose names end in ne, or are it.
+            "valid": {"ne": 0.9, **values, "floor": 0.8, "split": "valid", "events/done": 5, "events/ne": 7},
+            "test": {f"click/{k}": v for k, v in {"ne": 0.95, **values}.items()}
+            | {"buy/ne": None, "beyond_vocabulary/zone": 3},
         },
         "steps": 1234,
         "examples_per_second": 5678.9,
@@ -177,6 +179,7 @@ def test_report_shows_each_task_and_what_is_undefined():
     assert "valid : NE 0.9000 (floor of the data 0.8000), AUC 0.7500, gAUC undefined, LogLoss 0.5000" in text
     assert "test click: NE 0.9500, AUC 0.7500" in text
     assert "test buy: NE undefined, AUC undefined" in text
+    assert text.count("NE ") == 3
     assert "1,234 steps at 5,679 examples/s" in text
     flops = "2,000,000 forward FLOPs per example (6,000,000 in training"
     assert f"10,000 parameters, {flops}, 75% of the 8,000,000 executed; a step moves 0.123 GB)" in text

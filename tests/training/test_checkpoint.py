@@ -1,6 +1,9 @@
 """What is saved comes back bit for bit, whatever happens meanwhile."""
 
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +117,28 @@ def test_the_newest_are_kept_and_saving_a_step_twice_is_nothing(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
     assert checkpoints.restore(3, jax.eval_shape(make_state))[1]["at"] == 3
     checkpoints.close()
+
+
+@pytest.mark.parametrize("call", ["wait", "save", "close"])
+def test_checksums_that_cannot_be_written_end_the_run_while_the_step_before_is_there(call, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), POSITION)
+    checkpoints.wait()
+
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / FILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "seal", full)
+        checkpoints.save(2, make_state(2), POSITION)
+        arguments = (3, make_state(3), POSITION) if call == "save" else ()
+        with pytest.raises(OSError, match=rf"No space left .* could not be written, .*{tmp_path / '2'}'") as caught:
+            getattr(checkpoints, call)(*arguments)
+        assert caught.value.errno == errno.ENOSPC
+        checkpoints.close()  # told once
+    again = Checkpoints(tmp_path)
+    assert again.latest() == 1
+    again.close()
 
 
 def test_an_interrupted_write_does_not_count_and_may_be_made_again(tmp_path):

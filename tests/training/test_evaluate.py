@@ -39,6 +39,18 @@ def test_predictions_are_one_per_row_in_order_and_filling_rows_have_none(run, to
     assert predictions.counts.examples == 60 and predictions.counts.filled == 4
 
 
+def test_several_devices_give_predictions_in_the_same_order(run, toy):
+    flags = ("--model.skip-events", "like", "--loader.batch-size", "16")
+    four = prepare(tiny_config(*flags, "--mesh.data", "4"), toy)
+    with four.loader("valid") as loader:
+        dealt = np.concatenate([batch.row for batch, _ in loader])
+    assert (np.diff(dealt[dealt >= 0]) < 0).any()
+    found, expected = (each.predict(each.trainer.init(), "valid") for each in (four, run))
+    for name in ("row", "labels", "weights"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-4)
+
+
 def predictions_of(toy, split: str, seed: int = 0) -> Predictions:
     """Random logits and labels for a split."""
     rows, rng = np.asarray(toy.split(split)), np.random.default_rng(seed)
@@ -66,6 +78,14 @@ def test_metrics_of_a_task_are_over_the_rows_that_have_its_label(toy):
     assert (found["rated/rows"], found["rated/ne"]) == (0, None)
     assert found["rated/undefined"] == "no row with weight has a label"
     assert found["bought/ne"] == expected["bought/ne"]
+
+
+def test_a_split_without_weight_has_no_metrics_and_says_so(toy):
+    predictions = predictions_of(toy, "valid")
+    predictions.weights[:] = 0.0
+    of_task = {"rows": 60, "ne": None, "undefined": "no row has weight"}
+    expected = {f"{task}/{name}": value for task in ("bought", "rated") for name, value in of_task.items()}
+    assert metrics_of(toy, predictions) == expected
 
 
 def test_logits_that_are_not_finite_are_named_with_what_stands_out(tmp_path):

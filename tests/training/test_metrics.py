@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from kunlun_jax.training.log import progress_text
-from kunlun_jax.training.metrics import MetricSums, auc, entropy, evaluate_predictions, grouped_auc, log_losses
+from kunlun_jax.training.metrics import (
+    MetricSums,
+    auc,
+    entropy,
+    evaluate_predictions,
+    grouped_auc,
+    log_losses,
+    ne_names,
+)
 
 
 @pytest.fixture
@@ -235,6 +243,14 @@ def test_sums_are_finite_for_large_logits_and_keep_small_losses():
 def test_sums_without_weight_are_unknown():
     assert jax.device_get(MetricSums.zeros(1)).metrics((0.5,)) == {"loss": None, "ne": None, "calibration": None}
     assert progress_text({"ne": None, "examples_per_second": 1234.0}) == "1,234 examples/s"
+
+
+def test_an_ne_is_told_from_counts_of_what_is_named_like_it():
+    counts = {"events/ne": 3, "beyond_vocabulary/ne": 1, "events/done": 2}
+    line = {"click/ne": 0.9, "click/loss": 0.5, "buy/ne": None, **counts}
+    assert ne_names(line) == ["click/ne", "buy/ne"]
+    assert ne_names({"ne": 1.0, **counts}) == ["ne"]
+    assert progress_text(line) == "click/ne 0.9000"
 
 
 def test_sums_that_overflowed_are_unknown():

@@ -79,6 +79,12 @@ def test_one_point_and_a_value_that_is_not_there(monkeypatch, tmp_path):
     assert np.isnan(top.lines[0].get_ydata()[1])
 
 
+def test_a_split_without_a_metric_is_named_so(monkeypatch, tmp_path):
+    lines = [line | ({"ne": None} if line.get("split") == "test" else {}) for line in run_lines()]
+    (top, _), _ = drawn(monkeypatch, tmp_path, lines)
+    assert "test undefined" in labels(top)
+
+
 def test_an_unfinished_last_line_is_left_out(tmp_path):
     path = write(tmp_path / "metrics.jsonl", run_lines(points=10))
     path.write_text(path.read_text() + '{"kind": "tra')

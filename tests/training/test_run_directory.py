@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_atomic_writing_leaves_the_old_text_or_the_new(tmp_path, monkeypatch):
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="disk full"):
             write_atomic(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     write_atomic(path, "new")
     assert path.read_text() == "new"
 
@@ -193,4 +194,24 @@ def test_a_folder_is_kept_once(tmp_path):
     (learned / "vocabulary.0.parquet").write_bytes(b"later")
     directory.keep(learned)
     assert (directory.path / "learned" / "vocabulary.0.parquet").read_bytes() == b"first"
+    assert {path.name for path in directory.path.iterdir()} == {"config.json", "env.json", "learned"}
+
+
+def test_a_kill_while_a_folder_is_copied_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    directory = RunDirectory(tmp_path / "run", {})
+    learned = tmp_path / "cache" / "learned"
+    learned.mkdir(parents=True)
+    (learned / "vocabulary.0.parquet").write_bytes(b"whole")
+
+    def killed(source: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "vocabulary.0.parquet").write_bytes(b"wh")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            directory.keep(learned)
+    directory.keep(learned)
+    assert (directory.path / "learned" / "vocabulary.0.parquet").read_bytes() == b"whole"
     assert {path.name for path in directory.path.iterdir()} == {"config.json", "env.json", "learned"}
