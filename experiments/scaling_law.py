@@ -3,7 +3,8 @@
 Trains six sizes of Kunlun, InterFormer, Wukong, HSTU and DIN over two decades of useful FLOPs per example, one pass
 over the same 150,000 rows of the synthetic world, three seeds (`experiments.scaling_families`). Then fits how NE falls
 with FLOPs (`kunlun_jax.scaling`), and says how much more of it a decade gains Kunlun than InterFormer; the paper says
-two times as much. Each system's learning rates are found at two of its sizes (`experiments.scaling_plan`).
+two times as much. Each system's learning rates are found at two of its sizes (`experiments.scaling_plan`), which takes
+more runs than are counted here where the best rate is at an end of the first three.
 
     --budget tiny   two sizes of Wukong and DIN on 200 rows, to see that it works: 4 runs, two minutes on a CPU core
     --budget cpu    110 runs, 5.5 hours on two cores by the speeds in results/cpu/systems.json, the longest 14 minutes

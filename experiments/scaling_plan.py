@@ -1,9 +1,9 @@
 """Which runs the scaling law is of, which are still to be done, and about how long they take.
 
 A budget says which systems, sizes and seeds. Learning rates come from runs, too: seed 0 of each system is trained at
-two sizes at every rate of the budget; the one of least NE on "valid" is that size's. The logarithm of the rate of the
-other sizes lies on the line through these two, by number of size, and stays what it is beyond them; the rate is rounded
-to two digits.
+two sizes at every rate of the budget; the one of least NE on "valid" is that size's. If it is at an end of those that
+were tried, a third of it, or three times as much, is tried next. The logarithm of the rate of the other sizes lies on
+the line through these two, by number of size, and stays what it is beyond them; the rate is rounded to two digits.
 """
 
 import dataclasses
@@ -27,6 +27,8 @@ from kunlun_jax.training.run import sample_lengths
 
 Data = Literal["synthetic", "movielens"]
 TUNING_SEED = 0
+FARTHEST = (1e-4, 3e-2)
+"""Rates beyond which none is tried."""
 BASELINE = "interformer"
 """What scaling efficiency is relative to, as in the paper."""
 
@@ -39,7 +41,7 @@ class Budget:
       systems: names of families.
       sizes: numbers of sizes, 0 the smallest.
       seeds: of parameters; the first is that of the search for rates.
-      rates: peak rates of Adam that are tried.
+      rates: peak rates of Adam that are tried first, smallest first; a single one is taken as it is.
       tuned: the two sizes at which they are.
       flags: of `experiments.train`, by data set, for every run.
       minutes: of one call, unless it says otherwise.
@@ -132,20 +134,37 @@ def diverged(row: dict[str, Any]) -> bool:
     return "diverged" in row
 
 
-def best_rate(budget: Budget, rows: list[dict[str, Any]], system: str, size: int) -> float | None:
-    """The rate of least NE on "valid" at a size, of `current` rows; None until every rate was tried.
+def search(
+    budget: Budget, rows: list[dict[str, Any]], system: str, size: int
+) -> tuple[tuple[float, ...], float | None]:
+    """The rates to be tried at a size, smallest first, and the best; None as long as one of them has no `current` row.
 
     Raises:
-      ValueError: none has a result.
+      ValueError: the run diverged at every rate.
     """
     found = {
         row["rate"]: math.inf if diverged(row) else row["splits"]["valid"]["ne"]
         for row in rows
-        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED) and row["rate"] in budget.rates
+        if (row["system"], row["size"], row["seed"]) == (system, size, TUNING_SEED)
     }
-    if len(found) == len(budget.rates) and math.isinf(min(found.values())):
-        raise ValueError(f"{system}, size {size}: it diverged at every rate of {budget.rates}; a smaller one is needed")
-    return min(found, key=lambda rate: found[rate]) if len(found) == len(budget.rates) else None
+    rates = budget.rates
+    while all(rate in found for rate in rates):
+        best = min(rates, key=lambda rate: found[rate])
+        smaller, larger = (float(f"{end:.1g}") for end in (rates[0] / 3, rates[-1] * 3))
+        if len(rates) > 1 and best == rates[0] and smaller >= FARTHEST[0]:
+            rates = (smaller, *rates)
+        elif len(rates) > 1 and best == rates[-1] and larger <= FARTHEST[1]:
+            rates = (*rates, larger)
+        elif math.isinf(found[best]):
+            raise ValueError(f"{system}, size {size}: the run diverged at every rate of {rates}")
+        else:
+            return rates, best
+    return rates, None
+
+
+def best_rate(budget: Budget, rows: list[dict[str, Any]], system: str, size: int) -> float | None:
+    """The rate of least NE on "valid" at a size, of `current` rows; None until the search has ended."""
+    return search(budget, rows, system, size)[1]
 
 
 def rate_of(budget: Budget, rows: list[dict[str, Any]], system: str, size: int) -> float | None:
@@ -162,7 +181,7 @@ def planned(budget: Budget, rows: list[dict[str, Any]]) -> Iterator[Planned]:
     """All runs: the search for rates, then the sizes, each seed of all before the next. What is both comes once."""
     for size in budget.tuned:
         for system in budget.systems:
-            for rate in budget.rates:
+            for rate in search(budget, rows, system, size)[0]:
                 yield Planned(system, size, rate, TUNING_SEED)
     for seed in budget.seeds:
         for size in budget.sizes:

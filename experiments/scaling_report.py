@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments.compare import RESULTS, stored
-from experiments.scaling_plan import BASELINE, Budget, best_rate, diverged, families
+from experiments.scaling_plan import BASELINE, Budget, diverged, families, search
 from kunlun_jax.scaling import LEAST_LOG, LEAST_POWER, Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
 
 STYLES = {
@@ -117,9 +117,10 @@ def with_interval(estimate: Estimate, digits: int) -> str:
 
 def rates(rows: list[dict[str, Any]], budget: Budget, system: str) -> str:
     """The best rate of the two tuned sizes; a star marks one that lies at an end of those that were tried."""
-    found = [best_rate(budget, rows, system, size) for size in budget.tuned]
-    ends = (min(budget.rates), max(budget.rates))
-    return ", ".join("?" if rate is None else f"{rate:g}" + "*" * (rate in ends) for rate in found)
+    found = [search(budget, rows, system, size) for size in budget.tuned]
+    return ", ".join(
+        "?" if best is None else f"{best:g}" + "*" * (best in (tried[0], tried[-1])) for tried, best in found
+    )
 
 
 def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
