@@ -27,6 +27,8 @@ from kunlun_jax.data.parquet.validate import tells_of
 from kunlun_jax.data.parquet.vocabulary import as_text
 from kunlun_jax.data.schema import Allowed, Categorical, EventType, NullPolicy, Overflow, Schema, TimeUnit
 
+_TIME = "request_time_ms"
+"""Where the times of rows are kept, in the mapping's unit: a name that no other column of a log may have."""
 _RESERVED = {*RESERVED_EXAMPLE_COLUMNS, *RESERVED_EVENT_COLUMNS, "history_key"}
 _TRUE = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
 
@@ -79,12 +81,12 @@ def import_log(mapping: Mapping) -> Schema:
         raise ValueError(f"{mapping.out}: this folder is there already; name a new one, or remove it")
     _check(mapping)
     table = _read(mapping)
-    order = pc.call_function("sort_indices", [table["time"]], pc.SortOptions([("", "ascending")]))
+    order = pc.call_function("sort_indices", [table[_TIME]], pc.SortOptions([("", "ascending")]))
     table = table.take(order)
     # Users by number, in the order in which the log names them first: a history has a key of whole numbers.
     users = table[mapping.user].combine_chunks().dictionary_encode().indices.cast(pa.int64())
     table = table.append_column("history_key", users)
-    bounds = _bounds(table["time"].to_numpy(), mapping.splits)
+    bounds = _bounds(table[_TIME].to_numpy(), mapping.splits)
     schema = _schema(mapping, table, bounds)
     mapping.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{mapping.out.name}-", dir=mapping.out.parent))
@@ -133,7 +135,7 @@ def _texts(mapping: Mapping) -> tuple[str, ...]:
 
 
 def _read(mapping: Mapping) -> pa.Table:
-    """The columns of the log under their own names, and ``time`` in milliseconds."""
+    """The columns of the log under their own names, and the times of its rows as `_TIME`."""
     path = mapping.log
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name the log")
@@ -150,7 +152,7 @@ def _read(mapping: Mapping) -> pa.Table:
         _refuse_nulls(path, name, columns[name])
     columns |= {name: _numbers(path, name, raw[name]) for name in mapping.dense}
     columns |= {name: _labels(path, name, raw[name]) for name in mapping.label}
-    columns["time"] = _times(mapping, raw[mapping.time])
+    columns[_TIME] = _times(mapping, raw[mapping.time])
     return pa.table(columns)
 
 
@@ -273,16 +275,16 @@ def _positive(labels: pa.ChunkedArray) -> np.ndarray:
 def _examples(mapping: Mapping, table: pa.Table) -> pa.Table:
     names = [*_texts(mapping), *mapping.dense, *mapping.label]
     columns = {name: table[name] for name in names}
-    return pa.table({"request_time_ms": table["time"], "history_key": table["history_key"], **columns})
+    return pa.table({_TIME: table[_TIME], "history_key": table["history_key"], **columns})
 
 
 def _events(mapping: Mapping, table: pa.Table, event: EventType) -> pa.Table:
     """The rows that are events of a type, sorted by user and time."""
     if event.name != "impression":
         table = table.filter(pa.array(_positive(table[event.name])))
-    table = table.sort_by([("history_key", "ascending"), ("time", "ascending")])
+    table = table.sort_by([("history_key", "ascending"), (_TIME, "ascending")])
     fields = {field.name: table[field.name] for field in event.categorical}
-    return pa.table({"history_key": table["history_key"], "time_ms": table["time"], **fields})
+    return pa.table({"history_key": table["history_key"], "time_ms": table[_TIME], **fields})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

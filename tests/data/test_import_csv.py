@@ -198,3 +198,16 @@ def test_rows_of_one_moment_stay_in_one_split(tmp_path):
     times = np.repeat(SECONDS[:3], 4)
     dataset = imported(tmp_path, write(tmp_path, with_times(times)), "--time-unit", "s", "--splits", "0.5", "0.5", "0")
     assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 4, "valid": 8}
+
+
+@pytest.mark.parametrize("purpose", ["--categorical", "--item-features", "--dense", "--label"])
+def test_a_column_named_time_is_a_column_like_others(purpose, tmp_path):
+    """And not the time of the rows, which has another column here."""
+    numbers = purpose in ("--dense", "--label")
+    values = [["0", "1"], ["morning", "evening"]][not numbers] * 6
+    log = write(tmp_path, [f"{line},{value}" for line, value in zip(LINES, values, strict=True)], HEADER + ",time")
+    flags = [*FLAGS[:6], "--label", "clicked", *(["time"] if purpose == "--label" else [purpose, "time"])]
+    assert main([str(log), str(tmp_path / "shop"), *flags]) == 0
+    found = pq.read_table(tmp_path / "shop" / "examples" / "train")
+    assert found["time"].to_pylist() == [float(value) if numbers else value for value in values[:10]]
+    assert (found["request_time_ms"].to_numpy() // 1000).tolist() == SECONDS[:10]
