@@ -51,6 +51,24 @@ def test_a_value_far_from_all_others_is_left_out_of_the_moments():
     np.testing.assert_allclose(found.std[1:], whole.std(0), rtol=1e-12)
 
 
+def test_nulls_that_are_marked_are_left_out_of_the_moments():
+    """And of a feature of nulls alone nothing is."""
+    base = open_dataset(SyntheticConfig(train_rows=300, valid_rows=0, test_rows=0))
+    names = ("fee", "years", "fee_is_null", "years_is_null")
+    schema = dataclasses.replace(base.schema, dense=names, nulls=(("fee", "indicator"), ("years", "indicator")))
+    dense = np.random.default_rng(0).normal(5, 3, (300, 4)).astype(np.float32)
+    dense[:, 2:] = 1.0
+    dense[:2, 2] = 0.0
+    dense[2:, 0] = dense[:2, 0].mean()  # nulls are so many that without them the two values would stand out
+    dense[:, 1] = 4.0
+    source = Dense(base, dense)
+    source.schema = schema
+    found = dense_moments(dataclasses.replace(base, source=source, splits={"train": range(300)}))
+    given = dense[:2, 0].astype(np.float64)
+    np.testing.assert_allclose(found.mean, (given.mean(), 4.0, dense[:, 2].mean(), 1.0), rtol=1e-6)
+    np.testing.assert_allclose(found.std, (given.std(), 1.0, dense[:, 2].std(), 1.0), rtol=1e-6)
+
+
 def test_groups_are_numbered_as_they_come(tmp_path):
     dataset = open_parquet(random_tables().write(tmp_path / "data"), tmp_path / "cache")
     index = np.random.default_rng(0).permutation(180)

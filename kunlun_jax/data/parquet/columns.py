@@ -32,6 +32,8 @@ META = "meta.json"
 def fingerprint(layout: Layout, cache: Path) -> str:
     """SHA-256 of the schema and of every byte of every file; `cache` remembers files that were read before."""
     total = hashlib.sha256(f"kunlun_jax {FORMAT}\n{layout.schema.to_json()}".encode())
+    if any(policy == "indicator" for _, policy in layout.schema.nulls):
+        total.update(b"means of usual values\n")  # once they were of all, so older columns of such data are others
     for file, digest in zip(layout.files, digests(layout.files, cache), strict=True):
         total.update(f"{file.relative_to(layout.root).as_posix()} {digest}\n".encode())
     return total.hexdigest()
