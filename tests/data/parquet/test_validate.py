@@ -208,6 +208,29 @@ def test_bad_values_are_named(case, tmp_path):
     check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
 
 
+def renamed(old: str, new: str) -> Tables:
+    """The tables, whose examples have a column under another name."""
+    tables = copy.deepcopy(GOOD)
+    for columns in tables.examples.values():
+        columns[new] = columns.pop(old)
+    return tables
+
+
+@pytest.mark.parametrize("name", ["weights", "weight_", "_weight", "Weight", "WEIGHTS", "wieght", "weigth", "wight"])
+def test_weights_under_nearly_their_name_are_not_left_out_without_a_word(name, tmp_path):
+    message = f"{TRAIN_0}: column {name!r}: its name is nearly 'weight', an optional column; give it that name"
+    check(renamed("weight", name).write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+def test_nor_are_other_optional_columns_and_what_only_resembles_them_is_no_error(tmp_path):
+    root = renamed("history_time_ms", "historyTime_ms").write(tmp_path / "near")
+    check(root, tmp_path / "cache", f"{TRAIN_0}: column 'historyTime_ms': its name is nearly 'history_time_ms'")
+    for number, (old, name) in enumerate(
+        [("weight", "height"), ("weight", "freight"), ("weight", "weight_kg"), ("history_time_ms", "history_items")]
+    ):
+        assert open_dataset(renamed(old, name).write(tmp_path / f"far{number}"), tmp_path / "cache")
+
+
 def masked(tables: Tables, *tasks: str) -> Tables:
     """The tables, in which labels of `tasks` may be null."""
     schema = dataclasses.replace(tables.schema, nulls=tuple((task, "masked") for task in tasks))
