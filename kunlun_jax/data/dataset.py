@@ -72,7 +72,7 @@ class Source(Protocol):
         ...
 
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The schema's key columns of the examples `index`."""
+        """The schema's key columns of the examples `index`, int64, or text as Python's str in arrays of objects."""
         ...
 
 
@@ -239,7 +239,7 @@ def _there(schema: Schema, dense: np.ndarray) -> np.ndarray:
 def group_numbers(source: Source, index: np.ndarray, chunk: int = 65536) -> np.ndarray | None:
     """The group of each of the examples `index` as a number, by the schema's `group`; None if it has none.
 
-    Keys are read in chunks: text of millions of rows in one array would take as much room for each as for the longest.
+    Keys are read in chunks: text of millions of rows at once would take more room than all else.
 
     Returns:
       int64 ``[rows]``, from 0 in the order of first appearance.
