@@ -63,8 +63,8 @@ class Mapping:
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of rows for train, valid and test, by time."""
     min_count: int = 1
-    """A value needs to occur so often for a table row of its own, in training rows and in their events: of an item, or a
-    feature of one, a row counts once more for each event that it is, as impression and as click."""
+    """A value needs to occur so often for a table row of its own, in training rows and in their events: those of items
+    and their features count a row once more for each event that it is, as impression and as click."""
     overflow: Overflow = "oov"
     """Where other values go: to one extra row, or spread over the table."""
     impressions: bool = True

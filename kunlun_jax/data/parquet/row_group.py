@@ -77,6 +77,10 @@ def row_groups(
                 right = f"there is no such column, only {sorted(present)}; it must hold {types.KINDS[kind].name}"
                 report.add("missing column", file, right, name)
                 wrong.add(name)
+            elif schema.names.count(name) > 1:
+                right = f"there are {schema.names.count(name)} columns of this name; rename all but one"
+                report.add("column twice", file, right, name)
+                wrong.add(name)
             elif name in folders:
                 if not _spelled(folders[name], kind):
                     right = f"the folder's name says {folders[name]!r}; it must be of {types.KINDS[kind].name}"
@@ -119,7 +123,7 @@ def _spelled(value: str | None, kind: str) -> bool:
     """Whether a folder's name can spell a column of this kind; a null is refused later, with its row."""
     try:
         return kind not in ("list", "values") and (value is None or len(_repeated(value, kind, 1)) == 1)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a whole number beyond int64
         return False
 
 
@@ -219,7 +223,7 @@ class RowGroup:
             value = int(values[np.argmax(wrong)])
             right = times.what_is_right(value, unit, self._schema, pa.types.is_timestamp(array.type))
             self._refuse("time out of range", name, wrong, values, right)
-        return times.to_ms(np.clip(values, first, last), unit)
+        return times.to_ms(np.clip(values, first, last).astype(np.int64), unit)
 
     def floats(self, name: str) -> np.ndarray:
         """float32, finite, at most `LARGEST` in magnitude; NaN for a null, if an indicator marks it."""
@@ -255,7 +259,8 @@ class RowGroup:
 
     def weights(self, name: str) -> np.ndarray:
         """float32, not negative."""
-        values = self.floats(name)
+        array = self._column(name, "float")
+        values = np.zeros(self.rows, np.float32) if array is None else self._float32(name, array)
         self._refuse("negative weight", name, values < 0, values, "weights must be 0 or more")
         return values
 
@@ -318,7 +323,7 @@ class RowGroup:
         array = self._plain(name, kind)
         if policy and self._policies.get(self._prefix + name) == policy:
             return array
-        remedy = self._remedy(name, policy) if policy else ""
+        remedy = self._remedy(name, policy) if policy else "; nulls of keys, times and weights have no policy"
         return None if self._refuse_nulls(name, array, remedy=remedy) else array
 
     def _remedy(self, name: str, policy: NullPolicy) -> str:
