@@ -109,7 +109,7 @@ def newest_predictions(directory: Path, root: Path | None, split: str, progress:
 def write_predictions(path: Path, dataset: Dataset, predictions: Predictions, chunk: int = 65536) -> None:
     """A CSV with the data set's keys, then ``label`` and ``prediction`` (per task where there are several).
 
-    Written in chunks of rows: text of all of them in one array would take as much room for each as for the longest.
+    Written in chunks of rows: keys of all of them at once would take more room than all else.
     A file that is there already stays as it was until all rows are written; what is no file, such as a pipe, gets each
     chunk at once.
 

@@ -72,7 +72,7 @@ class Source(Protocol):
         ...
 
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The schema's key columns of the examples `index`."""
+        """The schema's key columns of the examples `index`, int64, or text as Python's str in arrays of objects."""
         ...
 
 
@@ -178,14 +178,34 @@ class Moments:
 
 
 OUTLYING = 1000.0
-"""A value is left out of the moments if it is farther from the median than this times the span of the middle 98%."""
+"""A value is left out of means and moments if it is farther from the median than this times the middle 98% are wide."""
+USUAL_QUANTILES = (0.01, 0.5, 0.99)
+"""What `usual` judges by: the ends of the middle 98%, and the median between them."""
+
+
+def usual(
+    values: np.ndarray, low: np.ndarray | float, median: np.ndarray | float, high: np.ndarray | float
+) -> np.ndarray:
+    """Which values are in proportion, by `OUTLYING`; all of a column whose middle 98% are one value.
+
+    Args:
+      values: float64 ``[rows]``, or ``[rows, columns]``.
+      low: quantile 1% of each column.
+      median: of each column.
+      high: quantile 99% of each column.
+
+    Returns:
+      bool, like `values`.
+    """
+    return (np.abs(values - median) <= OUTLYING * (high - low)) | (high == low)
 
 
 def dense_moments(dataset: Dataset, blocks: int = 16, block: int = 512) -> Moments:
     """Moments of the dense features over `blocks` evenly spaced blocks of training rows.
 
     Whole blocks, so that only few row groups of a large data set are read. A constant feature has deviation 1. Values
-    that are `OUTLYING` are left out: one of them would make a deviation beside which all others are the same.
+    that are `OUTLYING` are left out: one of them would make a deviation beside which all others are the same. So are
+    nulls that an indicator marks, unless there is nothing else: a mean in their place says nothing of the spread.
     """
     split = dataset.split("train")
     starts = np.linspace(0, max(len(split) - block, 0), blocks).astype(np.int64)
@@ -193,20 +213,33 @@ def dense_moments(dataset: Dataset, blocks: int = 16, block: int = 512) -> Momen
     none = {event.name: 0 for event in dataset.schema.events}
     dense = dataset.source.rows(index, none).dense.astype(np.float64)
     mean, std, largest = dense.mean(axis=0), dense.std(axis=0), np.abs(dense).max(axis=0, initial=0)
-    low, median, high = np.quantile(dense, (0.01, 0.5, 0.99), axis=0)
-    usual = (np.abs(dense - median) <= OUTLYING * (high - low)) | (high == low)
-    for column in np.flatnonzero(~usual.all(axis=0)):
-        kept = dense[usual[:, column], column]
+    bounds, there = np.quantile(dense, USUAL_QUANTILES, axis=0), _there(dataset.schema, dense)
+    for column in np.flatnonzero(~there.all(axis=0)):
+        bounds[:, column] = np.quantile(dense[there[:, column], column], USUAL_QUANTILES)
+    counted = there & usual(dense, *bounds)
+    for column in np.flatnonzero(~counted.all(axis=0)):
+        kept = dense[counted[:, column], column]
         mean[column], std[column], largest[column] = kept.mean(), kept.std(), np.abs(kept).max()
     # A spread that comes from rounding is none.
     std = np.where(std > 1e-6 * np.maximum(largest, 1e-30), std, 1.0)
     return Moments(tuple(map(float, mean)), tuple(map(float, std)))
 
 
+def _there(schema: Schema, dense: np.ndarray) -> np.ndarray:
+    """Where a dense feature is no null, bool like `dense`; all of it where there is no indicator, or only nulls."""
+    there = np.ones(dense.shape, bool)
+    for column, name in enumerate(schema.dense):
+        mark = f"{name}_is_null"
+        if (name, "indicator") in schema.nulls and mark in schema.dense:
+            given = dense[:, schema.dense.index(mark)] == 0
+            there[:, column] = given | ~given.any()
+    return there
+
+
 def group_numbers(source: Source, index: np.ndarray, chunk: int = 65536) -> np.ndarray | None:
     """The group of each of the examples `index` as a number, by the schema's `group`; None if it has none.
 
-    Keys are read in chunks: text of millions of rows in one array would take as much room for each as for the longest.
+    Keys are read in chunks: text of millions of rows at once would take more room than all else.
 
     Returns:
       int64 ``[rows]``, from 0 in the order of first appearance.

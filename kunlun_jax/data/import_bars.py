@@ -308,11 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bars = SETS[args.name]
     try:
         rows = import_bars(bars, args.folder, args.out, args.valid)
-    except ValueError as error:
+        if not tells_of(args.out, otherwise="remove it, get the files again, and convert them again"):
+            return 1
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not tells_of(args.out, otherwise="remove it, get the files again, and convert them again"):
-        return 1
     found = {"train": rows["train"] + rows.get("valid", 0), "test": rows["test"]}
     if found != bars.rows:
         print(f"\nThe board's files have {dict(bars.rows)} rows and these {found}: scores are not comparable with it.")

@@ -18,15 +18,18 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import tyro
 from pyarrow import csv
 
 from kunlun_jax.data.parquet.files import FIRST_SPLITS, RESERVED_EVENT_COLUMNS, RESERVED_EXAMPLE_COLUMNS, write_layout
+from kunlun_jax.data.parquet.row_group import parquet_file
+from kunlun_jax.data.parquet.times import to_ms
 from kunlun_jax.data.parquet.validate import tells_of
-from kunlun_jax.data.parquet.vocabulary import as_text
+from kunlun_jax.data.parquet.vocabulary import Counter, as_text
 from kunlun_jax.data.schema import Allowed, Categorical, EventType, NullPolicy, Overflow, Schema, TimeUnit
 
+_TIME = "request_time_ms"
+"""Where the times of rows are kept, in the mapping's unit: a name that no other column of a log may have."""
 _RESERVED = {*RESERVED_EXAMPLE_COLUMNS, *RESERVED_EVENT_COLUMNS, "history_key"}
 _TRUE = {"1": 1.0, "true": 1.0, "yes": 1.0, "0": 0.0, "false": 0.0, "no": 0.0}
 
@@ -60,7 +63,8 @@ class Mapping:
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of rows for train, valid and test, by time."""
     min_count: int = 1
-    """A value needs so many training rows for a table row of its own."""
+    """A value needs to occur so often for a table row of its own, in training rows and in their events: those of items
+    and their features count a row once more for each event that it is, as impression and as click."""
     overflow: Overflow = "oov"
     """Where other values go: to one extra row, or spread over the table."""
     impressions: bool = True
@@ -79,12 +83,12 @@ def import_log(mapping: Mapping) -> Schema:
         raise ValueError(f"{mapping.out}: this folder is there already; name a new one, or remove it")
     _check(mapping)
     table = _read(mapping)
-    order = pc.call_function("sort_indices", [table["time"]], pc.SortOptions([("", "ascending")]))
+    order = pc.call_function("sort_indices", [table[_TIME]], pc.SortOptions([("", "ascending")]))
     table = table.take(order)
     # Users by number, in the order in which the log names them first: a history has a key of whole numbers.
     users = table[mapping.user].combine_chunks().dictionary_encode().indices.cast(pa.int64())
     table = table.append_column("history_key", users)
-    bounds = _bounds(table["time"].to_numpy(), mapping.splits)
+    bounds = _bounds(table[_TIME].to_numpy(), mapping.splits)
     schema = _schema(mapping, table, bounds)
     mapping.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{mapping.out.name}-", dir=mapping.out.parent))
@@ -133,25 +137,36 @@ def _texts(mapping: Mapping) -> tuple[str, ...]:
 
 
 def _read(mapping: Mapping) -> pa.Table:
-    """The columns of the log under their own names, and ``time`` in milliseconds."""
+    """The columns of the log under their own names, and the times of its rows as `_TIME`."""
     path = mapping.log
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name the log")
-    raw = pq.read_table(path) if path.suffix.lower() == ".parquet" else _read_csv(mapping)
+    raw = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(mapping)
     for name in _columns(mapping):
         if name not in raw.column_names:
             near = difflib.get_close_matches(name, raw.column_names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{path}: there is no column {name!r}, only {raw.column_names}{hint}")
+        if raw.column_names.count(name) > 1:
+            raise ValueError(f"{path}: there are {raw.column_names.count(name)} columns {name!r}; rename all but one")
     if not raw.num_rows:
         raise ValueError(f"{path}: it has no rows below its header")
-    columns: dict[str, Any] = {name: as_text(raw[name]) for name in _texts(mapping)}
+    columns: dict[str, Any] = {name: _text(path, name, raw[name]) for name in _texts(mapping)}
     for name in (mapping.user, mapping.item):
         _refuse_nulls(path, name, columns[name])
     columns |= {name: _numbers(path, name, raw[name]) for name in mapping.dense}
     columns |= {name: _labels(path, name, raw[name]) for name in mapping.label}
-    columns["time"] = _times(mapping, raw[mapping.time])
+    columns[_TIME] = _times(mapping, raw[mapping.time])
     return pa.table(columns)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """All columns."""
+    try:
+        with parquet_file(path) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: it cannot be read as Parquet: {error}") from error
 
 
 def _read_csv(mapping: Mapping) -> pa.Table:
@@ -178,6 +193,16 @@ def _refuse_nulls(path: Path, name: str, column: pa.ChunkedArray) -> None:
         raise ValueError(f"{path}: column {name!r} is empty in data row {row + 1}; every row must have one")
 
 
+def _text(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """large_strings, null where the log has nothing."""
+    try:
+        return as_text(column)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"{path}: column {name!r} must hold text or numbers, one in each row, not {column.type}: {error}"
+        ) from error
+
+
 def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float64, null where the log has nothing."""
     try:
@@ -190,7 +215,7 @@ def _labels(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """float64 from 0 to 1, null where the log has nothing."""
     if pa.types.is_boolean(column.type):
         return column.cast(pa.float64())
-    words = pc.call_function("utf8_lower", [as_text(column)])
+    words = pc.call_function("utf8_lower", [_text(path, name, column)])
     known = pc.call_function("index_in", [words], pc.SetLookupOptions(pa.array(list(_TRUE), pa.large_string())))
     if known.null_count == column.null_count:
         codes = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
@@ -210,18 +235,38 @@ def _times(mapping: Mapping, column: pa.ChunkedArray) -> pa.ChunkedArray:
     _refuse_nulls(path, name, column)
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp(mapping.time_unit, column.type.tz), safe=False).cast(pa.int64())
-    # Text of one of these kinds, all of it: whole numbers, times of UTC, times with a zone, numbers that were floats.
-    for kind in (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.float64()):
-        try:
-            cast = column.cast(kind)
-            return cast.cast(pa.int64()) if not pa.types.is_timestamp(kind) else _times(mapping, cast)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            continue
-    example = column[0].as_py()
+    for kind in _TIME_KINDS:
+        cast = _cast_to(kind, column)
+        if cast is not None:
+            return _times(mapping, cast) if pa.types.is_timestamp(kind) else cast
+    # Of the kind that holds for the longest.
+    row = max(_first_unlike(kind, column) for kind in _TIME_KINDS)
     raise ValueError(
-        f"{path}: column {name!r} has times such as {example!r}; write whole numbers (with --time-unit) or times as "
-        "2026-01-31 12:00:00, one kind in all rows"
+        f"{path}: column {name!r} is {column[row].as_py()!r} in data row {row + 1}; write whole numbers (with "
+        "--time-unit) or times as 2026-01-31 12:00:00, one kind in all rows"
     )
+
+
+_TIME_KINDS = (pa.int64(), pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.float64())
+"""Text is of one of these kinds: whole numbers, times of UTC, times with a zone, numbers that were floats."""
+
+
+def _cast_to(kind: pa.DataType, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column as timestamps, or as int64 from numbers; None if not all values are of this kind."""
+    try:
+        cast = column.cast(kind)
+        return cast if pa.types.is_timestamp(kind) else cast.cast(pa.int64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _first_unlike(kind: pa.DataType, column: pa.ChunkedArray) -> int:
+    """The first row that `_cast_to` cannot cast, of a column with one."""
+    good, bad = 0, len(column)  # rows from the start that it can cast, and that it cannot
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (good, middle) if _cast_to(kind, column.slice(0, middle)) is None else (middle, bad)
+    return good
 
 
 def _bounds(times: np.ndarray, shares: Sequence[float]) -> list[int]:
@@ -236,9 +281,17 @@ def _schema(mapping: Mapping, table: pa.Table, bounds: list[int]) -> Schema:
     if not train.num_rows:
         raise ValueError(f"{mapping.log}: its first {mapping.splits[0]:.0%} are one moment, so train would be empty")
 
+    names = ["impression"] * mapping.impressions + [n for n in mapping.label if _positive(table[n]).any()]
+    # Vocabularies count the events before the last request of train, too; the size is to be that of those counts.
+    time_ms = to_ms(train[_TIME].to_numpy(), mapping.time_unit)
+    seen = train.filter(pa.array(time_ms < time_ms[-1]))
+    of_events = [_rows_of_event(seen, name) for name in names]
+
     def feature(name: str) -> Categorical:
-        counts = pc.call_function("value_counts", [train[name].drop_null()]).field("counts").to_numpy()
-        size = max(1, int((counts >= mapping.min_count).sum()))
+        counter = Counter()
+        for rows in (train, *(of_events if name in (mapping.item, *mapping.item_features) else ())):
+            counter.add(rows[name])
+        size = max(1, int((counter.counts()["count"].to_numpy() >= mapping.min_count).sum()))
         return Categorical(name, size, mapping.overflow, name, vocabulary=True, min_count=mapping.min_count)
 
     def with_nulls(columns: Sequence[str], policy: NullPolicy, prefix: str = "") -> list[tuple[str, NullPolicy]]:
@@ -246,7 +299,6 @@ def _schema(mapping: Mapping, table: pa.Table, bounds: list[int]) -> Schema:
 
     of_item = tuple(feature(name) for name in (mapping.item, *mapping.item_features))
     others = tuple(feature(name) for name in mapping.categorical)
-    names = ["impression"] * mapping.impressions + [n for n in mapping.label if _positive(table[n]).any()]
     return Schema(
         name=mapping.out.name,
         categorical=(feature(mapping.user), *of_item, *others),
@@ -270,19 +322,22 @@ def _positive(labels: pa.ChunkedArray) -> np.ndarray:
     return labels.fill_null(0).to_numpy() > 0.5
 
 
+def _rows_of_event(table: pa.Table, name: str) -> pa.Table:
+    """The rows that are events of a type."""
+    return table if name == "impression" else table.filter(pa.array(_positive(table[name])))
+
+
 def _examples(mapping: Mapping, table: pa.Table) -> pa.Table:
     names = [*_texts(mapping), *mapping.dense, *mapping.label]
     columns = {name: table[name] for name in names}
-    return pa.table({"request_time_ms": table["time"], "history_key": table["history_key"], **columns})
+    return pa.table({_TIME: table[_TIME], "history_key": table["history_key"], **columns})
 
 
 def _events(mapping: Mapping, table: pa.Table, event: EventType) -> pa.Table:
-    """The rows that are events of a type, sorted by user and time."""
-    if event.name != "impression":
-        table = table.filter(pa.array(_positive(table[event.name])))
-    table = table.sort_by([("history_key", "ascending"), ("time", "ascending")])
+    """The events of a type, sorted by user and time."""
+    table = _rows_of_event(table, event.name).sort_by([("history_key", "ascending"), (_TIME, "ascending")])
     fields = {field.name: table[field.name] for field in event.categorical}
-    return pa.table({"history_key": table["history_key"], "time_ms": table["time"], **fields})
+    return pa.table({"history_key": table["history_key"], "time_ms": table[_TIME], **fields})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -290,11 +345,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mapping = tyro.cli(Mapping, args=arguments, prog="python -m kunlun_jax.data.import_csv", description=__doc__)
     try:
         import_log(mapping)
-    except ValueError as error:
+        if not tells_of(mapping.out, otherwise="remove it, mend the log or the mapping, and import again"):
+            return 1
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if not tells_of(mapping.out, otherwise="remove it, mend the log or the mapping, and import again"):
-        return 1
     print(f"\nTrain on it:\n  python -m experiments.train kunlun/small --data.root {mapping.out}")
     return 0
 

@@ -154,14 +154,13 @@ def make_loader(
         raise ValueError(f"process_index is {process_index}; it must be from 0 to {process_count - 1}")
     if share_count % process_count:
         raise ValueError(f"share_count is {share_count}; it must be a multiple of process_count {process_count}")
-    if len(dataset.split(split)) == 0:
-        raise ValueError(f"split {split!r} of data set {dataset.schema.name!r} has no rows")
+    rows = _some_rows(dataset, split)
     if capacity == "auto":
         capacity = capacities(dataset, [split], config, epochs=epochs, seed=seed, share_count=share_count)
     own = share_count // process_count
     plan = _Plan(
         source=dataset.source,
-        rows=dataset.split(split),
+        rows=rows,
         batch_size=config.batch_size,
         shuffle=config.shuffle,
         seed=seed,
@@ -197,6 +196,10 @@ def capacities(
     with these capacities nothing is cut (unless `config.max_rows_per_example` limits them). A split of more than 2
     million rows is measured on an evenly spaced sample of its batches, plus a tenth, and a log line says so. The result
     is the same on all processes.
+
+    Raises:
+      ValueError: a split has no rows, or the batch size is not a multiple of the shares.
+      KeyError: there is no such split.
     """
     names = capacity_names(dataset.schema)
     config.share_size(share_count)
@@ -204,7 +207,7 @@ def capacities(
     needed = dict.fromkeys(names, 0)
     max_events = config.max_events_by_type(dataset.schema)
     for split in splits:
-        rows = dataset.split(split)
+        rows = _some_rows(dataset, split)
         passes = range(epochs) if config.shuffle == "global" else ()
         orders = [lambda index: index, *(functools.partial(shuffled, len(rows), seed, epoch) for epoch in passes)]
         if len(rows) <= EXACT_ROWS:
@@ -228,6 +231,14 @@ def capacities(
     if config.max_rows_per_example:
         needed = {name: min(rows, config.max_rows_per_example * size // share_count) for name, rows in needed.items()}
     return {name: max(1, -(-rows // CAPACITY_MULTIPLE)) * CAPACITY_MULTIPLE for name, rows in needed.items()}
+
+
+def _some_rows(dataset: Dataset, split: str) -> range:
+    """Row numbers of a split that has some."""
+    rows = dataset.split(split)
+    if not rows:
+        raise ValueError(f"split {split!r} of data set {dataset.schema.name!r} has no rows")
+    return rows
 
 
 class Loader(Iterator[tuple[Batch, Counts]]):

@@ -117,7 +117,7 @@ def _not_finite(dataset: Dataset, row: np.ndarray, finite: np.ndarray) -> str:
     """
     first = int(np.argmin(finite))
     split = next(name for name, rows in dataset.splits.items() if int(row[first]) in rows)
-    keys = {name: values[0].item() for name, values in dataset.source.keys(row[first : first + 1]).items()}
+    keys = {name: values.tolist()[0] for name, values in dataset.source.keys(row[first : first + 1]).items()}
     of_key = f" ({', '.join(f'{name} {value!r}' for name, value in keys.items())})" if keys else ""
     number = int(row[first]) - dataset.split(split).start
     count = f"the logits of {np.sum(~finite)} of {len(row)} examples are not finite"

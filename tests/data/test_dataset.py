@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from kunlun_jax.data.dataset import OUTLYING, Dataset, Rows, dense_moments, group_numbers
 from kunlun_jax.data.parquet.source import open_dataset as open_parquet
@@ -49,6 +50,24 @@ def test_a_value_far_from_all_others_is_left_out_of_the_moments():
     whole = dense[:, 1:].astype(np.float64)
     np.testing.assert_allclose(found.mean[1:], whole.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.std[1:], whole.std(0), rtol=1e-12)
+
+
+def test_nulls_that_are_marked_are_left_out_of_the_moments():
+    """And of a feature of nulls alone nothing is."""
+    base = open_dataset(SyntheticConfig(train_rows=300, valid_rows=0, test_rows=0))
+    names = ("fee", "years", "fee_is_null", "years_is_null")
+    schema = dataclasses.replace(base.schema, dense=names, nulls=(("fee", "indicator"), ("years", "indicator")))
+    dense = np.random.default_rng(0).normal(5, 3, (300, 4)).astype(np.float32)
+    dense[:, 2:] = 1.0
+    dense[:2, 2] = 0.0
+    dense[2:, 0] = dense[:2, 0].mean()  # as the mean stands for nulls
+    dense[:, 1] = 4.0
+    source = Dense(base, dense)
+    source.schema = schema
+    found = dense_moments(dataclasses.replace(base, source=source, splits={"train": range(300)}))
+    given = dense[:2, 0].astype(np.float64)
+    assert found.mean == pytest.approx((given.mean(), 4.0, dense[:, 2].mean(), 1.0), rel=1e-6)
+    assert found.std == pytest.approx((given.std(), 1.0, dense[:, 2].std(), 1.0), rel=1e-6)
 
 
 def test_groups_are_numbered_as_they_come(tmp_path):

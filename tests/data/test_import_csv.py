@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kunlun_jax.data.import_csv import main
+from kunlun_jax.data.parquet.learned import read_learned
 from kunlun_jax.data.parquet.source import open_dataset
 
 HEADER = 'user_id,"shown item",ts,device,brand,price,clicked,bought'
@@ -166,7 +167,24 @@ WRONG = {
     "a time in words": (
         changed(3, "2026-01-05 09:30:00", "yesterday"),
         (),
-        "column 'ts' has times such as '2026-01-05 08",
+        "column 'ts' is 'yesterday' in data row 4; write whole numbers",
+    ),
+    "the first time in words": (changed(0, TIMES[0], "n/a"), (), "column 'ts' is 'n/a' in data row 1; write"),
+    "the last time in words": (changed(11, TIMES[11], "n/a"), (), "column 'ts' is 'n/a' in data row 12; write"),
+    "two kinds of times": (
+        with_times([*TIMES[:7], *SECONDS[7:]]),
+        (),
+        f"column 'ts' is '{SECONDS[7]}' in data row 8; write",
+    ),
+    "half a second": (
+        with_times([f"{t}.0" for t in SECONDS[:5]] + [f"{t}.5" for t in SECONDS[5:]]),
+        (),
+        f"column 'ts' is '{SECONDS[5]}.5' in data row 6; write",
+    ),
+    "a column twice": (
+        [f"{line},x" for line in LINES],
+        (),
+        "there are 2 columns 'device'; rename all but one",
     ),
     "a price in words": (changed(3, "9.90", "cheap"), (), "column 'price' must hold numbers.*cheap"),
     "a label of 2": (changed(3, ",1,1", ",2,1"), (), "column 'clicked' is 2.0 in data row 4; labels lie in [0, 1]"),
@@ -178,12 +196,74 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_named(case, tmp_path, capsys):
     lines, flags, message = WRONG[case]
-    code = main([str(write(tmp_path, lines)), str(tmp_path / "shop"), *FLAGS, *flags])
+    header = HEADER + ",device" * (case == "a column twice")
+    code = main([str(write(tmp_path, lines, header)), str(tmp_path / "shop"), *FLAGS, *flags])
     assert code in (1, 2)
     pattern = ".*".join(re.escape(part) for part in message.split(".*"))
     assert re.search(pattern, capsys.readouterr().err)
     assert code == 1 or not (tmp_path / "shop").exists()
     assert not list(tmp_path.glob(".shop-*"))
+
+
+def of_a_parquet_log(folder: Path, columns: list[str], *flags: str) -> int:
+    """The command's exit status for a log in which a column of lists may stand for another."""
+    table = pa_csv.read_csv(write(folder))
+    lists = pa.array([[1, 2]] * len(LINES))
+    table = pa.table([table[name] if name in table.column_names else lists for name in columns], names=columns)
+    pq.write_table(table, folder / "log.parquet")
+    return main([str(folder / "log.parquet"), str(folder / "shop"), *flags])
+
+
+def test_columns_of_a_parquet_log_that_cannot_be_read_are_named(tmp_path, capsys):
+    names = ["user_id", "shown item", "ts", "clicked"]
+    flags = ("--user", "user_id", "--item", "shown item", "--time", "ts", "--label")
+    for more, label, message in (
+        (["clicked"], "clicked", "log.parquet: there are 2 columns 'clicked'; rename all but one"),
+        (["tags"], "tags", "log.parquet: column 'tags' must hold text or numbers, one in each row, not list<"),
+    ):
+        assert of_a_parquet_log(tmp_path, [*names, *more], *flags, label) == 2
+        assert message in capsys.readouterr().err
+    assert of_a_parquet_log(tmp_path, [*names, "tags"], *flags, "clicked", "--categorical", "tags") == 2
+    assert "log.parquet: column 'tags' must hold text or numbers" in capsys.readouterr().err
+    (tmp_path / "log.parquet").write_bytes(b"PAR1 and no more")
+    assert main([str(tmp_path / "log.parquet"), str(tmp_path / "shop"), *flags, "clicked"]) == 2
+    assert "log.parquet: it cannot be read as Parquet" in capsys.readouterr().err
+    assert not (tmp_path / "shop").exists()
+
+
+def test_a_folder_or_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, capsys):
+    log = write(tmp_path)
+    assert main([str(log), str(log / "shop"), *FLAGS]) == 2
+    assert f"error: [Errno 17] File exists: '{log}'" in capsys.readouterr().err
+    monkeypatch.setenv("KUNLUN_CACHE", str(log))
+    assert main([str(log), str(tmp_path / "shop"), *FLAGS]) == 2
+    assert f"error: [Errno 17] File exists: '{log}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("impressions", [True, False])
+def test_the_values_with_rows_of_their_own_are_those_that_the_vocabulary_counts_often_enough(impressions, tmp_path):
+    """They are counted by hand: rows of train, and events before the last of them, which is of ben."""
+    lines = [f"{user},{item},{second},{click}" for second, (user, item, click) in enumerate(
+        [("anna", "a", 0)] * 5 + [("ben", "b", 1)] * 4 + [("anna", "c", 1)] * 2 + [("ben", "d", 0)] * 2
+        + [("ben", "b", 1), ("anna", "e", 0), ("anna", "e", 1)]
+    )]  # fmt: skip
+    log = write(tmp_path, lines, "user,item,ts,clicked")
+    flags = ["--user", "user", "--item", "item", "--time", "ts", "--label", "clicked", "--time-unit", "s"]
+    flags += ["--min-count", "6", "--allow", "relative_times", "--splits", "0.875", "0.125", "0"]
+    flags += [] if impressions else ["--no-impressions"]
+    assert main([str(log), str(tmp_path / "shop"), *flags]) == 0
+    dataset = open_dataset(tmp_path / "shop")
+    assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 14, "valid": 2}
+    # a 5 rows and impressions, b 5 rows and 4 of each event, c 2 of everything, d 2 rows and impressions.
+    counts = {"a": 10, "b": 13, "c": 6, "d": 4} if impressions else {"a": 5, "b": 9, "c": 4, "d": 2}
+    often = {value: count for value, count in counts.items() if count >= 6}
+    sizes = {feature.name: feature.size for feature in dataset.schema.categorical}
+    assert sizes == {"user": 2, "item": len(often)}
+    assert dataset.learned is not None
+    learned = read_learned(dataset.learned)["vocabularies"]["item"]
+    table = pq.read_table(dataset.learned / learned["file"]).to_pydict()
+    assert dict(zip(table["value"], table["count"], strict=True)) == often
+    assert learned["left_out"] == len(counts) - len(often)
 
 
 def test_a_folder_that_is_there_and_a_log_that_is_not_are_refused(tmp_path, capsys):
@@ -198,3 +278,16 @@ def test_rows_of_one_moment_stay_in_one_split(tmp_path):
     times = np.repeat(SECONDS[:3], 4)
     dataset = imported(tmp_path, write(tmp_path, with_times(times)), "--time-unit", "s", "--splits", "0.5", "0.5", "0")
     assert {name: len(rows) for name, rows in dataset.splits.items()} == {"train": 4, "valid": 8}
+
+
+@pytest.mark.parametrize("purpose", ["--categorical", "--item-features", "--dense", "--label"])
+def test_a_column_named_time_is_a_column_like_others(purpose, tmp_path):
+    """And not the time of the rows, which has another column here."""
+    numbers = purpose in ("--dense", "--label")
+    values = [["0", "1"], ["morning", "evening"]][not numbers] * 6
+    log = write(tmp_path, [f"{line},{value}" for line, value in zip(LINES, values, strict=True)], HEADER + ",time")
+    flags = [*FLAGS[:6], "--label", "clicked", *(["time"] if purpose == "--label" else [purpose, "time"])]
+    assert main([str(log), str(tmp_path / "shop"), *flags]) == 0
+    found = pq.read_table(tmp_path / "shop" / "examples" / "train")
+    assert found["time"].to_pylist() == [float(value) if numbers else value for value in values[:10]]
+    assert (found["request_time_ms"].to_numpy() // 1000).tolist() == SECONDS[:10]

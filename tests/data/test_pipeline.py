@@ -281,6 +281,8 @@ def test_wrong_arguments_are_named(dataset):
     empty = dataclasses.replace(dataset, splits=dataset.splits | {"none": range(5, 5)})
     with pytest.raises(ValueError, match="split 'none' of data set 'toy' has no rows"):
         make_loader(empty, "none", CONFIG)
+    with pytest.raises(ValueError, match="split 'none' of data set 'toy' has no rows"):
+        capacities(empty, tuple(empty.splits), CONFIG)
 
 
 def test_an_error_in_a_worker_comes_out(dataset):

@@ -32,6 +32,8 @@ META = "meta.json"
 def fingerprint(layout: Layout, cache: Path) -> str:
     """SHA-256 of the schema and of every byte of every file; `cache` remembers files that were read before."""
     total = hashlib.sha256(f"kunlun_jax {FORMAT}\n{layout.schema.to_json()}".encode())
+    if any(policy == "indicator" for _, policy in layout.schema.nulls):
+        total.update(b"means of usual values\n")  # once they were of all, so older columns of such data are others
     for file, digest in zip(layout.files, digests(layout.files, cache), strict=True):
         total.update(f"{file.relative_to(layout.root).as_posix()} {digest}\n".encode())
     return total.hexdigest()
@@ -87,13 +89,14 @@ class _Conversion:
             splits, rows, means = {}, 0, []
             requests, moments = {split: times.Span() for split in self.layout.examples}, times.Span()
             for split in self.layout.examples:
-                first, sums, weight = rows, *np.zeros((2, len(self.schema.tasks)))
+                first, of_rows, sums, weight = rows, 0.0, *np.zeros((2, len(self.schema.tasks)))
                 for group in self._good(example_groups(self.layout, split, self.report, self.learned)):
                     self._examples(group, histories)
                     requests[split].add(group.request_time_ms)
                     moments.add(group.history_time_ms)
                     rows += len(group.weights)
                     weights, there = group.weights.astype(np.float64), ~np.isnan(group.labels)
+                    of_rows += weights.sum()
                     weight += [weights[known].sum() for known in there.T]
                     sums += weights @ np.where(there, group.labels, 0).astype(np.float64)
                 splits[split] = [first, rows]
@@ -101,7 +104,7 @@ class _Conversion:
                     right = "it has no rows; write some, or remove the folder"
                     self.report.add("no rows", self.layout.root / "examples" / split, right)
                 elif split == "train":
-                    means = self._click_rates(sums, weight)
+                    means = self._click_rates(sums, weight, of_rows)
             if self.report.problems:
                 return None
             times.check_order(self.layout, requests, self.report)
@@ -171,12 +174,12 @@ class _Conversion:
                 self._write_splits(f"keys.{i}.offsets", pc.call_function("binary_length", [key]).to_numpy())
         self.bar.update(len(group.weights))
 
-    def _click_rates(self, sums: np.ndarray, weight: np.ndarray) -> list[float]:
-        """Mean label of each task, by the weights of the rows that have one."""
+    def _click_rates(self, sums: np.ndarray, weight: np.ndarray, of_rows: float) -> list[float]:
+        """Mean label of each task, by the weights of the rows that have one; `of_rows` is that of all."""
         where = self.layout.root / "examples" / "train"
         if self.report.problems:
             return []
-        if not weight.any():
+        if not of_rows:
             self.report.add("no weight", where, "all weights are 0; some row must count", "weight")
             return []
         means = []

@@ -93,6 +93,11 @@ def _check_names(schema: Schema, file: Path, report: Report) -> None:
         for name in sorted(set(fields) & set(RESERVED_EVENT_COLUMNS)):
             right = f"{name!r} is a field of event type {event.name!r}; that column has its own meaning, rename it"
             report.add("reserved name", file, right, name)
+    try:
+        schema.with_indicators()
+    except ValueError as error:
+        right = f'with NAME_is_null beside each column NAME whose nulls are an "indicator", {error}; rename yours'
+        report.add("schema", file, right)
     for table in schema.tables.values():
         if table.rows >= 2**31:
             right = f"table {table.name!r} has {table.rows} rows; table rows are int32, give less than {2**31}"
@@ -100,7 +105,8 @@ def _check_names(schema: Schema, file: Path, report: Report) -> None:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] != ".") if path.is_dir() else []
+    """Names of the folders in a folder, but for those that other programs leave there, as Spark's ``_temporary``."""
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and p.name[0] not in "._") if path.is_dir() else []
 
 
 def _refuse_loose(folder: Path, report: Report) -> None:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kunlun_jax.data.parquet.files import Layout
 from kunlun_jax.data.parquet.learned import Learned
+from kunlun_jax.data.parquet.mean import UsualMean
 from kunlun_jax.data.parquet.report import Report
 from kunlun_jax.data.parquet.row_group import Wanted, row_groups
 from kunlun_jax.data.parquet.vocabulary import Counter, Vocabulary
@@ -15,7 +14,7 @@ from kunlun_jax.data.schema import Categorical, EventType
 
 
 def learn(layout: Layout, progress: Callable[[int], Any]) -> Learned:
-    """Counts values and sums dense columns of the training rows; what is wrong with them is found by the checks.
+    """Counts values and averages dense columns of the training rows; what is wrong with them is found by the checks.
 
     Args:
       layout: of a data set.
@@ -30,7 +29,7 @@ class _Pass:
         self.marked = {column for column, policy in self.schema.nulls if policy == "indicator"}
         tables = self.schema.tables
         self.counters = {name: Counter() for name, table in tables.items() if table.vocabulary}
-        self.sums = {column: np.zeros(2) for column in self.marked}
+        self.means = {column: UsualMean() for column in self.marked}
         self.last = -1
 
     def run(self) -> Learned:
@@ -42,8 +41,7 @@ class _Pass:
         vocabularies = {
             name: Vocabulary.of(counter, self.schema.tables[name]) for name, counter in self.counters.items()
         }
-        means = {name: float(total / count) if count else 0.0 for name, (total, count) in self.sums.items()}
-        return Learned(vocabularies, means)
+        return Learned(vocabularies, {name: mean.mean() for name, mean in self.means.items()})
 
     def _read(
         self, files: list[Path], features: tuple[Categorical, ...], dense: tuple[str, ...], event: EventType | None
@@ -67,7 +65,5 @@ class _Pass:
                     if group.usable(feature.name):
                         self.counters[feature.table_name].add(group.values(feature.name, seen))
                 for name in dense:
-                    values = group.floats(name)[seen]
-                    there = ~np.isnan(values)
-                    self.sums[prefix + name] += values[there].sum(dtype=np.float64), there.sum()
+                    self.means[prefix + name].add(group.floats(name)[seen])
                 self.progress(group.rows)

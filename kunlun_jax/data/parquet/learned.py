@@ -17,7 +17,8 @@ class Learned:
 
     Attributes:
       vocabularies: by table.
-      means: of dense features and fields of events ("click.amount") whose nulls an indicator marks.
+      means: of dense features and fields of events ("click.amount") whose nulls an indicator marks, without values out
+        of all proportion.
     """
 
     vocabularies: dict[str, Vocabulary]

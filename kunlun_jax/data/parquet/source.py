@@ -136,7 +136,7 @@ class ParquetSource:
         return _take(splits, index + 1) - _take(splits, index)
 
     def keys(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The schema's key columns, int64 or str."""
+        """The schema's key columns, int64, or text as Python's str in arrays of objects."""
         index = self._checked(index)
         columns = self._columns
         found = {}
@@ -148,7 +148,8 @@ class ParquetSource:
                 items, splits = gather_ranges(offsets[index], offsets[index + 1])
                 text = _take(columns[f"keys.{i}.bytes"], items)
                 strings = pa.LargeStringArray.from_buffers(len(index), pa.py_buffer(splits), pa.py_buffer(text))
-                found[name] = strings.to_numpy(zero_copy_only=False).astype(np.str_)
+                # Numpy's own text would take as much room for each as for the longest, and loses zeros at the end.
+                found[name] = strings.to_numpy(zero_copy_only=False)
         return found
 
     def column(self, name: str) -> np.ndarray:

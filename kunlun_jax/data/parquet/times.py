@@ -24,14 +24,16 @@ _NAMES: dict[TimeUnit, str] = {"s": "seconds", "ms": "milliseconds", "us": "micr
 
 
 def raw_times(array: pa.Array, schema: Schema) -> tuple[np.ndarray, TimeUnit]:
-    """The int64 numbers of a column of times without nulls, and their unit.
+    """The numbers of a column of times without nulls, int64 or, of such a column, uint64; and their unit.
 
     A column of timestamps has its own unit, and whatever its zone counts from 1970-01-01 UTC; one without a zone is
     taken for UTC. Integers are of the schema's `time_unit`.
     """
     if pa.types.is_timestamp(array.type):
         return array.cast(pa.int64()).to_numpy(zero_copy_only=False), array.type.unit
-    return array.to_numpy(zero_copy_only=False).astype(np.int64), schema.time_unit
+    values = array.to_numpy(zero_copy_only=False)
+    # What does not fit int64 is shown as it is before it is refused.
+    return values if values.dtype == np.uint64 else values.astype(np.int64), schema.time_unit
 
 
 def bounds(unit: TimeUnit, schema: Schema) -> tuple[int, int]:

@@ -95,7 +95,7 @@ def tells_of(root: Path, *, otherwise: str) -> bool:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """The command; returns the exit status: 1 for data with problems, 2 if files could not be read or written."""
 
     def check(
         path: Annotated[Path, tyro.conf.Positional],
@@ -116,7 +116,11 @@ def main(args: Sequence[str] | None = None) -> int:
         print(summary(dataset))
         return 0
 
-    return tyro.cli(check, args=args, prog="python -m kunlun_jax.data.parquet.validate")
+    try:
+        return tyro.cli(check, args=args, prog="python -m kunlun_jax.data.parquet.validate")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _weighted_means(source: ParquetSource, rows: range) -> np.ndarray:

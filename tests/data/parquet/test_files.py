@@ -55,6 +55,9 @@ def test_what_other_programs_leave_beside_the_data_is_no_data(root, tmp_path):
     for name in ("_SUCCESS", "._SUCCESS.crc", ".part-0.parquet.crc", "_metadata", ".DS_Store"):
         (root / "examples" / "train" / name).write_text("x")
     (root / "events" / "click" / "_temporary").mkdir()
+    for folder in ("examples", "events"):
+        (root / folder / "_temporary" / "0").mkdir(parents=True)
+        shutil.copy(root / "examples/train/part-0.parquet", root / folder / "_temporary" / "part-0.parquet")
     (root / "README.md").write_text("notes")
     assert_same(rows_of(root, tmp_path), before)
 
@@ -144,6 +147,10 @@ def test_partitions_are_columns_where_the_schema_names_them(tmp_path):
     [
         ({"country": "2026-01-02"}, "column 'country': the folder's name says '2026-01-02'; it must be of an integer"),
         ({"rate": "much"}, "column 'rate': the folder's name says 'much'; it must be of a float or integer"),
+        (
+            {"country": "9" * 20},
+            f"column 'country': the folder's name says '{'9' * 20}'; it must be of an integer type",
+        ),
         ({"country": "-4"}, "row 0, column 'country': value -4; ids must be 0 or more"),
         ({"country": "__HIVE_DEFAULT_PARTITION__"}, "row 0, column 'country': value null"),
         ({"shop": "x"}, "column 'shop': the folder's name says 'x'; it must be of an integer type"),

@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from kunlun_jax.data.dataset import dense_moments
 from kunlun_jax.data.pack import hashed, map_ids
 from kunlun_jax.data.parquet.learned import read_learned
+from kunlun_jax.data.parquet.mean import UsualMean
 from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.data.parquet.validate import summary
@@ -99,6 +101,63 @@ def test_nulls_of_dense_columns_are_means_of_training_and_marked(tmp_path):
     assert rows.dense[:, 2].tolist() == [0, 1, 0, 1, 1, 0]
     clicks = rows.events["click"].dense[rows.events["click"].splits[5] :]
     assert clicks.tolist() == [[2, 0], [3, 1], [4, 0], [900, 0]]
+
+
+def test_one_price_in_the_wrong_unit_leaves_nulls_and_scale_as_they_are(tmp_path):
+    """Whatever its row group holds, and in a field of events as in a feature."""
+    rng = np.random.default_rng(0)
+    rows = 1000
+    price = rng.normal(10, 2, rows).astype(np.float32)
+    null = np.arange(rows) % 3 == 1
+    schema = Schema(
+        "prices",
+        (),
+        dense=("price", "age"),
+        events=(EventType("click", (), ("amount",)),),
+        allow=("relative_times",),
+        nulls=(("price", "indicator"), ("click.amount", "indicator")),
+    )
+    for wrong in (0.0, 1e15, -3e6):
+        given = price.copy()
+        given[500] += wrong
+        masked = pa.array(given, mask=null)
+        columns = {"request_time_ms": np.arange(rows) + 1, "history_key": np.zeros(rows, int), "price": masked}
+        columns |= {"age": np.arange(rows) % 7, "label": np.arange(rows) % 2}
+        clicks = {"history_key": np.zeros(rows, int), "time_ms": np.arange(rows), "amount": masked}
+        tables = Tables({"train": columns}, {"click": clicks}, schema)
+        dataset = open_dataset(tables.write(tmp_path / f"data{wrong}", row_group=50), tmp_path / "cache")
+        rest = price[~null & ((np.arange(rows) != 500) | (wrong == 0))].astype(np.float64)
+        assert dataset.learned is not None
+        assert read_learned(dataset.learned)["means"] == {
+            "price": pytest.approx(rest.mean(), rel=1e-12),
+            "click.amount": pytest.approx(rest.mean(), rel=1e-12),
+        }
+        moments = dense_moments(dataset)
+        assert (moments.mean[0], moments.std[0]) == pytest.approx((rest.mean(), rest.std()), rel=1e-12)
+        of_nulls = dataset.source.rows(np.flatnonzero(null), {"click": 0}).dense[:, 0]
+        assert np.abs(of_nulls - moments.mean[0]).max() < 1e-6 * moments.std[0]
+
+
+def test_the_usual_mean_is_that_of_numpy_with_what_is_out_of_proportion_left_out():
+    rng = np.random.default_rng(0)
+    columns = {
+        "one value": np.full(300, 0.1),
+        "of both signs": rng.normal(size=5000),
+        "close together": 1e4 + rng.random(500),
+        "of a heavy tail": rng.lognormal(0, 3, 5000),
+        "few": np.array([1.0, 1.0001, 5.0, np.nan]),
+        "zeros and a seven": np.r_[np.zeros(300), -np.zeros(300), 7.0],
+    }
+    kept_whole = ("one value", "few", "zeros and a seven")  # what the rule keeps where nothing spreads
+    for name, values in columns.items():
+        for odd in ([], [] if name in kept_whole else [1e17, -1e17, 1e15]):
+            column = np.r_[values, odd].astype(np.float32)
+            mean = UsualMean()
+            for part in np.array_split(rng.permutation(column), 7):
+                mean.add(part)
+            expected = np.nanmean(column[: len(values)].astype(np.float64))
+            assert mean.mean() == pytest.approx(expected, rel=1e-12, abs=1e-12), (name, odd)
+    assert UsualMean().mean() == 0.0
 
 
 def test_what_was_learned_is_kept_beside_the_columns(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.dataset import Dataset, group_numbers
 from kunlun_jax.data.parquet import columns, source
 from kunlun_jax.data.parquet.report import DataError
 from kunlun_jax.data.parquet.source import open_dataset
@@ -178,6 +178,19 @@ def test_no_rows_at_all_and_rows_outside(dataset):
         dataset.source.history_lengths(np.array([0]), "order")
     with pytest.raises(KeyError, match="no multi-valued feature 'order'; it has"):
         dataset.source.list_lengths(np.array([0]), "order")
+
+
+def test_text_of_keys_is_as_it_was_and_takes_no_more_room_than_it_has(tmp_path):
+    """Whatever its end is, and however long one of them is."""
+    schema = Schema("text", (), keys=("k",), group="k", allow=("relative_times",))
+    names = ["a", "a\0", "", "\0", "x" * 10_000, "é"]
+    columns = {"request_time_ms": range(6), "k": names, "label": [0, 1] * 3}
+    dataset = open_dataset(Tables({"train": columns}, {}, schema).write(tmp_path / "data", files=1), tmp_path / "cache")
+    keys = dataset.source.keys(np.tile(np.arange(6), 1000))["k"]
+    assert keys.tolist() == names * 1000
+    assert keys.nbytes <= 8 * 6000
+    groups = group_numbers(dataset.source, np.arange(6))
+    assert groups is not None and groups.tolist() == list(range(6))
 
 
 def test_a_schema_of_context_alone(tmp_path):

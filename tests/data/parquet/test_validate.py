@@ -118,6 +118,11 @@ BAD_VALUES = {
     "negative id in a list": (column("words", 40, [3, -2]), place(TRAIN_1, 10, "words") + "value -2; ids must be 0"),
     "label above 1": (column("bought", 40, 2), place(TRAIN_1, 10, "bought") + "value 2.0; labels must lie in [0, 1]"),
     "label below 0": (column("bought", 40, -1), place(TRAIN_1, 10, "bought") + "value -1.0; labels must lie in [0, 1]"),
+    "null weight": (
+        column("weight", 3, None),
+        place(TRAIN_0, 3, "weight")
+        + "value null; there must be a value in every row; nulls of keys, times and weights",
+    ),
     "negative weight": (
         column("weight", 3, -0.5),
         place(TRAIN_0, 3, "weight") + "value -0.5; weights must be 0 or more",
@@ -179,6 +184,12 @@ BAD_VALUES = {
         lambda tables: tables.examples["train"].update(user=pa.array([2**63] + [0] * 59, pa.uint64())),
         place(TRAIN_0, 0, "user") + f"value {2**63}; values must be below {2**63}",
     ),
+    "time beyond int64": (
+        lambda tables: tables.examples["train"].update(
+            request_time_ms=pa.array([*GOOD.examples["train"]["request_time_ms"][:59].tolist(), 2**63 + 5], pa.uint64())
+        ),
+        place(TRAIN_1, 29, "request_time_ms") + f"value {2**63 + 5}; times are milliseconds since 1970-01-01 UTC, from",
+    ),
     "no weight at all": (
         column("weight", 0, 0.0, rows=60),
         "examples/train: column 'weight': all weights are 0; some row must count",
@@ -208,6 +219,29 @@ def test_bad_values_are_named(case, tmp_path):
     check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
 
 
+def renamed(old: str, new: str) -> Tables:
+    """The tables, whose examples have a column under another name."""
+    tables = copy.deepcopy(GOOD)
+    for columns in tables.examples.values():
+        columns[new] = columns.pop(old)
+    return tables
+
+
+@pytest.mark.parametrize("name", ["weights", "weight_", "_weight", "Weight", "WEIGHTS", "wieght", "weigth", "wight"])
+def test_weights_under_nearly_their_name_are_not_left_out_without_a_word(name, tmp_path):
+    message = f"{TRAIN_0}: column {name!r}: its name is nearly 'weight', an optional column; give it that name"
+    check(renamed("weight", name).write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+def test_nor_are_other_optional_columns_and_what_only_resembles_them_is_no_error(tmp_path):
+    root = renamed("history_time_ms", "historyTime_ms").write(tmp_path / "near")
+    check(root, tmp_path / "cache", f"{TRAIN_0}: column 'historyTime_ms': its name is nearly 'history_time_ms'")
+    for number, (old, name) in enumerate(
+        [("weight", "height"), ("weight", "freight"), ("weight", "weight_kg"), ("history_time_ms", "history_items")]
+    ):
+        assert open_dataset(renamed(old, name).write(tmp_path / f"far{number}"), tmp_path / "cache")
+
+
 def masked(tables: Tables, *tasks: str) -> Tables:
     """The tables, in which labels of `tasks` may be null."""
     schema = dataclasses.replace(tables.schema, nulls=tuple((task, "masked") for task in tasks))
@@ -217,6 +251,17 @@ def masked(tables: Tables, *tasks: str) -> Tables:
 def test_a_task_without_any_label_to_train_on_is_refused(tmp_path):
     tables = masked(GOOD, "rated")
     tables.examples["train"]["rated"] = pa.array([None] * 60, pa.float32())
+    message = "examples/train: column 'rated': no row of the training split with weight has a label"
+    check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_nor_is_it_the_weights_where_it_is_the_only_task(weights, tmp_path):
+    tables = copy.deepcopy(GOOD)
+    tables.schema = dataclasses.replace(GOOD.schema, tasks=("rated",), nulls=(("rated", "masked"),))
+    tables.examples["train"]["rated"] = pa.array([None] * 60, pa.float32())
+    for columns in tables.examples.values() if not weights else ():
+        del columns["weight"]
     message = "examples/train: column 'rated': no row of the training split with weight has a label"
     check(tables.write(tmp_path / "data"), tmp_path / "cache", message)
 
@@ -288,7 +333,21 @@ def wrong_schema(root: Path) -> None:
     (root / "schema.json").write_text(text.replace('"size": 5', '"size": "five"'))
 
 
+def twice(path: str, name: str) -> Callable[[Path], None]:
+    """Adds a column of a name that is there, with other values."""
+
+    def change(root: Path) -> None:
+        table = pq.read_table(root / path)
+        other = pa.array(np.arange(table.num_rows))
+        pq.write_table(table.append_column(name, other), root / path, row_group_size=7)
+
+    return change
+
+
 BAD_FILES = {
+    "a feature twice": (twice(TRAIN_1, "item"), f"{TRAIN_1}: column 'item': there are 2 columns of this name; rename"),
+    "a weight twice": (twice(TRAIN_0, "weight"), f"{TRAIN_0}: column 'weight': there are 2 columns of this name"),
+    "a key twice": (twice(CLICK_1, "history_key"), f"{CLICK_1}: column 'history_key': there are 2 columns of this"),
     "truncated": (truncate, f"{CLICK_1}: cannot be read ("),
     "not Parquet": (lambda root: (root / TRAIN_0).write_text("id,label\n1,0\n"), f"{TRAIN_0}: cannot be read ("),
     "empty file": (lambda root: (root / TRAIN_0).write_bytes(b""), f"{TRAIN_0}: the file has 0 bytes; write it again"),
@@ -351,6 +410,15 @@ def test_no_data_set_at_all(tmp_path):
             Schema("s", (), events=(EventType("e", (Categorical("time_ms", 3),)),)),
             "schema.json: column 'time_ms': 'time_ms' is a field of event type 'e'",
         ),
+        (
+            Schema("s", (), dense=("price", "price_is_null"), nulls=(("price", "indicator"),)),
+            'schema.json: with NAME_is_null beside each column NAME whose nulls are an "indicator", column names must '
+            "be unique; ['price_is_null'] appear more than once; rename yours",
+        ),
+        (
+            Schema("s", (), events=(EventType("e", (), ("a", "a_is_null")),), nulls=(("e.a", "indicator"),)),
+            "indicator\", field of event type 'e' names must be unique; ['a_is_null'] appear more than once",
+        ),
         (Schema("s", (), events=(EventType("../e", ()),)), "schema.json: event type '../e' must be usable as a folder"),
         (Schema("s", (Categorical("a", 2**31),)), "schema.json: table 'a' has 2147483649 rows; table rows are int32"),
     ],
@@ -359,6 +427,20 @@ def test_schemas_that_cannot_work_are_named(schema, message, tmp_path):
     root = Tables({"train": {"request_time_ms": [1], "label": [1]}}, {}, schema).write(tmp_path / "data", files=1)
     with pytest.raises(DataError, match=re.escape(message)):
         open_dataset(root, tmp_path / "cache")
+
+
+def test_a_column_twice_that_nobody_reads_is_no_problem(tmp_path):
+    root = GOOD.write(tmp_path / "data")
+    for _ in range(2):
+        twice(TRAIN_0, "more")(root)
+    assert open_dataset(root, tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    root = GOOD.write(tmp_path / "data")
+    assert main([str(root), "--cache", str(root / "schema.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: [Errno 17] File exists: '{root / 'schema.json'}'\n" and not printed.out
 
 
 def test_all_problems_are_listed_once_with_their_count(tmp_path, capsys):
