@@ -39,7 +39,6 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from experiments.compare import RESULTS, measured_in, store, stored
 from experiments.configs import PRESETS
 from experiments.dry_run.fit import fits, remedies
 from experiments.dry_run.machine import HOST_DEVICES, MACHINES
@@ -47,6 +46,7 @@ from experiments.dry_run.prediction import counted
 from experiments.dry_run.report import of, picture, series, table
 from experiments.dry_run.worker import Job
 from experiments.files import load
+from experiments.result_rows import RESULTS, measured_in, store, stored
 from kunlun_jax.data.dataset import Dataset, dense_moments
 from kunlun_jax.data.open import open_dataset
 from kunlun_jax.data.pipeline import capacities

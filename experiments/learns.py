@@ -31,10 +31,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
-from experiments.compare import add, measured_in, of_commit, stored, trained
 from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
+from experiments.result_rows import add, measured_in, of_commit, stored, trained
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticConfig

@@ -43,12 +43,12 @@ import numpy as np
 import tyro
 from flax import nnx
 
-from experiments.compare import RESULTS, measured_in, store, stored
 from experiments.compilation import keep_compiled
 from experiments.mfu_ladder import SIZES, TITLES, Rung, kunlun_of, ladder, synthetic_schema
 from experiments.mfu_report import picture, table
 from experiments.padded import registered
 from experiments.random_batches import Lengths, in_rectangles, longest_history, random_batch
+from experiments.result_rows import RESULTS, measured_in, store, stored
 from kunlun_jax import flops
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.schema import Schema

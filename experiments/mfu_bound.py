@@ -32,9 +32,9 @@ import tyro
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments.compare import RESULTS, measured_in
 from experiments.mfu_ladder import SIZES, TITLES, Rung, kunlun_of, ladder, synthetic_schema
 from experiments.random_batches import Lengths, longest_history, random_batch
+from experiments.result_rows import RESULTS, measured_in
 from kunlun_jax import flops
 from kunlun_jax.models.system import System
 from kunlun_jax.nn.attention import WHOLE_HISTORY, WindowAttention

@@ -33,8 +33,8 @@ import jax
 import tyro
 
 from experiments import scaling_report
-from experiments.compare import RESULTS, add, measured_in, run_folder, stored, train_row
 from experiments.compilation import keep_compiled
+from experiments.result_rows import RESULTS, add, measured_in, run_folder, stored, train_row
 from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, current, diverged, key_of, missing, seconds
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset

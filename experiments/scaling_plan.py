@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from experiments.compare import RESULTS, stored
+from experiments.result_rows import RESULTS, stored
 from experiments.scaling_families import FAMILIES, MOVIELENS, SIZES
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset

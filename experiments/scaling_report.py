@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from experiments.compare import RESULTS, stored
+from experiments.result_rows import RESULTS, stored
 from experiments.scaling_plan import BASELINE, Budget, diverged, families, search
 from kunlun_jax.scaling import LEAST_LOG, LEAST_POWER, Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
 

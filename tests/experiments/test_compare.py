@@ -4,14 +4,12 @@ import dataclasses
 import json
 import shlex
 import sys
-import threading
-import time
 
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import ablation, compare
+from experiments import ablation, compare, result_rows
 from experiments.compare import Comparison
 from experiments.comparisons import NAMES
 from experiments.comparisons.ablation import CHANGES, PLAIN_WIDTH
@@ -79,53 +77,6 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     assert out.with_suffix(".png").stat().st_size > 5_000
 
 
-def test_two_runs_may_store_into_one_file_at_once(tmp_path, monkeypatch):
-    written = compare.write_atomic
-
-    def slow(path, text):
-        time.sleep(0.05)
-        written(path, text)
-
-    monkeypatch.setattr(compare, "write_atomic", slow)
-    path = tmp_path / "rows.json"
-    threads = [threading.Thread(target=compare.store, args=(path, {"n": n}, lambda row: (row["n"],))) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert compare.stored(path) == [{"n": n} for n in range(4)]
-
-
-def test_a_run_is_kept_until_its_row_is_stored_and_its_seconds_with_it(tmp_path, monkeypatch):
-    folder = compare.run_folder({"name": "a, b", "flags": TINY, "data": "d", "seed": 3}, tmp_path / "toy", "c" * 40)
-    assert (
-        folder.parent == tmp_path and folder.name.startswith("toy-a-b-") and folder.name.endswith("-d-seed3-cccccccccc")
-    )
-    row, key, path = {"n": 1}, lambda row: (row["n"],), tmp_path / "rows.json"
-
-    def trained():
-        folder.mkdir(exist_ok=True)
-        time.sleep(0.2)
-        return {"found": 1}
-
-    def full(*_):
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(compare, "store", full)
-        with pytest.raises(OSError, match="no space"):
-            compare.add(path, row, key, {}, trained, folder)
-    assert folder.exists() and not path.exists()
-    assert compare.add(path, row, key, {}, trained, folder)["seconds"] >= 0.4
-    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.json"]
-
-
-def test_runs_of_other_flags_and_of_code_with_changes_have_folders_of_their_own(tmp_path):
-    row, commit = {"name": "a", "flags": "x", "data": "d", "seed": 0}, "0123456789abcdef"
-    rows_of = [(row, commit), (row | {"flags": "y"}, commit), (row, f"{commit}+changes"), (row | {"seed": 1}, commit)]
-    assert len({compare.run_folder(row, tmp_path / "toy", commit) for row, commit in rows_of}) == 4
-
-
 @pytest.mark.parametrize("error", [Diverged("step 3: skipped"), NotFinite("a logit is nan")])
 def test_a_run_that_diverges_is_stored_and_the_others_go_on(error, tmp_path, monkeypatch, capsys):
     def trained(config, path, dataset):
@@ -133,7 +84,7 @@ def test_a_run_that_diverges_is_stored_and_the_others_go_on(error, tmp_path, mon
             raise error
         return constant(config, 0)
 
-    monkeypatch.setattr(compare, "trained", trained)
+    monkeypatch.setattr(result_rows, "trained", trained)
     monkeypatch.setattr(compare, "comparison_of", lambda name: COMPARISON)
     assert compare.main(["toy", "--dirty", "--out", str(tmp_path / "toy.json"), "--seeds", "0"]) == 0
     printed = capsys.readouterr()
@@ -217,7 +168,7 @@ def test_every_row_has_the_same_search_and_its_best_flags_have_the_other_seeds(t
     assert compare.main(command) == 0
     assert len(runs) == 8
     # Flags that are no longer searched for do not count; a search that goes on says so.
-    rows = compare.stored(tmp_path / "toy.json")
+    rows = result_rows.stored(tmp_path / "toy.json")
     other = dataclasses.replace(searched, search=(searched.search[1], "--optimizer.learning-rate 3e-3"))
     assert "| whole (1 of 2 tried) | 0.8100 ± 0.0100 |" in compare.table(compare.current(rows, other), other)
     assert "| no ranks (1 of 2 tried) | 0.9000 |" in compare.table(compare.current(rows, other), other)
@@ -273,7 +224,7 @@ def test_the_ablation_is_a_command(monkeypatch, capsys):
 
 
 def test_code_with_changes_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "environment", lambda: {"commit": "abc+changes", "backend": "cpu"})
+    monkeypatch.setattr(result_rows, "environment", lambda: {"commit": "abc+changes", "backend": "cpu"})
     assert compare.main(["remedies"]) == 2
     assert "the commit is abc+changes" in capsys.readouterr().err
 
@@ -297,4 +248,4 @@ def test_every_row_of_every_comparison_is_a_config_and_no_two_are_the_same(name)
     assert len({repr(config) for config in configs}) == len(configs)
     metrics = [column for column in comparison.columns if column not in compare.SIZES]
     for column in (*metrics, f"{comparison.split} {comparison.metric}"):
-        assert column.split()[0] in configs[0].run.eval_splits and column.split()[1] in compare.KEPT
+        assert column.split()[0] in configs[0].run.eval_splits and column.split()[1] in result_rows.KEPT
