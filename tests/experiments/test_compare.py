@@ -65,7 +65,7 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     calls = []
     monkeypatch.setattr(compare, "comparison_of", lambda name: COMPARISON)
     monkeypatch.setattr(
-        compare, "trained", lambda config, path, dataset: calls.append(config) or constant(config, 0) | {"steps": 1}
+        result_rows, "trained", lambda config, path, dataset: calls.append(config) or constant(config, 0) | {"steps": 1}
     )
     assert compare.main(["toy", "--dirty", "--out", str(out), "--seeds", "0"]) == 0
     assert [config.model.rank_feature for config in calls] == [False]
