@@ -2,9 +2,9 @@
 
 Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
 seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
-were no better (LOG.md); InterFormer the rank and width of its interaction; Wukong first depth, then
-tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
-`experiments.train`; a test counts the FLOPs of each.
+were no better (LOG.md); InterFormer the rank and width of its interaction, but no depth, since a second layer made it
+worse (LOG.md); Wukong first depth, then tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit
+and its head. A size is flags of `experiments.train`; a test counts the FLOPs of each.
 """
 
 from collections.abc import Mapping
@@ -46,11 +46,11 @@ FAMILIES = {
     "interformer": _family(
         "interformer/small",
         {
-            "--model.dim --model.embedding-dim": (4, 8, 12, 16, 20, 28),
-            "--model.layers": (1, 1, 1, 2, 2, 3),
+            "--model.dim --model.embedding-dim": (4, 8, 12, 20, 28, 40),
+            "--model.layers": (1,) * SIZES,
             "--model.heads": (1, 1, 2, 2, 2, 2),
-            "--model.cross-rank": (4, 8, 16, 16, 32, 40),
-            "--model.interaction-hidden": (12, 16, 32, 32, 128, 160),
+            "--model.cross-rank": (4, 8, 16, 32, 64, 96),
+            "--model.interaction-hidden": (12, 16, 32, 96, 192, 320),
             "--model.head-hidden": (16, 24, 32, 48, 64, 96),
         },
     ),
