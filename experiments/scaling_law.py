@@ -7,7 +7,7 @@ two times as much. Each system's learning rates are found at two of its sizes (`
 more runs than are counted here where the best rate is at an end of the first three.
 
     --budget tiny   two sizes of Wukong and DIN on 200 rows, to see that it works: 4 runs, two minutes on a CPU core
-    --budget cpu    110 runs, 5.5 hours on two cores by the speeds in results/cpu/systems.json, the longest 14 minutes
+    --budget cpu    110 runs, 5.8 hours on two cores by the speeds in results/cpu/systems.json, the longest 12 minutes
     --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
 
 ``--systems kunlun interformer`` runs these alone: a call for each core of a machine, each with systems of its own and
