@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from experiments.comparisons import NAMES
 from experiments.compilation import keep_compiled
 from experiments.files import load
-from experiments.result_rows import RESULTS, SIZES, add, measured_in, run_folder, stored, train_row
+from experiments.result_rows import RESULTS, SIZES, add, diverged, measured_in, run_folder, stored, train_row
 from experiments.train import parse
 from kunlun_jax.data.open import open_dataset, resolve
 from kunlun_jax.training.config import TrainConfig
@@ -185,7 +185,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
 
 def metric_of(row: dict[str, Any], comparison: Comparison, split: str | None = None) -> float:
     """The comparison's metric of a row, on its split or another one; inf of a run that diverged."""
-    return math.inf if "diverged" in row else row["splits"][split or comparison.split][comparison.metric]
+    return math.inf if diverged(row) else row["splits"][split or comparison.split][comparison.metric]
 
 
 def best(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def chosen(rows: list[dict[str, Any]], comparison: Comparison) -> list[dict[str,
     return shown
 
 
-def tried(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, str]:
+def unfinished(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, str]:
     """Name -> how far the search for its flags is, where it goes on."""
     found = {}
     for name, group in grouped(rows).items() if comparison.search else ():
@@ -252,7 +252,7 @@ def grouped(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def differences(rows: list[dict[str, Any]], comparison: Comparison) -> dict[str, list[float]]:
     """Name -> the metric less that of the first row with the same seed, seed by seed."""
-    rows = [row for row in rows if "diverged" not in row]
+    rows = [row for row in rows if not diverged(row)]
     first = {row["seed"]: metric_of(row, comparison) for row in rows if row["name"] == next(iter(comparison.rows))}
     found = {
         name: [metric_of(row, comparison) - first[row["seed"]] for row in group if row["seed"] in first]
@@ -297,7 +297,7 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
 
     A name says how many of its runs diverged, which are in no mean, and how far a search is that goes on.
     """
-    searching, rows = tried(rows, comparison), chosen(rows, comparison)
+    searching, rows = unfinished(rows, comparison), chosen(rows, comparison)
     against, groups = differences(rows, comparison), grouped(rows)
     first = groups.get(next(iter(comparison.rows)), [])
     published = ("published",) if comparison.published else ()
@@ -311,7 +311,7 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
         cells.append(" ".join(f"{value:+.4f}" for value in against.get(name, [])))
         cells += [tested.get(name, "") for _ in tests]
         cells += [comparison.published.get(name, "") for _ in published]
-        lost = sum("diverged" in row for row in group)
+        lost = sum(map(diverged, group))
         note = searching.get(name, "") + (f" ({lost} diverged)" if lost else "")
         lines.append(f"| {name}{note} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -112,6 +112,11 @@ def train_row(row: dict[str, Any], config: TrainConfig, dataset: Dataset, folder
         return {"splits": {}, "diverged": str(error)}
 
 
+def diverged(row: dict[str, Any]) -> bool:
+    """Whether the row's run ended without a result."""
+    return "diverged" in row
+
+
 def add(
     path: Path,
     row: dict[str, Any],
@@ -137,6 +142,7 @@ def add(
     row = row | found | {"seconds": seconds, "environment": {**started_in, "load_average": load}}
     store(path, row, key_of)
     if folder is not None and spent is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         spent.unlink()
     return row

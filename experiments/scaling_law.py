@@ -10,8 +10,8 @@ more runs than are counted here where the best rate is at an end of the first th
     --budget cpu    110 runs, 5.8 hours on two cores by the speeds in results/cpu/systems.json, the longest 12 minutes
     --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
 
-``--systems kunlun interformer`` runs these alone: a call for each core of a machine, each with systems of its own and
-the same file of rows, ends sooner than one that has all cores, for small models leave cores idle.
+``--systems kunlun interformer`` runs these alone, so that a call for each core of a machine can have systems of its
+own; they may share the file of rows.
 
 ``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed;
 without an estimate. A run that diverges is stored as such, counts as the worst of its rate and is in no law. A call
@@ -34,8 +34,8 @@ import tyro
 
 from experiments import scaling_report
 from experiments.compilation import keep_compiled
-from experiments.result_rows import RESULTS, add, measured_in, run_folder, stored, train_row
-from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, current, diverged, key_of, missing, seconds
+from experiments.result_rows import RESULTS, add, diverged, measured_in, run_folder, stored, train_row
+from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, current, key_of, missing, seconds
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset, resolve

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
-from experiments.result_rows import RESULTS, stored
+from experiments.result_rows import RESULTS, diverged, stored
 from experiments.scaling_families import FAMILIES, MOVIELENS, SIZES
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
@@ -127,11 +127,6 @@ def current(
     if len(several := sorted({row["data"] for row in found})) > 1:
         raise ValueError(f"the rows are of {len(several)} data sets, {several}; keep those of one in the file")
     return found
-
-
-def diverged(row: dict[str, Any]) -> bool:
-    """Whether the run ended without a result."""
-    return "diverged" in row
 
 
 def search(

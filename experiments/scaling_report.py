@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from experiments.result_rows import RESULTS, stored
-from experiments.scaling_plan import BASELINE, Budget, diverged, families, search
+from experiments.result_rows import RESULTS, diverged, stored
+from experiments.scaling_plan import BASELINE, Budget, families, search
 from kunlun_jax.scaling import LEAST_LOG, LEAST_POWER, Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
 
 STYLES = {
@@ -93,9 +93,8 @@ def laws(rows: list[dict[str, Any]], seed: int = 0) -> Laws:
 
 def laws_of(rows: list[dict[str, Any]], budget: Budget) -> dict[str, Laws]:
     """System -> its laws, of `current` rows."""
-    found = families(budget, rows)
-    fitted = {system: laws(group, seed=[*STYLES].index(system)) for system, group in found.items()}
-    return {system: law for system, law in fitted.items() if len(law.ne)}
+    # Each has a run that did not diverge: that of a tuned size at its best rate.
+    return {system: laws(group, seed=[*STYLES].index(system)) for system, group in families(budget, rows).items()}
 
 
 def machine_efficiency(ratio: Estimate, mfu: list[float], baseline: list[float]) -> float:
