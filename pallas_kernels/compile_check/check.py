@@ -209,6 +209,19 @@ def _either(select: Sequence[str]) -> str:
     return " or ".join(map(repr, select))
 
 
+def selected(chip: Chip, select: Sequence[str], *, one_of_each: bool = False) -> list[Case | triton_catalogue.Case]:
+    """The cases of a chip with any of `select` in their name, or all.
+
+    Args:
+      chip: one of `ALL_CHIPS`.
+      select: parts of names; empty for all cases.
+      one_of_each: of these, only the last of each operator and pass: the catalogue has plain forms first and those with
+        most branches (ragged, short, causal) last.
+    """
+    cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
+    return [*{(case.operator, case.direction): case for case in cases}.values()] if one_of_each else cases
+
+
 def run(
     chip: Chip,
     select: Sequence[str],
@@ -217,22 +230,24 @@ def run(
     output: Path,
     commit: str,
     *,
+    one_of_each: bool = False,
     each_loop: bool = False,
     accept_longer_loops: bool = False,
 ) -> list[Result]:
-    """Checks the cases of a chip with any of `select` in their name, or all; prints a table and writes JSON of all.
+    """Checks the cases of a chip that are `selected`; prints a table and writes JSON if these are all.
 
     Args:
       chip: one of `ALL_CHIPS`.
-      select: parts of names; empty for all cases.
+      select: see `selected`.
       jobs: processes at once.
       folder: see `compiler`.
       output: folder of the JSON files, the budget among them.
       commit: of the code, to be stored.
+      one_of_each: see `selected`.
       each_loop: print `loop_lines`, too.
       accept_longer_loops: store loops that are longer than the budget allows, and let them pass.
     """
-    cases = [case for case in cases_of(chip) if not select or any(part in case.name for part in select)]
+    cases, whole = selected(chip, select, one_of_each=one_of_each), not select and not one_of_each
     if not cases:
         print(f"{chip.name}: no kernel" + (f" with {_either(select)} in its name" if select else ""))
         return []
@@ -267,9 +282,9 @@ def run(
         print(line)
     failed = sum(bool(result.faults or result.longer) for result in results)
     print(f"{chip.name}: {len(results)} cases, {failed} failed, {time.perf_counter() - started:.0f} s")
-    if not select and any(result.longer for result in results):
+    if whole and any(result.longer for result in results):
         print(f"{path}: not written, for it is the budget that was exceeded")
-    elif not select:
+    elif whole:
         print(f"{path}: {'written' if write(path, chip, results, folder, commit) else 'unchanged'}")
     return results
 
@@ -287,11 +302,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SUBSTRING",
         help="only cases with one of these in their name; writes no JSON",
     )
+    parser.add_argument(
+        "--one-of-each",
+        action="store_true",
+        help="only the last case of each operator and pass, of those selected; writes no JSON",
+    )
     parser.add_argument("--each-loop", action="store_true", help="print the instructions of each inner loop by kind")
     parser.add_argument(
         "--accept-longer-loops",
         action="store_true",
-        help="let loops pass that are longer than stored; without --select, store them",
+        help="let loops pass that are longer than stored; store them, if every case is compiled",
     )
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="processes at once (%(default)s)")
     parser.add_argument(
@@ -320,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder,
             options.output,
             commit,
+            one_of_each=options.one_of_each,
             each_loop=options.each_loop,
             accept_longer_loops=options.accept_longer_loops,
         )

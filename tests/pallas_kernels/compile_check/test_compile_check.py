@@ -276,6 +276,20 @@ def test_a_run_over_all_writes_and_a_selection_does_not(folder, monkeypatch, cap
     assert f"{len(CASES['h100'])} cases, 0 failed" in capsys.readouterr().out
 
 
+def test_one_of_each_is_the_last_of_every_operator_and_pass_and_writes_nothing(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(check, "check", fake)
+    chosen = check.selected(H100, ["d128-bfloat16"], one_of_each=True)
+    kinds = [(case.operator, case.direction) for case in chosen]
+    assert len(kinds) == len(set(kinds)) and set(kinds) == {(c.operator, c.direction) for c in CASES["h100"].values()}
+    last = {(c.operator, c.direction): c.name for c in CASES["h100"].values() if "d128-bfloat16" in c.name}
+    assert sorted(case.name for case in chosen) == sorted(last.values())
+    output = ["--output", str(tmp_path)]
+    assert check.main(["--chip", "h100", "--one-of-each", "--select", "d128-bfloat16", *output]) == 0
+    assert f"h100: {len(chosen)} cases, 0 failed" in capsys.readouterr().out
+    assert check.main(["--chip", "h100", "--one-of-each", *output]) == 0
+    assert not (tmp_path / "h100.json").exists()
+
+
 def test_a_longer_loop_fails_until_it_is_accepted(folder, monkeypatch, capsys, tmp_path):
     command = ["--chip", "h100", "--output", str(tmp_path)]
     monkeypatch.setattr(check, "check", fake)
