@@ -34,7 +34,7 @@ from experiments import shallow
 from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
-from experiments.result_rows import add, measured_in, of_commit, stored, trained
+from experiments.result_rows import add, diverged, measured_in, of_commit, stored, train_row
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticConfig
@@ -123,14 +123,14 @@ def run_shallow(system: str, config: SyntheticConfig, seed: int) -> dict[str, An
 
 
 def run_neural(preset: TrainConfig, config: SyntheticConfig, seed: int, folder: Path) -> dict[str, Any]:
-    """Trains `preset` on a world in the run directory `folder`: metrics by split."""
+    """Trains `preset` on a world in the run directory `folder`: metrics by split; none, and "diverged", if it did."""
     dataset, _ = world_of(config)
     preset = dataclasses.replace(
         preset,
         data=dataclasses.replace(preset.data, options=config),
-        run=dataclasses.replace(preset.run, seed=seed, eval_splits=("valid", "test")),
+        run=dataclasses.replace(preset.run, eval_splits=("valid", "test")),
     )
-    found = trained(preset, folder, dataset)
+    found = train_row({"seed": seed}, preset, dataset, folder)
     return {**found.pop("splits"), **found}
 
 
@@ -142,7 +142,9 @@ def measure(system: str, config: SyntheticConfig, seed: int, folder: Path) -> di
         found = run_neural(PRESETS[NEURAL[system]][1], config, seed, folder)
     kept = ("ne", "logloss", "auc", "calibration", "rows")
     return found | {
-        split: {name: found[split][name] for name in kept if name in found[split]} for split in ("valid", "test")
+        split: {name: found[split][name] for name in kept if name in found[split]}
+        for split in ("valid", "test")
+        if split in found
     }
 
 
@@ -152,9 +154,11 @@ def key_of(row: dict[str, Any]) -> tuple:
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """The rows of all seeds by number of training rows and system."""
+    """The rows of all seeds by number of training rows and system, without runs that diverged."""
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
+        if diverged(row):
+            continue
         groups.setdefault((row["rows"], row["system"]), []).append(row)
     return groups
 
@@ -177,22 +181,30 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{count:9,}  {system:15} {test:8.4f} {floor:6.4f} {test - floor:6.4f} {mean_of(group, 'valid'):8.4f} "
             f"{seconds:5.0f}  {seeds}"
         )
+    lines += [f"{row['rows']:9,}  {row['system']:15} seed {row['seed']}: {row['diverged']}" for row in lost(rows)]
     return "\n".join(lines)
 
 
+def lost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of runs that diverged."""
+    return [row for row in rows if diverged(row)]
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Test NE by system and training rows: the mean of the seeds, and how many there are where it is not one."""
+    """Test NE by system and training rows: mean of the seeds, how many there are if not one, how many diverged."""
     groups, counts = grouped(rows), sorted({row["rows"] for row in rows})
     floors = {row["rows"]: row["floor"]["test"] for row in rows}
     lines = [f"| test NE | {' | '.join(f'{count:,} rows' for count in counts)} |", "|---" * (len(counts) + 1) + "|"]
     for system in SYSTEMS:
-        if not any((count, system) in groups for count in counts):
+        if not any(row["system"] == system for row in rows):
             continue
         cells = []
         for count in counts:
             group = groups.get((count, system), [])
             many = f" ({len(group)} seeds)" if len(group) > 1 else ""
-            cells.append(f"{mean_of(group, 'test'):.4f}{many}" if group else "")
+            gone = sum((row["rows"], row["system"]) == (count, system) for row in lost(rows))
+            mean = f"{mean_of(group, 'test'):.4f}{many}" if group else ""
+            cells.append((mean + f" ({gone} diverged)" * bool(gone)).strip())
         lines.append(f"| {system} | {' | '.join(cells)} |")
     lines.append(f"| floor | {' | '.join(f'{floors[count]:.4f}' for count in counts)} |")
     return "\n".join(lines)
@@ -255,7 +267,8 @@ def main(arguments: list[str] | None = None) -> int:
                     shallow_inputs(config)  # read once for all, so not in the time of the first
                 run = functools.partial(measure, system, config, seed, folder)
                 row = add(args.out, row, key_of, started_in, run, None if system in SHALLOW else folder)
-                print(f"{system}, {count:,} rows, seed {seed}: test NE {row['test']['ne']:.4f}", file=sys.stderr)
+                result = row["diverged"] if diverged(row) else f"test NE {row['test']['ne']:.4f}"
+                print(f"{system}, {count:,} rows, seed {seed}: {result}", file=sys.stderr)
     rows = [row for row in stored(args.out) if row["data"] in shown]
     print(table(rows))
     picture(rows, args.out.with_suffix(".png"))

@@ -162,6 +162,19 @@ def test_rows_of_another_world_are_kept_but_not_shown(tmp_path, capsys, quick):
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
+def test_a_run_that_diverges_is_a_row_and_the_others_go_on(tmp_path, capsys, quick, monkeypatch):
+    monkeypatch.setattr(learns, "train_row", lambda *_: {"splits": {}, "diverged": "no loss at step 7"})
+    out = tmp_path / "learns.json"
+    flags = [*FLAGS[:-1], "--seeds", "1", "--out", str(out), "--systems", "lr", "trees", "pooled-product"]
+    for _ in range(2):
+        assert learns.main(flags) == 0
+    assert len(quick) == 3 and out.with_suffix(".png").exists()
+    assert "    300  pooled-product  seed 1: no loss at step 7" in capsys.readouterr().out
+    rows = json.loads(out.read_text())["rows"]
+    assert learns.markdown(rows).splitlines()[-2] == "| pooled-product | (1 diverged) |"
+    assert [system for _, system in learns.grouped(rows)] == ["lr", "trees"]
+
+
 @pytest.mark.slow  # what it shows of a training run, test_compare shows, too
 def test_a_neural_system_leaves_its_row_alone(tmp_path):
     out, runs = tmp_path / "learns.json", tmp_path / "runs"
