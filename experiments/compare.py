@@ -136,11 +136,11 @@ def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
 
 
 def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
-    """Runs what is not stored yet; returns the fingerprints of the data that it is of."""
+    """Runs what is not stored yet; returns the fingerprints of the data of all rows of the comparison, run or not."""
     keep_compiled(args.data.cache)
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = measured_in(args.dirty)
-    key, seeds, used = key_of(comparison), args.seeds or comparison.seeds, set[str]()
+    key, seeds = key_of(comparison), args.seeds or comparison.seeds
     where = [
         part
         for name, value in (("--data.root", args.data.root), ("--data.cache", args.data.cache))
@@ -148,12 +148,14 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
         for part in (name, str(value))
     ]
 
+    def config_of(flags: str) -> TrainConfig:
+        _, config = parse([*shlex.split(flags), *where])
+        return dataclasses.replace(config, data=resolve(config.data))
+
     def of(name: str, flags: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of these flags, those that are missing measured."""
-        _, config = parse([*shlex.split(flags), *where])
-        config = dataclasses.replace(config, data=resolve(config.data))
+        config = config_of(flags)
         dataset, found = open_dataset(config.data), []
-        used.add(dataset.fingerprint)
         for seed in seeds:
             row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
             known = next((old for old in stored(path) if key(old) == key(row)), None)
@@ -180,7 +182,11 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
             tried = [row for more in comparison.search for row in of(name, f"{flags} {more}", comparison.seeds[:1])]
             flags = best(tried, comparison)["flags"]
         of(name, flags, seeds)
-    return used
+    configs = []
+    for flags in comparison.rows.values():
+        if (config := config_of(flags).data) not in configs:
+            configs.append(config)
+    return {open_dataset(config).fingerprint for config in configs}
 
 
 def metric_of(row: dict[str, Any], comparison: Comparison, split: str | None = None) -> float:
@@ -345,12 +351,12 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             raise ValueError(f"rows names {unknown}; there are {[*comparison.rows, *comparison.others]}")
         path = args.out or RESULTS / jax.default_backend() / f"{Path(args.name).stem}.json"
-        used = run(args, comparison, path)
+        data = run(args, comparison, path)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     every = stored(path)
-    rows = current(every, comparison, used)
+    rows = current(every, comparison, data)
     if len(rows) < len(every):
         print(f"{len(every) - len(rows)} rows of other flags or data are left out", file=sys.stderr)
     print(table(rows, comparison))

@@ -77,6 +77,20 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     assert out.with_suffix(".png").stat().st_size > 5_000
 
 
+def test_rows_on_other_data_are_shown_though_they_are_not_run(tmp_path, monkeypatch, capsys):
+    more = Comparison(rows={"whole": TINY, "fewer rows": f"{TINY} --data.train-rows 100"}, columns=("test ne",))
+    monkeypatch.setattr(compare, "comparison_of", lambda name: more)
+    monkeypatch.setattr(result_rows, "trained", lambda config, path, dataset: constant(config, 0))
+    command = ["toy", "--dirty", "--out", str(tmp_path / "toy.json"), "--seeds", "0", "--rows"]
+    for name in more.rows:
+        assert compare.main([*command, name]) == 0
+    whole, fewer = json.loads((tmp_path / "toy.json").read_text())["rows"]
+    assert whole["data"] != fewer["data"]
+    printed = capsys.readouterr()
+    assert "| whole | 1.0000 | +0.0000 |\n| fewer rows | 1.0000 | +0.0000 |" in printed.out
+    assert "left out" not in printed.err
+
+
 @pytest.mark.parametrize("error", [Diverged("step 3: skipped"), NotFinite("a logit is nan")])
 def test_a_run_that_diverges_is_stored_and_the_others_go_on(error, tmp_path, monkeypatch, capsys):
     def trained(config, path, dataset):
