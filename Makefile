@@ -35,12 +35,14 @@ KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory; what Triton compiles for
 # sm89 and sm90 it compiles for sm80, too.
 KERNELS_CI ?= --chip h100 b200 triton-sm80 --one-of-each --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
-SLOW_CI ?= tests/models tests/torch_reference tests/experiments tests/notebooks tests/training/test_processes.py \
-  tests/pallas_kernels/mosaic/test_gdpa_contract.py::TestMosaicContract \
-  tests/pallas_kernels/mosaic/test_gdpa_contract.py::test_lengths tests/pallas_kernels/test_contract.py \
-  tests/pallas_kernels/mosaic/test_softmax_contract.py::TestSoftmaxContract
-NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_mesh.py \
-  tests/training/test_checkpoint.py tests/training/test_optimizer.py tests/training/test_exchange.py \
+# Of the slow tests what no other test runs: the whole model through interpreted kernels, commands, notebooks.
+SLOW_CI ?= tests/models/test_mosaic.py tests/torch_reference/test_systems.py tests/experiments/test_kernel_peers.py \
+  tests/experiments/test_learns.py tests/experiments/test_mfu.py tests/experiments/test_missing.py \
+  tests/experiments/test_scaling_law.py tests/experiments/test_table_scaling.py tests/experiments/test_slurm.py \
+  tests/notebooks/test_notebooks.py::test_notebook_runs[03_gdpa] \
+  tests/notebooks/test_notebooks.py::test_notebook_runs[05_scaling_law] \
+  tests/notebooks/test_notebooks.py::test_notebook_runs[06_dry_run]
+NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_checkpoint.py \
   tests/pallas_kernels/test_contract.py
 
 .PHONY: help quickstart leaderboard test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry
