@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -11,7 +12,7 @@ def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
     """What a Python file holds as `name`.
 
     The file is imported as a module called as the file, which finds what any module finds: what is installed, and what
-    lies in the folder that the command is run from.
+    lies in the folder that the command is run from. It is imported once, however often it is asked for.
 
     Returns:
       Name of the module, first line of its docstring, and the object.
@@ -21,19 +22,30 @@ def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name a Python file that holds a {kind.__name__} called {name}")
-    if path.stem in sys.modules:
+    module = sys.modules.get(path.stem)
+    if module is None:
+        module = _imported(path)
+    elif Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
         raise ValueError(f"{path}: a module called {path.stem!r} already exists; rename the file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Before it runs: the config of a model in the same file is found again by the name of its module.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
     found = getattr(module, name, None)
     if not isinstance(found, kind):
         raise ValueError(f"{path}: must hold a {kind.__module__}.{kind.__name__} called {name}")
     summary, *_ = (module.__doc__ or path.name).splitlines()
     return path.stem, summary, found
+
+
+def _imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: the config of a model in the same file is found again by the name of its module.
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]  # half of a file is not one
+        raise
+    return module
 
 
 def digest(*folders: Path) -> str:
