@@ -40,6 +40,7 @@ SLOW_CI ?= tests/models/test_mosaic.py tests/torch_reference/test_systems.py tes
   tests/experiments/test_learns.py tests/experiments/test_mfu.py tests/experiments/test_missing.py \
   tests/experiments/test_scaling_law.py tests/experiments/test_table_scaling.py tests/experiments/test_slurm.py \
   tests/notebooks/test_notebooks.py::test_notebook_runs[03_gdpa] \
+  tests/notebooks/test_notebooks.py::test_notebook_runs[04_window_attention] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[05_scaling_law] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[06_dry_run]
 NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_checkpoint.py \
