@@ -7,6 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_IMPORTED: dict[Path, tuple[ModuleType, bytes]] = {}
+"""Files that `load` has imported -> their module, and what was in them."""
+
 
 def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
     """What a Python file holds as `name`.
@@ -18,15 +21,18 @@ def load(path: Path, name: str, kind: type) -> tuple[str, str, Any]:
       Name of the module, first line of its docstring, and the object.
 
     Raises:
-      ValueError: no such file, another module has its name, or it holds no `kind` as `name`.
+      ValueError: no such file, another module has its name, it has changed since it was imported, or it holds no `kind`
+        as `name`.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; name a Python file that holds a {kind.__name__} called {name}")
-    module = sys.modules.get(path.stem)
+    module, (own, content) = sys.modules.get(path.stem), _IMPORTED.get(path.resolve(), (None, b""))
     if module is None:
         module = _imported(path)
-    elif Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
+    elif module is not own:
         raise ValueError(f"{path}: a module called {path.stem!r} already exists; rename the file")
+    elif path.read_bytes() != content:
+        raise ValueError(f"{path}: has changed since it was imported; restart Python")
     found = getattr(module, name, None)
     if not isinstance(found, kind):
         raise ValueError(f"{path}: must hold a {kind.__module__}.{kind.__name__} called {name}")
@@ -39,7 +45,7 @@ def _imported(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Before it runs: the config of a model in the same file is found again by the name of its module.
-    sys.modules[path.stem] = module
+    sys.modules[path.stem], _IMPORTED[path.resolve()] = module, (module, path.read_bytes())
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -48,6 +48,25 @@ def test_the_page_shows_files_to_try():
     assert list(FILES) == ["my_model.py", "my_preset.py", "my_comparison.py"]
 
 
+def test_a_file_is_imported_once_and_a_changed_or_broken_one_is_told(tmp_path):
+    path = tmp_path / "my_numbers.py"
+    path.write_text("NUMBER = 1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        load(path, "NUMBER", list)
+    path.write_text("NUMBER = [3]")
+    first, again = (load(path, "NUMBER", list)[2] for _ in range(2))
+    assert first is again == [3]
+    path.write_text("NUMBER = [4]")
+    with pytest.raises(ValueError, match=r"my_numbers\.py: has changed since it was imported; restart Python"):
+        load(path, "NUMBER", list)
+    other = tmp_path / "other" / "my_numbers.py"
+    other.parent.mkdir()
+    other.write_text("NUMBER = [5]")
+    with pytest.raises(ValueError, match="a module called 'my_numbers' already exists; rename the file"):
+        load(other, "NUMBER", list)
+    del sys.modules["my_numbers"]
+
+
 def test_a_model_of_ones_own_is_trained_and_evaluated(folder, capsys):
     run = folder / "run"
     assert train.main([str(folder / "my_preset.py"), *LITTLE, "--run.dir", str(run), "--model.scale", "0.5"]) == 0
