@@ -38,12 +38,13 @@ KERNELS_CI ?= --chip h100 b200 triton-sm80 --one-of-each --select d128-bfloat16-
 # Three minutes of the slow tests: the whole model through interpreted kernels, commands, notebooks that do not train.
 SLOW_CI ?= tests/models/test_mosaic.py tests/torch_reference/test_systems.py tests/experiments/test_kernel_peers.py \
   tests/experiments/test_learns.py tests/experiments/test_mfu.py tests/experiments/test_missing.py \
-  tests/experiments/test_scaling_law.py tests/experiments/test_table_scaling.py tests/experiments/test_slurm.py \
+  tests/experiments/test_scaling_law.py tests/experiments/test_slurm.py \
   tests/notebooks/test_notebooks.py::test_notebook_runs[03_gdpa] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[04_window_attention] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[05_scaling_law] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[06_dry_run]
-NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_checkpoint.py \
+NEWEST_CI ?= tests/nn tests/models/test_kunlun.py tests/training/test_step.py tests/training/test_mesh.py \
+  tests/training/test_checkpoint.py tests/training/test_optimizer.py tests/training/test_exchange.py \
   tests/pallas_kernels/test_contract.py
 
 .PHONY: help quickstart leaderboard test test-slow test-slow-ci test-newest-jax test-newest-jax-ci faults kernels kernels-ci lint format figures notebooks lock clean gpu carry

@@ -32,7 +32,8 @@ from experiments.compilation import keep_compiled
 from experiments.files import load
 from experiments.result_rows import RESULTS, SIZES, add, diverged, measured_in, run_folder, stored, train_row
 from experiments.train import parse
-from kunlun_jax.data.open import open_dataset, resolve
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.open import DataConfig, open_dataset, resolve
 from kunlun_jax.training.config import TrainConfig
 
 Runner = Callable[[TrainConfig, int], dict[str, Any]]
@@ -148,14 +149,23 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
         for part in (name, str(value))
     ]
 
+    opened: list[tuple[DataConfig, Dataset]] = []
+
     def config_of(flags: str) -> TrainConfig:
         _, config = parse([*shlex.split(flags), *where])
         return dataclasses.replace(config, data=resolve(config.data))
 
+    def dataset_of(config: TrainConfig) -> Dataset:
+        """Its data set, which stays open for the next row, as most rows are on the same."""
+        if not opened or opened[0][0] != config.data:
+            opened.clear()
+            opened.append((config.data, open_dataset(config.data)))
+        return opened[0][1]
+
     def of(name: str, flags: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of these flags, those that are missing measured."""
         config = config_of(flags)
-        dataset, found = open_dataset(config.data), []
+        dataset, found = dataset_of(config), []
         for seed in seeds:
             row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
             known = next((old for old in stored(path) if key(old) == key(row)), None)
@@ -173,6 +183,9 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
             found.append(known)
         return found
 
+    # Before anything runs, so that flags that cannot be do not end a call of hours.
+    every = [flags for name in comparison.rows for flags in comparison.flags_of(name)]
+    data = {dataset_of(config_of(flags)).fingerprint for flags in every}
     for name in args.rows or (*comparison.rows, *comparison.others):
         if name in comparison.others:
             of(name, comparison.rows[comparison.others[name][0]], seeds[:1] if name in comparison.seedless else seeds)
@@ -182,11 +195,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
             tried = [row for more in comparison.search for row in of(name, f"{flags} {more}", comparison.seeds[:1])]
             flags = best(tried, comparison)["flags"]
         of(name, flags, seeds)
-    configs = []
-    for flags in comparison.rows.values():
-        if (config := config_of(flags).data) not in configs:
-            configs.append(config)
-    return {open_dataset(config).fingerprint for config in configs}
+    return data
 
 
 def metric_of(row: dict[str, Any], comparison: Comparison, split: str | None = None) -> float:

@@ -2,8 +2,8 @@
 
     python -m experiments.compare longer_pass
 
-Sizes 2 and 4 of both families of `experiments.scaling_law`, at the rates that its search found for 150,000 rows. A
-quarter of an hour each on a CPU core.
+Sizes 2 and 4 of both families of `experiments.scaling_law`, at the rates that its search found for 150,000 rows. 8 to
+17 minutes each on a CPU core.
 """
 
 from experiments.compare import Comparison

@@ -91,6 +91,14 @@ def test_rows_on_other_data_are_shown_though_they_are_not_run(tmp_path, monkeypa
     assert "left out" not in printed.err
 
 
+def test_flags_that_cannot_be_are_told_before_anything_runs(tmp_path, monkeypatch, capsys):
+    broken = Comparison(rows={"whole": TINY, "broken": "nowhere.py"})
+    monkeypatch.setattr(compare, "comparison_of", lambda name: broken)
+    monkeypatch.setattr(result_rows, "trained", lambda *_: pytest.fail("it ran"))
+    assert compare.main(["toy", "--dirty", "--out", str(tmp_path / "toy.json")]) == 2
+    assert "nowhere.py: no such file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [Diverged("step 3: skipped"), NotFinite("a logit is nan")])
 def test_a_run_that_diverges_is_stored_and_the_others_go_on(error, tmp_path, monkeypatch, capsys):
     def trained(config, path, dataset):

@@ -58,14 +58,7 @@ def test_the_world_has_something_to_learn():
     assert blind > floor + 3 * NEAR
 
 
-@pytest.mark.parametrize(
-    "name",
-    # In every run those whose parts the others share; the rest are half a minute to a minute each.
-    [
-        pytest.param(n, marks=() if n in ("din", "pooled_product", "kunlun") else pytest.mark.slow)
-        for n in FINDS_MATCHES
-    ],
-)
+@pytest.mark.parametrize("name", FINDS_MATCHES)
 def test_it_finds_the_matches(name):
     assert distance(FINDS_MATCHES[name], steps=STEPS_OF.get(name, STEPS)) < NEAR
 

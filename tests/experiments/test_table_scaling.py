@@ -25,7 +25,6 @@ def little(monkeypatch):
     monkeypatch.setattr(small, "WORLD", world)
 
 
-@pytest.mark.slow
 def test_sizes_are_measured_and_the_largest_is_restored(tmp_path):
     results, checkpoint = table_scaling.measure(ARGUMENTS)
     assert [x["rows"] for x in results] == [LARGE, 2 * LARGE]
