@@ -120,6 +120,9 @@ class KunlunConfig(SystemConfig):
     """Hidden widths of the deep net after FM."""
     unit_products: bool = True
     """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
+    token_norm: bool = True
+    """Whether a LayerNorm follows each Wukong layer, token by token (P); without it tokens keep their length, which is
+    short for ids that were hardly trained (O)."""
     head_reads: Literal["all", "last"] = "all"
     """Whether the head reads X of every layer (O) or of the last one (r)."""
 

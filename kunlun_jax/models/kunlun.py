@@ -118,6 +118,7 @@ class KunlunLayer(nnx.Module):
             hidden=config.fm_hidden,
             activation=config.activation,
             unit_products=config.unit_products,
+            token_norm=config.token_norm,
             **rest,
         )
 

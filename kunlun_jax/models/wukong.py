@@ -45,6 +45,9 @@ class WukongConfig(SystemConfig):
     """Hidden widths of the deep net after FM."""
     unit_products: bool = True
     """Whether tokens are scaled to length 1 before FM multiplies them (O)."""
+    token_norm: bool = True
+    """Whether a LayerNorm follows each Wukong layer, token by token (P); without it tokens keep their length, which is
+    short for ids that were hardly trained (O)."""
     history_pooling: Literal["pma", "mean"] = "pma"
     """How a history becomes tokens (O): learned queries that attend to it, or its mean."""
     history_tokens: int = 4
@@ -114,6 +117,7 @@ class Wukong(System):
                 hidden=config.fm_hidden,
                 activation=config.activation,
                 unit_products=config.unit_products,
+                token_norm=config.token_norm,
                 **rest,
             )
             tokens = layer.tokens_out

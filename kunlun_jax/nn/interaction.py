@@ -2,6 +2,7 @@
 
     expert:  X' = LN([FMB(X) | LCB(X)] + X)                                          Wukong (P)
              W_r X in place of X where the number of tokens changes (P), near the identity at the start (O)
+             the outer LN of each token (P), or none (O)
              FM(X) = U (U^T Y),  U = X, or the tokens of X scaled to length 1 (O)
              FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
     mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
@@ -32,6 +33,8 @@ class WukongExpert(nnx.Module):
       hidden: widths of the hidden layers of the deep net after FM.
       unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
         where the products of long tokens with themselves would drown a match between two short ones.
+      token_norm: whether each token that leaves is normalized. Its length says how much is known: that of an id that
+        was hardly trained is short, and at unit variance such an id is as loud as any other.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class WukongExpert(nnx.Module):
         hidden: tuple[int, ...],
         activation: str,
         unit_products: bool = False,
+        token_norm: bool = True,
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -63,7 +67,7 @@ class WukongExpert(nnx.Module):
             else Linear(tokens_in, self.tokens_out, use_bias=False, kernel_init=start, dtype=dtype, rngs=rngs)
         )
         self.unit_products = unit_products
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=norm_dtype, rngs=rngs) if token_norm else None
         self.dim, self.fm_tokens, self.dtype = dim, fm_tokens, dtype
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
@@ -80,7 +84,8 @@ class WukongExpert(nnx.Module):
         residual = (
             x if self.residual is None else rearrange(self.residual(by_channel), "batch dim out -> batch out dim")
         )
-        return self.norm(out + residual).astype(self.dtype)
+        out = out + residual
+        return out if self.norm is None else self.norm(out).astype(self.dtype)
 
     def products(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens rank"]:
         """FM(X)."""

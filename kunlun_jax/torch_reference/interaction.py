@@ -1,6 +1,6 @@
 """GlobalInteraction: a mixture of Wukong experts over context and history tokens.
 
-expert:  X' = LN([FMB(X) | LCB(X)] + X),  W_r X where the token counts differ    Wukong (P)
+expert:  X' = LN([FMB(X) | LCB(X)] + X),  W_r X where the token counts differ    Wukong (P); the LN or none (O)
 FM(X) = (U U^T) Y,  U = X or its tokens at length 1 (O),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
 mixture: M experts in parallel, expert m on tokens m, m + M, m + 2M ..., outputs side by side   Kunlun (R; parts O)
 """
@@ -27,6 +27,7 @@ class WukongExpert(nn.Module):
         hidden: tuple[int, ...],
         activation: str,
         unit_products: bool = False,
+        token_norm: bool = True,
     ):
         super().__init__()
         self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5)
@@ -36,7 +37,7 @@ class WukongExpert(nn.Module):
         tokens_out = fm_tokens + linear_tokens
         self.residual = None if tokens_in == tokens_out else nn.Linear(tokens_in, tokens_out, bias=False)
         self.unit_products = unit_products
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.norm = nn.LayerNorm(dim, eps=1e-5) if token_norm else None
         self.fm_tokens = fm_tokens
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
@@ -47,7 +48,8 @@ class WukongExpert(nn.Module):
         fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
         lcb = self.linear(x.transpose(1, 2)).transpose(1, 2)
         residual = x if self.residual is None else self.residual(x.transpose(1, 2)).transpose(1, 2)
-        return self.norm(torch.cat([fmb, lcb], dim=1) + residual)
+        out = torch.cat([fmb, lcb], dim=1) + residual
+        return out if self.norm is None else self.norm(out)
 
 
 class GlobalInteraction(nn.Module):

@@ -83,6 +83,7 @@ class KunlunLayer(nn.Module):
             hidden=config.fm_hidden,
             activation=config.activation,
             unit_products=config.unit_products,
+            token_norm=config.token_norm,
         )
 
     def forward(

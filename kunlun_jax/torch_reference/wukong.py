@@ -56,6 +56,7 @@ class Wukong(System):
                 hidden=config.fm_hidden,
                 activation=config.activation,
                 unit_products=config.unit_products,
+                token_norm=config.token_norm,
             )
             tokens = config.fm_tokens + config.linear_tokens
             self.layers.append(layer)

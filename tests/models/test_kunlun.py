@@ -298,6 +298,7 @@ OTHER_PARAMETERS = {
     "pooling without SumKronLinear": {"pooling": "seeds"},
     "ffn_kind": {"ffn_kind": "plain"},
     "dense_tokens": {"dense_tokens": 2},
+    "token_norm": {"token_norm": False},
     "experts": {"experts": 3},
     "width of one type": {"events": {"context": dataclasses.replace(EVENT, dim=12)}},
     "embedding_dim": {"embedding_dim": 8},

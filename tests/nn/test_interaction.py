@@ -40,14 +40,17 @@ def expert_by_hand(expert: WukongExpert, x: np.ndarray) -> np.ndarray:
     fmb = (h @ np.asarray(second.kernel[...]) + np.asarray(second.bias[...])).reshape(SIZES["fm_tokens"], DIM)
     lcb = np.asarray(expert.linear.kernel[...]).T @ x
     residual = x if expert.residual is None else np.asarray(expert.residual.kernel[...]).T @ x
-    return norm(np.concatenate([fmb, lcb]) + residual, expert.norm)
+    out = np.concatenate([fmb, lcb]) + residual
+    return out if expert.norm is None else norm(out, expert.norm)
 
 
-@pytest.mark.parametrize("unit_products", [False, True])
+@pytest.mark.parametrize(("unit_products", "token_norm"), [(False, True), (True, True), (False, False)])
 @pytest.mark.parametrize("tokens_in", [TOKENS, BLOCK])
-def test_expert_is_a_wukong_layer(tokens_in, unit_products):
+def test_expert_is_a_wukong_layer(tokens_in, unit_products, token_norm):
     """The residual is the tokens themselves where as many leave as came in."""
-    expert = build(lambda: WukongExpert(tokens_in, DIM, unit_products=unit_products, rngs=nnx.Rngs(0), **SIZES))
+    readings = {"unit_products": unit_products, "token_norm": token_norm}
+    expert = build(lambda: WukongExpert(tokens_in, DIM, rngs=nnx.Rngs(0), **readings, **SIZES))
+    assert (expert.norm is not None) == token_norm
     assert (expert.residual is None) == (tokens_in == BLOCK)
     x = tokens()[:, :tokens_in]
     y = jax.jit(expert)(x)

@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
         {
             "history_pooling": "mean",
             "unit_products": False,
+            "token_norm": False,
             "fm_hidden": (),
             "event_input": "mlp",
             "layers": 3,
