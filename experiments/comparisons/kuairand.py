@@ -11,7 +11,11 @@ from experiments.logistic_regression import as_row
 from experiments.shallow import trees_as_row
 
 COMPARISON = Comparison(
-    rows={"Kunlun": "kunlun/kuairand", "without histories": "kunlun/kuairand --model.skip-events '*'"},
+    rows={
+        "Kunlun": "kunlun/kuairand",
+        "with GDPA": "kunlun/kuairand --model.pattern pool+ffn",
+        "without histories": "kunlun/kuairand --model.skip-events '*'",
+    },
     others={"logistic regression": ("Kunlun", as_row), "boosted trees": ("Kunlun", trees_as_row)},
     seedless=("logistic regression",),
     metric="logloss",

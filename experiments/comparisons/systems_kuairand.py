@@ -1,4 +1,4 @@
-"""Every system at the FLOPs of kunlun/kuairand, on KuaiRand-Pure with its optimizer and passes, chosen on "valid".
+"""Kunlun, and every other system at some four times its FLOPs, on KuaiRand-Pure with its optimizer and passes.
 
     python -m experiments.compare systems_kuairand --data.root KuaiRand-Pure
 

@@ -1,4 +1,4 @@
-"""DCNv2: a low-rank cross network beside a deep one at the FLOPs and on the data of kunlun/kuairand.
+"""DCNv2: a low-rank cross network beside a deep one, 3.9 MFLOPs an example, on the data of kunlun/kuairand.
 
     python -m experiments.train dcnv2/kuairand --data.root KuaiRand-Pure
 

@@ -1,4 +1,4 @@
-"""DLRM: dot products of embeddings and means at the FLOPs and on the data of kunlun/kuairand.
+"""DLRM: dot products of embeddings and means, 3.9 MFLOPs an example, on the data of kunlun/kuairand.
 
     python -m experiments.train dlrm/kuairand --data.root KuaiRand-Pure
 

@@ -4,8 +4,8 @@
     python -m experiments.train kunlun/amazonelectronics_x1 --data.root amazonelectronics
 
 Cost and score: not known, neither NE nor the board's metrics, for the data is not here and nobody has run it. The width
-of the tables and the batch are the board's, other sizes and the passes those of kunlun/kuairand; rate and dropout are
-half of its, for larger batches of more rows. Nothing is tuned.
+of the tables and the batch are the board's, the passes those of kunlun/kuairand; rate and dropout are half of its, for
+larger batches of more rows. Nothing is tuned.
 """
 
 from kunlun_jax.data.open import DataConfig

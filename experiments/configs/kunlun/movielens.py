@@ -3,7 +3,7 @@
     python -m experiments.train kunlun/movielens --data.root ml-1m
 
 Cost: 22 minutes on two CPU cores that others use too. Score: test NE .636, AUC .879, LogLoss .336, gAUC .816, one seed
-(LOG.md). Sizes and rates are those of kunlun/kuairand, one pass.
+(LOG.md). Rates are those of kunlun/kuairand, one pass.
 """
 
 from experiments.configs.kunlun import kuairand
