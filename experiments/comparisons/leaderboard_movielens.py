@@ -3,8 +3,9 @@
     python -m experiments.compare leaderboard_movielens --data.root ml-1m
     make leaderboard
 
-Rates as in leaderboard_kuairand; models are those of KuaiRand's presets, so seven runs of some 20 minutes for each on
-two CPU cores. `leaderboard_movielens_last` has the split by time. It has not been run.
+Rates as in leaderboard_kuairand; models are those of KuaiRand's presets, but for Kunlun's, which has three layers here.
+Seven runs of some 20 minutes for each on two CPU cores. `leaderboard_movielens_last` has the split by time. It has not
+been run.
 """
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard
