@@ -194,6 +194,9 @@ def test_every_row_has_the_same_search_and_its_best_flags_have_the_other_seeds(t
     other = dataclasses.replace(searched, search=(searched.search[1], "--optimizer.learning-rate 3e-3"))
     assert "| whole (1 of 2 tried) | 0.8100 ± 0.0100 |" in compare.table(compare.current(rows, other), other)
     assert "| no ranks (1 of 2 tried) | 0.9000 |" in compare.table(compare.current(rows, other), other)
+    # A row as it is may be one of those tried.
+    own = dataclasses.replace(searched, search=("", searched.search[0]))
+    assert own.flags_of("whole") == (TINY, f"{TINY} --optimizer.learning-rate 1e-3")
 
 
 def test_a_paired_p_is_that_of_the_t_test():
@@ -261,6 +264,14 @@ def test_code_with_changes_is_refused(monkeypatch, capsys):
 def test_names_that_are_not_there_exit_2(flags, message, capsys):
     assert compare.main(flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("leaderboard_")])
+def test_every_system_of_a_leaderboard_tries_the_same_rates(name):
+    comparison = compare.comparison_of(name)
+    for row in comparison.rows:
+        tried = [compare.parse(shlex.split(flags))[1] for flags in comparison.flags_of(row)]
+        assert [config.optimizer.learning_rate for config in tried] == [1e-3, 2e-3, 4e-3]
 
 
 @pytest.mark.parametrize("name", NAMES)
