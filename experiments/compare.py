@@ -51,7 +51,7 @@ class Comparison:
       others: name -> the row whose data it uses, and a model that `experiments.train` does not train.
       seedless: names of `others` that no seed changes; they are run for the first only.
       search: flags of which each row takes those with the best `metric` on "valid", tried for the first of `seeds`: the
-        same budget for all. "" is the row as it is; empty: rows are as they are.
+        same budget for all. Empty: rows are as they are.
       columns: of the table, each a split and a metric, or one of `SIZES`, shown as a ratio to the first row's.
       published: name of a row -> what a paper says of it, for a last column of the table; none if empty.
 
@@ -83,7 +83,7 @@ class Comparison:
         """The flags that rows of this name may have, several where they are searched for."""
         if name in self.others:
             return (self.rows[self.others[name][0]],)
-        return tuple(f"{self.rows[name]} {more}".rstrip() for more in self.search) or (self.rows[name],)
+        return tuple(f"{self.rows[name]} {more}" for more in self.search) or (self.rows[name],)
 
 
 @dataclasses.dataclass(frozen=True)

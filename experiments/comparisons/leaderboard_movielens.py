@@ -4,7 +4,7 @@
     make leaderboard
 
 Rates as in leaderboard_kuairand; models are those of KuaiRand's presets, but for Kunlun's, which has three layers here.
-Seven runs of some 20 minutes for each on two CPU cores. `leaderboard_movielens_last` has the split by time. It has not
+Eight runs of some 20 minutes for each on two CPU cores. `leaderboard_movielens_last` has the split by time. It has not
 been run.
 """
 
