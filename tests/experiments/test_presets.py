@@ -105,9 +105,11 @@ def kuairand_schema(tmp_path_factory) -> Schema:
 
 @pytest.mark.parametrize("system", [*SYSTEMS_ALONE, "pooled_product"])
 def test_the_other_systems_cost_alike_on_kuairand_and_kunlun_no_more_than_a_quarter(system, kuairand_schema):
-    """At near exponential history lengths of the real means, on the same batches with the same optimizer and passes."""
+    """At near exponential history lengths of the real means, on the same batches with the same passes; of the optimizer
+    only the rate may differ."""
     kunlun, other = PRESETS["kunlun/kuairand"][1], PRESETS[f"{system}/kuairand"][1]
-    assert dataclasses.replace(other, model=kunlun.model) == kunlun
+    optimizer = dataclasses.replace(other.optimizer, learning_rate=kunlun.optimizer.learning_rate)
+    assert dataclasses.replace(other, model=kunlun.model, optimizer=optimizer) == kunlun
     quantiles = -np.log1p(-(np.arange(4096) + 0.5) / 4096)
     lengths = {name: np.round(quantiles * mean).astype(np.int64) for name, mean in KUAIRAND_MEANS.items()}
     ours, theirs = (useful_flops(f"{name}/kuairand", kuairand_schema, lengths) for name in ("kunlun", system))

@@ -6,6 +6,8 @@ Cost: three minutes on a CPU core that others use too. Score, one seed: valid Lo
 frozen gAUC .6354 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
 """
 
+import dataclasses
+
 from experiments.configs.kunlun import kuairand
 from kunlun_jax.models.dcnv2 import DCNv2Config
 from kunlun_jax.training.config import TrainConfig
@@ -22,6 +24,6 @@ CONFIG = TrainConfig(
         wide=True,
         dropout=0.2,
     ),
-    optimizer=kuairand.CONFIG.optimizer,
+    optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
     run=kuairand.CONFIG.run,
 )

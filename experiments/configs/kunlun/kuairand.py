@@ -44,7 +44,7 @@ CONFIG = TrainConfig(
         wide=True,
         dropout=0.2,
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, decay="linear", table_learning_rate=0.05),
+    optimizer=OptimizerConfig(learning_rate=5e-4, decay="linear", table_learning_rate=0.05),
     # One pass is too few for what is not a table, and a second over the same tables overfits their ids.
     run=RunConfig(
         epochs=2,

@@ -3,8 +3,10 @@
     python -m experiments.train kunlun/movielens --data.root ml-1m
 
 Cost: 22 minutes on two CPU cores that others use too. Score: test NE .636, AUC .879, LogLoss .336, gAUC .816, one seed
-(LOG.md). Rates are those of kunlun/kuairand, one pass.
+(LOG.md). The rates of tables are those of kunlun/kuairand, that of the rest is four times its; one pass.
 """
+
+import dataclasses
 
 from experiments.configs.kunlun import kuairand
 from kunlun_jax.data.open import DataConfig
@@ -33,6 +35,6 @@ CONFIG = TrainConfig(
         wide=True,
         dropout=0.2,
     ),
-    optimizer=kuairand.CONFIG.optimizer,
+    optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
     run=RunConfig(log_every=50, checkpoint_every=1000),
 )

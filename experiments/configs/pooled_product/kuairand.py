@@ -6,6 +6,8 @@ Cost: three minutes on two busy CPU cores. Score, one seed: valid LogLoss .5915,
 frozen gAUC .6383 (commit fc2e8d6).
 """
 
+import dataclasses
+
 from experiments.configs.kunlun import kuairand
 from kunlun_jax.models.pooled_product import PooledProductConfig
 from kunlun_jax.training.config import TrainConfig
@@ -22,6 +24,6 @@ CONFIG = TrainConfig(
         wide=True,
         dropout=0.2,
     ),
-    optimizer=kuairand.CONFIG.optimizer,
+    optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
     run=kuairand.CONFIG.run,
 )
