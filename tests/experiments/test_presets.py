@@ -12,11 +12,11 @@ from experiments.configs import PRESETS
 from experiments.configs.kunlun.small import WORLD
 from kunlun_jax.data.pack import capacity_names, pack
 from kunlun_jax.data.schema import Schema
-from kunlun_jax.data.sets import kuairand
+from kunlun_jax.data.sets import kuairand, movielens
 from kunlun_jax.data.sets.synthetic import SyntheticConfig, SyntheticSource
 from kunlun_jax.flops import total_flops, total_parameters
 from kunlun_jax.nn.embedding import init_tables, lookup
-from tests.data.sets import fake_kuairand
+from tests.data.sets import fake_kuairand, fake_movielens
 
 SOURCE = SyntheticSource(SyntheticConfig(train_rows=100, valid_rows=10, test_rows=10, users=50))
 
@@ -115,6 +115,21 @@ def test_the_other_systems_cost_alike_on_kuairand_and_kunlun_no_more_than_a_quar
     ours, theirs = (useful_flops(f"{name}/kuairand", kuairand_schema, lengths) for name in ("kunlun", system))
     assert 3.6e6 < theirs < 4.2e6
     assert ours < theirs / 4
+
+
+MOVIELENS_MEANS = {"like": 38, "neutral": 26, "dislike": 19}
+"""Mean history lengths of 6,096 evenly spaced training rows of MovieLens-1M, the newest 50 of each type, rounded."""
+
+
+@pytest.mark.parametrize("system", ["kunlun", *SYSTEMS_ALONE, "pooled_product"])
+def test_all_systems_cost_alike_on_movielens(system, tmp_path):
+    """At the mean history lengths, on the same batches with the same optimizer."""
+    kunlun, other = PRESETS["kunlun/movielens"][1], PRESETS[f"{system}/movielens"][1]
+    assert dataclasses.replace(other, model=kunlun.model) == kunlun
+    folder = fake_movielens.write(tmp_path / "raw", fake_movielens.make_ratings())
+    schema = movielens.open_dataset(folder, tmp_path / "cache").schema
+    lengths = {name: np.array([mean]) for name, mean in MOVIELENS_MEANS.items()}
+    assert 0.9e6 < useful_flops(f"{system}/movielens", schema, lengths) < 1.6e6
 
 
 def test_every_event_of_kuairand_has_candidate_features_for_target_attention(kuairand_schema):
