@@ -2,11 +2,9 @@
 
     python -m experiments.train dcnv2/kuairand --data.root KuaiRand-Pure
 
-Cost: three minutes on a CPU core that others use too. Score, one seed: valid LogLoss .5916, test AUC .7405, NE .8587,
-frozen gAUC .6354 (commit 8b23845, `experiments/results/cpu/systems_kuairand.json`).
+Cost: three minutes on a CPU core that others use too. Score, means of five seeds: valid LogLoss .5908,
+test AUC .7415, NE .8573, frozen gAUC .6370 (commit ce78d36, `experiments/results/cpu/leaderboard_kuairand.json`).
 """
-
-import dataclasses
 
 from experiments.configs.kunlun import kuairand
 from kunlun_jax.models.dcnv2 import DCNv2Config
@@ -24,6 +22,6 @@ CONFIG = TrainConfig(
         wide=True,
         dropout=0.2,
     ),
-    optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
+    optimizer=kuairand.CONFIG.optimizer,
     run=kuairand.CONFIG.run,
 )
