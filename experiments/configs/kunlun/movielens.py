@@ -2,8 +2,8 @@
 
     python -m experiments.train kunlun/movielens --data.root ml-1m
 
-Cost: seven minutes on a CPU core. Score: test NE .629, AUC .882, LogLoss .333, one seed (LOG.md). Rates are those of
-kunlun/kuairand, one pass.
+Cost: seven minutes on a CPU core. Score, means of three seeds: valid LogLoss .3306, test AUC .8827, NE .6280 (commit
+48e5830, `experiments/results/cpu/movielens.json`). Rates are those of kunlun/kuairand, one pass.
 """
 
 from experiments.configs.kunlun import kuairand
