@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
         embedding_scale=0.01,
         event_input="mlp",
         token_norm=False,
-        # GDPA more than doubles the FLOPs and changes LogLoss by .0001 (LOG.md); `--model.pattern pool+ffn` has it.
+        # GDPA more than doubles the FLOPs and makes LogLoss worse (LOG.md); `--model.pattern pool+ffn` has it.
         pattern=("pool",),
         # At unit length such an id would weigh as much in products, too.
         unit_products=False,
