@@ -92,4 +92,4 @@ MOVIELENS = {
     + (" --model.no-unit-products" if system in ("kunlun", "interformer", "wukong") else "")
     for system in FAMILIES
 }
-"""System -> what preset kunlun/movielens has otherwise than kunlun/small, as flags."""
+"""System -> what it has on MovieLens otherwise than in its preset small, as flags."""

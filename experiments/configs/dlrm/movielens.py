@@ -2,7 +2,8 @@
 
     python -m experiments.train dlrm/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
+Cost: four minutes on a CPU core. Score, one seed: valid LogLoss .3315, test AUC .8814, NE .6308 (commit 48e5830). With
+`--optimizer.learning-rate 1e-3` they are .3277, .8851 and .6225; the leaderboard's search is to come.
 """
 
 import dataclasses
