@@ -12,6 +12,7 @@ from experiments.configs.kunlun import kuairand
 from kunlun_jax.data.open import DataConfig
 from kunlun_jax.data.pipeline import LoaderConfig
 from kunlun_jax.data.sets.movielens import MovieLensConfig
+from kunlun_jax.models.config import EventConfig
 from kunlun_jax.training.config import RunConfig, TrainConfig
 
 CONFIG = TrainConfig(
@@ -21,7 +22,7 @@ CONFIG = TrainConfig(
     model=dataclasses.replace(
         kuairand.CONFIG.model,
         embedding_dim=16,
-        event=dataclasses.replace(kuairand.CONFIG.model.event, dim=16),
+        event=EventConfig(dim=16, heads=2, tokens=4, seeds=8, layers=1, ffn_width=32, kron_rank=2),
         events={},
     ),
     optimizer=kuairand.CONFIG.optimizer,
