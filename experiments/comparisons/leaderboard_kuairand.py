@@ -14,12 +14,15 @@ from experiments.compare import Comparison
 from experiments.comparisons.systems import NAMES
 from experiments.shallow import trees_as_row
 
-RATES = ("2.5e-4", "5e-4", "1e-3", "2e-3")
-"""Of the dense weights (O); the search of every system, on every leaderboard."""
 
+def leaderboard(flags: str, *, rates: tuple[str, ...], frozen: bool) -> Comparison:
+    """Every system with ``MODEL/`` and `flags`, at the best of `rates`.
 
-def leaderboard(flags: str, *, frozen: bool) -> Comparison:
-    """Every system with ``MODEL/`` and `flags`; `frozen` if the data set has a split with frozen histories."""
+    Args:
+      flags: preset and flags of `experiments.train`.
+      rates: of the dense weights, the same for every system (O).
+      frozen: whether the data set has a split with frozen histories.
+    """
     columns = ["valid logloss", "test auc", "test logloss", "test ne", "test gauc"]
     columns += ["test_frozen gauc"] * frozen + ["flops", "parameters", "examples/s"]
     return Comparison(
@@ -27,9 +30,9 @@ def leaderboard(flags: str, *, frozen: bool) -> Comparison:
         others={"boosted trees": ("kunlun", trees_as_row)},
         metric="logloss",
         seeds=(0, 1, 2, 3, 4),
-        search=tuple(f"--optimizer.learning-rate {rate}" for rate in RATES),
+        search=tuple(f"--optimizer.learning-rate {rate}" for rate in rates),
         columns=tuple(columns),
     )
 
 
-COMPARISON = leaderboard("kuairand", frozen=True)
+COMPARISON = leaderboard("kuairand", rates=("2.5e-4", "5e-4", "1e-3", "2e-3"), frozen=True)

@@ -8,5 +8,8 @@ Ratings of 3 stars are examples here, so a run takes a third longer. It has not 
 """
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard
+from experiments.comparisons.leaderboard_movielens import RATES
 
-COMPARISON = leaderboard("movielens --data.split last --run.eval-splits valid test test_frozen", frozen=True)
+COMPARISON = leaderboard(
+    "movielens --data.split last --run.eval-splits valid test test_frozen", rates=RATES, frozen=True
+)
