@@ -116,8 +116,10 @@ def interaction(config: KunlunConfig, tokens: int) -> float:
     for expert in range(config.experts):
         own = len(range(expert, tokens, config.experts))
         maps = config.linear_tokens + (0 if own == out else out)
-        total += 4 * own * config.fm_rank * config.dim + config.dim * mlp(own, maps)
-        total += mlp(own * config.fm_rank, *config.fm_hidden, config.fm_tokens * config.dim)
+        low_rank = config.fm_products == "low_rank"
+        total += (4 * own * config.fm_rank if low_rank else 2 * own * own) * config.dim + config.dim * mlp(own, maps)
+        products = own * config.fm_rank if low_rank else own * (own - 1) // 2
+        total += mlp(products, *config.fm_hidden, config.fm_tokens * config.dim)
     return total
 
 

@@ -115,6 +115,7 @@ class KunlunLayer(nnx.Module):
             fm_tokens=config.fm_tokens,
             linear_tokens=config.linear_tokens,
             rank=config.fm_rank,
+            products=config.fm_products,
             hidden=config.fm_hidden,
             activation=config.activation,
             unit_products=config.unit_products,

@@ -6,6 +6,7 @@ cross:  x' = x_0 * (W x + b) + x,   W full, or U V of low rank   DCNv2, arXiv 20
 DHEN:   dot and cross side by side                               InterFormer (P)
 """
 
+import jax
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -13,8 +14,14 @@ from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from kunlun_jax.nn.init import Linear
-from kunlun_jax.nn.interaction import unit
 from kunlun_jax.nn.mlp import MLP, linear_flops
+from pallas_kernels.dispatch import accumulator
+
+
+def unit(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+    """Tokens scaled to length 1, computed in float32 or better; a token of zeros stays zero."""
+    y = x.astype(accumulator(x.dtype))
+    return (y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def dot_products(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch pairs"]:

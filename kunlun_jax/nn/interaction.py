@@ -5,13 +5,14 @@
              the outer LN of each token (P), or none (O)
              FM(X) = U (U^T Y),  U = X, or the tokens of X scaled to length 1 (O)
              FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+             or reshape(MLP(<u_i, u_j> for i < j)), all products themselves, as DLRM has them (O)
     mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
 
 The parts are a fixed partition of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the
 context and every event type (O).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kunlun_jax.nn.cross import dot_flops, dot_products, pairs_of, unit
 from kunlun_jax.nn.init import Linear, near_identity, normal_of
 from kunlun_jax.nn.mlp import MLP, linear_flops
 from kunlun_jax.parallel import EXPERTS, devices_along
@@ -30,11 +32,16 @@ class WukongExpert(nnx.Module):
 
     Args:
       rank: k, columns of Y.
+      products: what the deep net reads, the normalized FM(X) or every product of two tokens as it is. In a norm and in
+        sums over all tokens that of two ids that were trained drowns among those of others.
       hidden: widths of the hidden layers of the deep net after FM.
       unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
         where the products of long tokens with themselves would drown a match between two short ones.
       token_norm: whether each token that leaves is normalized. Its length says how much is known: that of an id that
         was hardly trained is short, and at unit variance such an id is as loud as any other.
+
+    Raises:
+      ValueError: `products` is "pairs", and there is a single token.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class WukongExpert(nnx.Module):
         fm_tokens: int,
         linear_tokens: int,
         rank: int,
+        products: Literal["low_rank", "pairs"] = "low_rank",
         hidden: tuple[int, ...],
         activation: str,
         unit_products: bool = False,
@@ -52,14 +60,18 @@ class WukongExpert(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        init = normal_of(tokens_in**-0.5)
-        self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32))
         # Norms compute in float32 even where the rest is bfloat16.
         norm_dtype = accumulator(jnp.dtype(dtype))
-        self.fm_norm = nnx.LayerNorm(tokens_in * rank, epsilon=1e-5, dtype=norm_dtype, rngs=rngs)
-        self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
+        low_rank = products == "low_rank"
+        width = tokens_in * rank if low_rank else pairs_of(tokens_in)
+        if not width:
+            raise ValueError("fm_products is 'pairs', and an expert has a single token, so no pair; use fewer experts")
+        init = normal_of(tokens_in**-0.5)
+        self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32)) if low_rank else None
+        self.fm_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=norm_dtype, rngs=rngs) if low_rank else None
+        self.deep = MLP((width, *hidden, fm_tokens * dim), activation=activation, dtype=dtype, rngs=rngs)
         self.linear = Linear(tokens_in, linear_tokens, use_bias=False, dtype=dtype, rngs=rngs)
-        self.tokens_out = fm_tokens + linear_tokens
+        self.tokens_in, self.tokens_out = tokens_in, fm_tokens + linear_tokens
         start = near_identity(0.1)
         self.residual = (
             None
@@ -72,7 +84,8 @@ class WukongExpert(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch out dim"]:
         """``fm_tokens`` tokens of products, then ``linear_tokens`` of linear maps."""
-        deep = self.deep(self.fm_norm(rearrange(self.products(x), "batch tokens rank -> batch (tokens rank)")))
+        products = self.products(x)
+        deep = self.deep(products if self.fm_norm is None else self.fm_norm(products))
         by_channel = rearrange(x, "batch tokens dim -> batch dim tokens")
         out = jnp.concatenate(
             [
@@ -87,24 +100,20 @@ class WukongExpert(nnx.Module):
         out = out + residual
         return out if self.norm is None else self.norm(out).astype(self.dtype)
 
-    def products(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens rank"]:
-        """FM(X)."""
-        # U (U^T Y) rather than (U U^T) Y: linear in the number of tokens.
+    def products(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch products"]:
+        """FM(X), by token and then by column; or the dot products of its pairs of tokens."""
         u = unit(x) if self.unit_products else x
+        if self.fm_map is None:
+            return dot_products(u)
+        # U (U^T Y) rather than (U U^T) Y: linear in the number of tokens.
         low_rank = jnp.einsum("bnd,nk->bdk", u, self.fm_map[...].astype(self.dtype))
-        return jnp.einsum("bnd,bdk->bnk", u, low_rank)
+        return rearrange(jnp.einsum("bnd,bdk->bnk", u, low_rank), "batch tokens rank -> batch (tokens rank)")
 
     def flops(self) -> int:
         """Forward FLOPs per example."""
-        tokens, rank = self.fm_map.shape
         maps = sum(linear_flops(layer) for layer in (self.linear, self.residual) if layer is not None)
-        return 4 * tokens * rank * self.dim + self.deep.flops() + self.dim * maps
-
-
-def unit(x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
-    """Tokens scaled to length 1, computed in float32 or better; a token of zeros stays zero."""
-    y = x.astype(accumulator(x.dtype))
-    return (y * jax.lax.rsqrt(jnp.square(y).sum(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+        products = dot_flops(self.tokens_in, self.dim) if self.fm_map is None else 4 * self.fm_map.size * self.dim
+        return products + self.deep.flops() + self.dim * maps
 
 
 class GlobalInteraction(nnx.Module):
@@ -175,7 +184,7 @@ def check_shared(model: Any, devices: int) -> None:
         count = len(part.experts)
         if count % devices:
             raise ValueError(f"mesh.experts is {devices}; it must divide model.experts, which is {count}")
-        tokens = sum(expert.fm_map.shape[0] for expert in part.experts)
+        tokens = sum(expert.tokens_in for expert in part.experts)
         if tokens % count:
             raise ValueError(
                 f"mesh.experts is {devices}, and the {count} experts of {name} are unlike, for they share {tokens} "

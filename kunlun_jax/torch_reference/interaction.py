@@ -2,8 +2,11 @@
 
 expert:  X' = LN([FMB(X) | LCB(X)] + X),  W_r X where the token counts differ    Wukong (P); the LN or none (O)
 FM(X) = (U U^T) Y,  U = X or its tokens at length 1 (O),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
+or FMB(X) = reshape(MLP(the entries of U U^T above its diagonal)) (O)
 mixture: M experts in parallel, expert m on tokens m, m + M, m + 2M ..., outputs side by side   Kunlun (R; parts O)
 """
+
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -24,15 +27,18 @@ class WukongExpert(nn.Module):
         fm_tokens: int,
         linear_tokens: int,
         rank: int,
+        products: Literal["low_rank", "pairs"] = "low_rank",
         hidden: tuple[int, ...],
         activation: str,
         unit_products: bool = False,
         token_norm: bool = True,
     ):
         super().__init__()
-        self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5)
-        self.fm_norm = nn.LayerNorm(tokens_in * rank, eps=1e-5)
-        self.deep = MLP((tokens_in * rank, *hidden, fm_tokens * dim), activation)
+        low_rank = products == "low_rank"
+        self.fm_map = nn.Parameter(torch.randn(tokens_in, rank) * tokens_in**-0.5) if low_rank else None
+        self.fm_norm = nn.LayerNorm(tokens_in * rank, eps=1e-5) if low_rank else None
+        width = tokens_in * rank if low_rank else tokens_in * (tokens_in - 1) // 2
+        self.deep = MLP((width, *hidden, fm_tokens * dim), activation)
         self.linear = nn.Linear(tokens_in, linear_tokens, bias=False)
         tokens_out = fm_tokens + linear_tokens
         self.residual = None if tokens_in == tokens_out else nn.Linear(tokens_in, tokens_out, bias=False)
@@ -43,8 +49,14 @@ class WukongExpert(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         """`fm_tokens` tokens of products, then `linear_tokens` of linear maps."""
         u = x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() if self.unit_products else x
-        products = u @ u.transpose(1, 2) @ self.fm_map
-        deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
+        products = u @ u.transpose(1, 2)
+        if self.fm_map is None or self.fm_norm is None:
+            first, second = torch.triu_indices(x.shape[1], x.shape[1], offset=1)
+            deep = self.deep(products[:, first, second])
+        else:
+            deep = self.deep(
+                self.fm_norm(rearrange(products @ self.fm_map, "batch tokens rank -> batch (tokens rank)"))
+            )
         fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
         lcb = self.linear(x.transpose(1, 2)).transpose(1, 2)
         residual = x if self.residual is None else self.residual(x.transpose(1, 2)).transpose(1, 2)

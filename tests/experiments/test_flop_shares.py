@@ -78,6 +78,7 @@ CLOSED = {
     },
     "no maps": {"embedding_dim": 8, "history_lengths": False},
     "head": {"head_reads": "last", "wide": True, "head_hidden": (5, 3)},
+    "every product of two tokens": {"fm_products": "pairs"},
     "an expert that keeps its tokens": {
         "dense_tokens": 1,
         "experts": 2,

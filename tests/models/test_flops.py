@@ -40,6 +40,7 @@ def array(*shape: int) -> jax.Array:
 
 DENSE = {"dtype": jnp.float32}
 RELU = {"activation": "relu", **DENSE}
+EXPERT = {"fm_tokens": 8, "linear_tokens": 24, "rank": 8, "hidden": (256,), **RELU}
 MODULES = {
     "mlp": (lambda r: MLP((64, 256, 64), rngs=r, **RELU), (64,)),
     "token to weights": (lambda r: TokenToWeights(16, 32, 64, 128, rngs=r, **DENSE), (16, 64)),
@@ -47,10 +48,8 @@ MODULES = {
     "token linear": (lambda r: TokenLinear(32, 8, 64, rngs=r, **DENSE), (32, 64)),
     "weight generation": (lambda r: WeightGeneration(24, 8, 128, gate=False, rngs=r, **RELU), (24, 128)),
     "gated weight generation": (lambda r: WeightGeneration(24, 8, 256, gate=True, rngs=r, **RELU), (24, 256)),
-    "expert": (
-        lambda r: WukongExpert(32, 64, fm_tokens=8, linear_tokens=24, rank=8, hidden=(256,), rngs=r, **RELU),
-        (32, 64),
-    ),
+    "expert": (lambda r: WukongExpert(32, 64, rngs=r, **EXPERT), (32, 64)),
+    "expert of pairs": (lambda r: WukongExpert(32, 64, products="pairs", rngs=r, **EXPERT), (32, 64)),
 }
 
 

@@ -299,6 +299,7 @@ OTHER_PARAMETERS = {
     "ffn_kind": {"ffn_kind": "plain"},
     "dense_tokens": {"dense_tokens": 2},
     "token_norm": {"token_norm": False},
+    "fm_products": {"fm_products": "pairs"},
     "experts": {"experts": 3},
     "width of one type": {"events": {"context": dataclasses.replace(EVENT, dim=12)}},
     "embedding_dim": {"embedding_dim": 8},

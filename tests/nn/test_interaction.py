@@ -31,11 +31,14 @@ def norm(x: np.ndarray, layer: nnx.LayerNorm) -> np.ndarray:
 
 def expert_by_hand(expert: WukongExpert, x: np.ndarray) -> np.ndarray:
     """One example, rows are tokens."""
-    y = np.asarray(expert.fm_map[...], np.float64)
     u = x / np.linalg.norm(x, axis=-1, keepdims=True) if expert.unit_products else x
-    fm = u @ u.T @ y  # every pair of tokens, not the low-rank way round
+    if expert.fm_map is None or expert.fm_norm is None:
+        fm = np.array([u[i] @ u[j] for i in range(len(u)) for j in range(i + 1, len(u))])
+    else:
+        fm = u @ u.T @ np.asarray(expert.fm_map[...], np.float64)  # every pair of tokens, not the low-rank way round
+        fm = norm(fm.reshape(-1), expert.fm_norm)
     first, second = expert.deep.layers
-    h = norm(fm.reshape(-1), expert.fm_norm) @ np.asarray(first.kernel[...]) + np.asarray(first.bias[...])
+    h = fm @ np.asarray(first.kernel[...]) + np.asarray(first.bias[...])
     h = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
     fmb = (h @ np.asarray(second.kernel[...]) + np.asarray(second.bias[...])).reshape(SIZES["fm_tokens"], DIM)
     lcb = np.asarray(expert.linear.kernel[...]).T @ x
@@ -44,11 +47,14 @@ def expert_by_hand(expert: WukongExpert, x: np.ndarray) -> np.ndarray:
     return out if expert.norm is None else norm(out, expert.norm)
 
 
-@pytest.mark.parametrize(("unit_products", "token_norm"), [(False, True), (True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("products", "unit_products", "token_norm"),
+    [("low_rank", False, True), ("low_rank", True, True), ("pairs", False, False), ("pairs", True, True)],
+)
 @pytest.mark.parametrize("tokens_in", [TOKENS, BLOCK])
-def test_expert_is_a_wukong_layer(tokens_in, unit_products, token_norm):
+def test_expert_is_a_wukong_layer(tokens_in, products, unit_products, token_norm):
     """The residual is the tokens themselves where as many leave as came in."""
-    readings = {"unit_products": unit_products, "token_norm": token_norm}
+    readings = {"products": products, "unit_products": unit_products, "token_norm": token_norm}
     expert = build(lambda: WukongExpert(tokens_in, DIM, rngs=nnx.Rngs(0), **readings, **SIZES))
     assert (expert.norm is not None) == token_norm
     assert (expert.residual is None) == (tokens_in == BLOCK)
@@ -89,3 +95,8 @@ def test_mixture_is_its_experts_side_by_side():
 def test_more_experts_than_tokens_are_refused(experts):
     with pytest.raises(ValueError, match=f"experts is {experts};.* 1 .* {TOKENS} "):
         mixture(experts)
+
+
+def test_pairs_need_two_tokens():
+    with pytest.raises(ValueError, match="fm_products is 'pairs', and an expert has a single token"):
+        GlobalInteraction(TOKENS, DIM, experts=4, products="pairs", rngs=nnx.Rngs(0), **SIZES)
