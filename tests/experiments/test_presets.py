@@ -104,7 +104,7 @@ def kuairand_schema(tmp_path_factory) -> Schema:
 
 
 @pytest.mark.parametrize("system", [*SYSTEMS_ALONE, "pooled_product"])
-def test_the_other_systems_cost_alike_on_kuairand_and_kunlun_no_more_than_a_quarter(system, kuairand_schema):
+def test_the_other_systems_cost_alike_on_kuairand_and_kunlun_two_thirds_at_most(system, kuairand_schema):
     """At near exponential history lengths of the real means, on the same batches with the same passes; of the optimizer
     only the rate may differ."""
     kunlun, other = PRESETS["kunlun/kuairand"][1], PRESETS[f"{system}/kuairand"][1]
@@ -114,7 +114,7 @@ def test_the_other_systems_cost_alike_on_kuairand_and_kunlun_no_more_than_a_quar
     lengths = {name: np.round(quantiles * mean).astype(np.int64) for name, mean in KUAIRAND_MEANS.items()}
     ours, theirs = (useful_flops(f"{name}/kuairand", kuairand_schema, lengths) for name in ("kunlun", system))
     assert 3.6e6 < theirs < 4.2e6
-    assert ours < theirs / 4
+    assert ours < theirs * 2 / 3
 
 
 MOVIELENS_MEANS = {"like": 38, "neutral": 26, "dislike": 19}
