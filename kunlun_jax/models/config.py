@@ -117,8 +117,8 @@ class KunlunConfig(SystemConfig):
     fm_rank: int = 8
     """k of each expert: columns of Y in X X^T Y."""
     fm_products: Literal["low_rank", "pairs"] = "low_rank"
-    """What the deep net reads, X X^T Y under a LayerNorm (P), or every dot product of two tokens as it is, to which
-    fm_rank does not apply (O)."""
+    """What the deep net reads: X X^T Y under a LayerNorm (P), or the product of every two tokens, X X^T without what it
+    has twice, without its diagonal and without a LayerNorm (O); fm_rank does not apply to that."""
     fm_hidden: tuple[int, ...] = (256,)
     """Hidden widths of the deep net after FM."""
     unit_products: bool = True

@@ -5,7 +5,8 @@
              the outer LN of each token (P), or none (O)
              FM(X) = U (U^T Y),  U = X, or the tokens of X scaled to length 1 (O)
              FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
-             or reshape(MLP(<u_i, u_j> for i < j)), all products themselves, as DLRM has them (O)
+             or reshape(MLP(<u_i, u_j> for i < j)): FM(X) = U U^T, as before Wukong's optimization (P), without what
+             it has twice, the squares and the LN (O)
     mixture: M experts in parallel, each on its own interleaved part of the tokens, outputs side by side.
 
 The parts are a fixed partition of features, not routed tokens (Kunlun, R); interleaved, so that every expert sees the
@@ -32,8 +33,8 @@ class WukongExpert(nnx.Module):
 
     Args:
       rank: k, columns of Y.
-      products: what the deep net reads, the normalized FM(X) or every product of two tokens as it is. In a norm and in
-        sums over all tokens that of two ids that were trained drowns among those of others.
+      products: what the deep net reads, "low_rank" the normalized FM(X), "pairs" the product of every two tokens as it
+        is: in sums over all tokens and under a norm that of two ids may drown.
       hidden: widths of the hidden layers of the deep net after FM.
       unit_products: whether tokens are scaled to length 1 before FM multiplies them. All products share one LayerNorm,
         where the products of long tokens with themselves would drown a match between two short ones.

@@ -2,7 +2,7 @@
 
 expert:  X' = LN([FMB(X) | LCB(X)] + X),  W_r X where the token counts differ    Wukong (P); the LN or none (O)
 FM(X) = (U U^T) Y,  U = X or its tokens at length 1 (O),  FMB(X) = reshape(MLP(LN(flatten(FM(X))))),  LCB(X) = W_L X
-or FMB(X) = reshape(MLP(the entries of U U^T above its diagonal)) (O)
+or FMB(X) = reshape(MLP(the entries of U U^T above its diagonal)) (P: U U^T under an LN; O)
 mixture: M experts in parallel, expert m on tokens m, m + M, m + 2M ..., outputs side by side   Kunlun (R; parts O)
 """
 
