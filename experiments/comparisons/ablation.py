@@ -17,6 +17,7 @@ column; `experiments.mfu` compares speeds in turns.
 * sizes by event type: the one row that adds. In small all types have one size, and a base with two would be another
   one than that of every other comparison here; so personalization is put in (kunlun/by_type), not taken out.
 * one expert: of all tokens, and with as many tokens and as large a deep net as the two had together.
+* one expert, all products: the same whose deep net reads the product of every two tokens in place of X X^T Y (O).
 * RoPE without time, no rotation: ROTE has two angles, of position and of time.
 """
 
@@ -25,13 +26,15 @@ from kunlun_jax.nn.attention import WHOLE_HISTORY
 
 PLAIN_WIDTH = 118
 """Hidden width at which the plain FFN makes the FLOPs of the whole."""
+ONE_EXPERT = "--model.experts 1 --model.fm-tokens 8 --model.linear-tokens 8"
 CHANGES = {
     "plain FFN": f"--model.ffn-kind plain --model.event.ffn-width {PLAIN_WIDTH}",
     "PMA for HSP": "--model.pooling pma",
     "no SumKronLinear": "--model.pooling seeds",
     "full attention": f"--model.event.window {WHOLE_HISTORY}",
     "everything in every layer": "--model.pattern pool+ffn+attention",
-    "one expert": "--model.experts 1 --model.fm-tokens 8 --model.linear-tokens 8",
+    "one expert": ONE_EXPERT,
+    "one expert, all products": f"{ONE_EXPERT} --model.fm-products pairs",
     "HSP before the FFN": "--model.order pool_first",
     "X_sum in the interaction": "--model.interaction-context summary",
     "scale after the activation": "--model.ffn-scale post",
