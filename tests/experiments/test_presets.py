@@ -123,9 +123,10 @@ MOVIELENS_MEANS = {"like": 38, "neutral": 26, "dislike": 19}
 
 @pytest.mark.parametrize("system", ["kunlun", *SYSTEMS_ALONE, "pooled_product"])
 def test_all_systems_cost_alike_on_movielens(system, tmp_path):
-    """At the mean history lengths, on the same batches with the same optimizer."""
+    """At the mean history lengths, on the same batches; of the optimizer only the rate may differ."""
     kunlun, other = PRESETS["kunlun/movielens"][1], PRESETS[f"{system}/movielens"][1]
-    assert dataclasses.replace(other, model=kunlun.model) == kunlun
+    optimizer = dataclasses.replace(other.optimizer, learning_rate=kunlun.optimizer.learning_rate)
+    assert dataclasses.replace(other, model=kunlun.model, optimizer=optimizer) == kunlun
     folder = fake_movielens.write(tmp_path / "raw", fake_movielens.make_ratings())
     schema = movielens.open_dataset(folder, tmp_path / "cache").schema
     lengths = {name: np.array([mean]) for name, mean in MOVIELENS_MEANS.items()}
