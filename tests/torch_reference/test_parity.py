@@ -154,6 +154,7 @@ def config_fields(draw) -> dict:
     def one(*choices):
         return draw(st.sampled_from(choices))
 
+    experts = one(1, 2)
     return {
         "dim": one(4, 6),
         "layers": draw(st.integers(1, 3)),
@@ -192,11 +193,12 @@ def config_fields(draw) -> dict:
         "ffn_activation": one(*operators.ACTIVATIONS),
         "ffn_scale": one("post", "pre"),
         "ffn_tau": one(1.0, 5.0),
-        "experts": one(1, 2),
+        "experts": experts,
         "fm_tokens": one(1, 2),
         "linear_tokens": one(1, 2),
         "fm_rank": one(1, 3),
-        "fm_products": one("low_rank", "pairs"),
+        # Two experts may have a single token each, of a summary without histories, and so no pair.
+        "fm_products": one("low_rank", "pairs") if experts == 1 else "low_rank",
         "fm_hidden": one((), (5,), (4, 3)),
         "head_hidden": one((), (5,)),
         "activation": one("gelu", "silu", "relu"),

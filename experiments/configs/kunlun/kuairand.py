@@ -27,9 +27,9 @@ CONFIG = TrainConfig(
         token_norm=False,
         # With products of low rank GDPA made LogLoss worse (LOG.md); `--model.pattern pool+ffn` has it.
         pattern=("pool",),
-        # At unit length such an id would weigh as much in products, too; and a norm over sums of products drowns those
-        # of two ids that were trained.
+        # At unit length such an id would weigh as much in products, too.
         unit_products=False,
+        # Sums of products, X X^T Y, were worse (LOG.md).
         fm_products="pairs",
         summary_tokens=8,
         event=EventConfig(dim=32, heads=2, tokens=4, seeds=8, layers=1, ffn_width=32, kron_rank=2),
