@@ -66,7 +66,9 @@ class WukongExpert(nnx.Module):
         low_rank = products == "low_rank"
         width = tokens_in * rank if low_rank else pairs_of(tokens_in)
         if not width:
-            raise ValueError("fm_products is 'pairs', and an expert has a single token, so no pair; use fewer experts")
+            raise ValueError(
+                "fm_products is 'pairs', and an expert has a single token; use fewer experts or 'low_rank'"
+            )
         init = normal_of(tokens_in**-0.5)
         self.fm_map = nnx.Param(init(rngs.params(), (tokens_in, rank), jnp.float32)) if low_rank else None
         self.fm_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=norm_dtype, rngs=rngs) if low_rank else None

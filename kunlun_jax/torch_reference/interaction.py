@@ -16,6 +16,17 @@ from torch import Tensor, nn
 from kunlun_jax.torch_reference.mlp import MLP
 
 
+def unit(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
+    """Tokens scaled to length 1."""
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def dot_products(x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch pairs"]:
+    """<x_i, x_j> of every pair of tokens i < j, by i and then by j."""
+    first, second = torch.triu_indices(x.shape[1], x.shape[1], offset=1)
+    return (x @ x.transpose(1, 2))[:, first, second]
+
+
 class WukongExpert(nn.Module):
     """One Wukong layer, ``tokens_in -> fm_tokens + linear_tokens`` tokens; `rank` columns of Y, `hidden` of the MLP."""
 
@@ -48,15 +59,12 @@ class WukongExpert(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         """`fm_tokens` tokens of products, then `linear_tokens` of linear maps."""
-        u = x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() if self.unit_products else x
-        products = u @ u.transpose(1, 2)
+        u = unit(x) if self.unit_products else x
         if self.fm_map is None or self.fm_norm is None:
-            first, second = torch.triu_indices(x.shape[1], x.shape[1], offset=1)
-            deep = self.deep(products[:, first, second])
+            deep = self.deep(dot_products(u))
         else:
-            deep = self.deep(
-                self.fm_norm(rearrange(products @ self.fm_map, "batch tokens rank -> batch (tokens rank)"))
-            )
+            products = u @ u.transpose(1, 2) @ self.fm_map
+            deep = self.deep(self.fm_norm(rearrange(products, "batch tokens rank -> batch (tokens rank)")))
         fmb = rearrange(deep, "batch (tokens dim) -> batch tokens dim", tokens=self.fm_tokens)
         lcb = self.linear(x.transpose(1, 2)).transpose(1, 2)
         residual = x if self.residual is None else self.residual(x.transpose(1, 2)).transpose(1, 2)

@@ -19,6 +19,7 @@ from kunlun_jax.data.schema import Schema
 from kunlun_jax.models.interformer import InterFormerConfig
 from kunlun_jax.torch_reference.attention import WindowAttention
 from kunlun_jax.torch_reference.batch import PaddedBatch
+from kunlun_jax.torch_reference.interaction import dot_products, unit
 from kunlun_jax.torch_reference.mlp import MLP
 from kunlun_jax.torch_reference.pooling import SeedAttention
 from kunlun_jax.torch_reference.system import EVENT, System
@@ -67,15 +68,13 @@ class Interaction(nn.Module):
         self.cross = CrossNetwork(channels, config.cross_layers, config.cross_rank) if kind != "dot" else None
         inputs = tokens_in * (tokens_in - 1) // 2 * self.dot + channels * (self.cross is not None)
         self.mlp = MLP((inputs, *config.interaction_hidden, tokens_out * config.dim), config.activation)
-        self.shape, self.unit = (tokens_out, config.dim), config.unit_products
+        self.shape, self.unit_products = (tokens_out, config.dim), config.unit_products
 
     def forward(self, x: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch out dim"]:
         """X'."""
         found = []
         if self.dot:
-            u = x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() if self.unit else x
-            pairs = [(u[:, i] * u[:, j]).sum(-1) for i in range(x.shape[1]) for j in range(i + 1, x.shape[1])]
-            found.append(torch.stack(pairs, dim=1))
+            found.append(dot_products(unit(x) if self.unit_products else x))
         if self.cross is not None:
             found.append(self.cross(x.flatten(1)))
         return self.mlp(torch.cat(found, dim=1)).unflatten(1, self.shape)

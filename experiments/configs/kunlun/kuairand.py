@@ -25,7 +25,7 @@ CONFIG = TrainConfig(
         embedding_scale=0.01,
         event_input="mlp",
         token_norm=False,
-        # With products of low rank GDPA made LogLoss worse (LOG.md); `--model.pattern pool+ffn` has it.
+        # GDPA, `--model.pattern pool+ffn`, gained nothing with products of low rank (LOG.md); with pairs it is untried.
         pattern=("pool",),
         # At unit length such an id would weigh as much in products, too.
         unit_products=False,
