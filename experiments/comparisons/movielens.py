@@ -11,7 +11,11 @@ from experiments.logistic_regression import as_row
 from experiments.shallow import trees_as_row
 
 COMPARISON = Comparison(
-    rows={"Kunlun": "kunlun/movielens", "without histories": "kunlun/movielens --model.skip-events '*'"},
+    rows={
+        "Kunlun": "kunlun/movielens",
+        "with GDPA": "kunlun/movielens --model.pattern pool+ffn",
+        "without histories": "kunlun/movielens --model.skip-events '*'",
+    },
     others={"logistic regression": ("Kunlun", as_row), "boosted trees": ("Kunlun", trees_as_row)},
     seedless=("logistic regression",),
     metric="logloss",
