@@ -17,8 +17,7 @@ column; `experiments.mfu` compares speeds in turns.
 * sizes by event type: the one row that adds. In small all types have one size, and a base with two would be another
   one than that of every other comparison here; so personalization is put in (kunlun/by_type), not taken out.
 * one expert: of all tokens, and with as many tokens and as large a deep net as the two had together.
-* one expert, all products: the same whose deep net reads the product of every two tokens in place of X X^T Y (O); not
-  run yet.
+* one expert, all products: the same whose deep net reads the product of every two tokens in place of X X^T Y (O).
 * RoPE without time, no rotation: ROTE has two angles, of position and of time.
 """
 
