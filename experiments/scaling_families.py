@@ -2,7 +2,7 @@
 
 Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
 seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
-were no better (LOG.md); InterFormer the rank and width of its interaction, but no depth, since a second layer made it
+were no better, and with the product of every two tokens in place of those of low rank (LOG.md); InterFormer the rank and width of its interaction, but no depth, since a second layer made it
 worse (LOG.md); Wukong first depth, then tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit
 and its head. A size is flags of `experiments.train`; a test counts the FLOPs of each.
 """
@@ -38,7 +38,7 @@ FAMILIES = {
             "--model.event.ffn-width": (8, 12, 16, 24, 32, 48),
             "--model.experts": (1,) * SIZES,
             "--model.fm-tokens --model.linear-tokens": (4, 6, 8, 10, 12, 16),
-            "--model.fm-rank": (4, 4, 6, 8, 8, 8),
+            "--model.fm-products": ("pairs",) * SIZES,
             "--model.fm-hidden": (16, 32, 64, 64, 128, 160),
             "--model.head-hidden": (16, 24, 32, 48, 64, 96),
         },
