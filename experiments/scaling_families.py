@@ -2,9 +2,10 @@
 
 Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
 seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
-were no better, and with the product of every two tokens in place of those of low rank (LOG.md); InterFormer the rank and width of its interaction, but no depth, since a second layer made it
-worse (LOG.md); Wukong first depth, then tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit
-and its head. A size is flags of `experiments.train`; a test counts the FLOPs of each.
+were no better, and with the product of every two tokens in place of those of low rank (LOG.md); InterFormer the rank
+and width of its interaction, but no depth, since a second layer made it worse (LOG.md); Wukong first depth, then
+tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
+`experiments.train`; a test counts the FLOPs of each.
 """
 
 from collections.abc import Mapping
