@@ -13,7 +13,8 @@ from experiments.shallow import trees_as_row
 COMPARISON = Comparison(
     rows={
         "Kunlun": "kunlun/movielens",
-        "with GDPA": "kunlun/movielens --model.pattern pool+ffn",
+        "with GDPA": "kunlun/movielens --model.pattern pool+ffn --model.ffn-layer-scale 0.01",
+        "with GDPA, no layer scale": "kunlun/movielens --model.pattern pool+ffn",
         "without histories": "kunlun/movielens --model.skip-events '*'",
     },
     others={"logistic regression": ("Kunlun", as_row), "boosted trees": ("Kunlun", trees_as_row)},

@@ -108,6 +108,9 @@ class KunlunConfig(SystemConfig):
     """Initial standard deviation of a part of V that does not depend on the example; 0: no such part (O)."""
     ffn_values_start: float = 0.25
     """Initial scale of the channel map of V, relative to LeCun's (O)."""
+    ffn_layer_scale: float = 0.0
+    """What a learned gain on the FFN's change of events starts at (LayerScale, O); 0: none, and the FFN's norms bring
+    every change to 1 (M), which drowns events where embedding_scale is small."""
     experts: int = 2
     """M, number of Wukong experts (R; the number O)."""
     fm_tokens: int = 8
@@ -135,6 +138,7 @@ class KunlunConfig(SystemConfig):
         "ffn_tau": above(0),
         "ffn_free_values": at_least(0),
         "ffn_values_start": at_least(0),
+        "ffn_layer_scale": at_least(0),
         "experts": at_least(1),
         "fm_tokens": at_least(1),
         "linear_tokens": at_least(1),

@@ -88,6 +88,7 @@ class KunlunLayer(nnx.Module):
                     width=event.ffn_width,
                     activation=config.ffn_activation,
                     values_start=config.ffn_values_start,
+                    layer_scale=config.ffn_layer_scale,
                     **rest,
                 )
             elif "ffn" in parts:
@@ -103,6 +104,7 @@ class KunlunLayer(nnx.Module):
                     aligned=config.aligned,
                     free_values=config.ffn_free_values,
                     values_start=config.ffn_values_start,
+                    layer_scale=config.ffn_layer_scale,
                     **operator,
                 )
             if "attention" in parts:

@@ -8,8 +8,11 @@ its norms from Meta's published kernels (M).
 
 PlainFFN is the same block with weights that all examples share, o = Act(q' W_1 + b_1) W_2 + b_2 + q': the ablation that
 takes the context out (O: what the paper's own ablation used instead is not known).
+
+With `layer_scale` either block is out = g * RMSNorm(o) + q, g learned: LayerScale, arXiv 2103.17239, here (O).
 """
 
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
@@ -57,6 +60,11 @@ class TokenToWeights(nnx.Module):
         return dim * linear_flops(self.token_map) + width * linear_flops(self.channel_map)
 
 
+def new_gain(dim: int, start: float) -> nnx.Param | None:
+    """LayerScale's g, `start` in every channel; None for 0, a block without it."""
+    return nnx.Param(jnp.full(dim, start, jnp.float32)) if start else None
+
+
 class PersonalizedFFN(nnx.Module):
     """The GDPA block of one event type.
 
@@ -65,6 +73,7 @@ class PersonalizedFFN(nnx.Module):
       dim: d_e, divisible by `heads`.
       width: F, the personalized hidden width.
       pre_scale, post_scale: 1 / tau, before or after the activation.
+      layer_scale: what the gain of RMSNorm(o) starts at; 0: no gain.
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class PersonalizedFFN(nnx.Module):
         aligned: bool = False,
         free_values: float = 0.0,
         values_start: float = 1.0,
+        layer_scale: float = 0.0,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
@@ -91,6 +101,7 @@ class PersonalizedFFN(nnx.Module):
         self.values = TokenToWeights(
             tokens, width, context_dim, dim, channel_init=scaled(values_start), free=free_values, **rest
         )
+        self.gain = new_gain(dim, layer_scale)
         self.heads, self.dim, self.width = heads, dim, width
         self.activation, self.pre_scale, self.post_scale = activation, pre_scale, post_scale
         self.implementation = implementation
@@ -112,7 +123,11 @@ class PersonalizedFFN(nnx.Module):
             post_scale=self.post_scale,
             implementation=self.implementation,
         )
-        return rearrange(out, "rows heads dim -> rows (heads dim)")
+        out = rearrange(out, "rows heads dim -> rows (heads dim)")
+        if self.gain is None:
+            return out
+        # The kernel adds q itself. What rounding loses of a long q by this is less than what it loses in the sum.
+        return events.values + self.gain[...].astype(out.dtype)[None] * (out - events.values)
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""
@@ -129,12 +144,24 @@ class PlainFFN(nnx.Module):
       width: hidden width; F costs as many FLOPs per event as F personalized units, weight generation aside.
       activation: of `pallas_kernels.activations`.
       values_start: initial scale of W_2, relative to LeCun's.
+      layer_scale: as in `PersonalizedFFN`.
     """
 
-    def __init__(self, dim: int, *, width: int, activation: str, values_start: float = 1.0, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int,
+        activation: str,
+        values_start: float = 1.0,
+        layer_scale: float = 0.0,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         rest = {"dtype": dtype, "rngs": rngs}
         self.hidden = Linear(dim, width, **rest)
         self.out = Linear(width, dim, kernel_init=scaled(values_start), **rest)
+        self.gain = new_gain(dim, layer_scale)
         self.activation = activation
 
     def __call__(
@@ -144,7 +171,8 @@ class PlainFFN(nnx.Module):
         # The norms expect an axis of heads besides the channels and run over both.
         normed = layer_norm(events.values[:, None, :])
         hidden = activation_by_name(self.activation).value(self.hidden(normed[:, 0, :]))
-        return rms_norm(self.out(hidden)[:, None, :] + normed)[:, 0, :] + events.values
+        change = rms_norm(self.out(hidden)[:, None, :] + normed)[:, 0, :]
+        return events.values + (change if self.gain is None else self.gain[...].astype(change.dtype)[None] * change)
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:
         """Forward FLOPs of a batch with these history lengths."""

@@ -3,7 +3,8 @@
     K = w1(X_sum), V = w2(X_sum)                      token-axis map n_sum -> F, then a channel map (O)
     q' = LayerNorm(q);  o = Act(pre_scale q' K^T) V * post_scale + q';  out = RMSNorm(o) + q
 
-Norms over all heads * head_dim channels, no affine parameters, eps 1e-5. Source: Kunlun (R), block and norms (M).
+Norms over all heads * head_dim channels, eps 1e-5, no affine parameters but a weight of RMSNorm as an option (O).
+Source: Kunlun (R), block and norms (M).
 """
 
 import torch
@@ -55,10 +56,12 @@ class PersonalizedFFN(nn.Module):
         pre_scale: float,
         post_scale: float,
         free_values: bool,
+        layer_scale: bool = False,
     ):
         super().__init__()
         self.keys = TokenToWeights(tokens, width, context_dim, dim)
         self.values = TokenToWeights(tokens, width, context_dim, dim, free=free_values)
+        self.gain = nn.Parameter(torch.ones(dim)) if layer_scale else None
         self.heads = heads
         self.gdpa = {"activation": activation, "pre_scale": pre_scale, "post_scale": post_scale}
 
@@ -75,14 +78,15 @@ class PersonalizedFFN(nn.Module):
             for x in (normed, self.keys(x_sum), self.values(x_sum))
         )
         o = rearrange(gdpa(q, k, v, mask, **self.gdpa), "batch time heads dim -> batch time (heads dim)") + normed
-        return F.rms_norm(o, o.shape[-1:], eps=EPSILON) + events
+        return F.rms_norm(o, o.shape[-1:], self.gain, eps=EPSILON) + events
 
 
 class PlainFFN(nn.Module):
     """The block with weights that all examples share: o = Act(q' W_1 + b_1) W_2 + b_2 + q' (O)."""
 
-    def __init__(self, dim: int, *, width: int, activation: str):
+    def __init__(self, dim: int, *, width: int, activation: str, layer_scale: bool = False):
         super().__init__()
+        self.gain = nn.Parameter(torch.ones(dim)) if layer_scale else None
         self.hidden, self.out = nn.Linear(dim, width), nn.Linear(width, dim)
         self.activation = activation
 
@@ -92,4 +96,4 @@ class PlainFFN(nn.Module):
         """The events after the block; neither context nor mask is read."""
         normed = F.layer_norm(events, events.shape[-1:], eps=EPSILON)
         o = self.out(ACTIVATIONS[self.activation](self.hidden(normed))) + normed
-        return F.rms_norm(o, o.shape[-1:], eps=EPSILON) + events
+        return F.rms_norm(o, o.shape[-1:], self.gain, eps=EPSILON) + events

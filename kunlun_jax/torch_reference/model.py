@@ -55,7 +55,12 @@ class KunlunLayer(nn.Module):
                 self.pool[EVENT + name] = make_pooling(config, event)
                 self.to_context[EVENT + name] = nn.Linear(event.dim, config.dim)
             if "ffn" in parts and config.ffn_kind == "plain":
-                self.ffn[EVENT + name] = PlainFFN(event.dim, width=event.ffn_width, activation=config.ffn_activation)
+                self.ffn[EVENT + name] = PlainFFN(
+                    event.dim,
+                    width=event.ffn_width,
+                    activation=config.ffn_activation,
+                    layer_scale=config.ffn_layer_scale > 0,
+                )
             elif "ffn" in parts:
                 self.ffn[EVENT + name] = PersonalizedFFN(
                     config.summary_tokens,
@@ -67,6 +72,7 @@ class KunlunLayer(nn.Module):
                     pre_scale=1 / config.ffn_tau if config.ffn_scale == "pre" else 1.0,
                     post_scale=1 / config.ffn_tau if config.ffn_scale == "post" else 1.0,
                     free_values=config.ffn_free_values > 0,
+                    layer_scale=config.ffn_layer_scale > 0,
                 )
             if "attention" in parts:
                 self.attention[EVENT + name] = WindowAttention(

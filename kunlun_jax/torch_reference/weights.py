@@ -70,6 +70,7 @@ BLOCKS: dict[str, str] = {
     "layers.*.ffn.{event}.values.token_map": "map",
     "layers.*.ffn.{event}.values.channel_map": "linear",
     "layers.*.ffn.{event}.values.free": "array",
+    "layers.*.ffn.{event}.gain": "array",
     "layers.*.ffn.{event}.hidden": "linear",
     "layers.*.ffn.{event}.out": "linear",
     "layers.*.attention.{event}.norm": "norm",

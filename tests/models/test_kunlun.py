@@ -317,6 +317,7 @@ OTHER_PARAMETERS = {
     "head_reads": {"head_reads": "last"},
     "history_lengths": {"history_lengths": False},
     "ffn_free_values": {"ffn_free_values": 0.0},
+    "ffn_layer_scale": {"ffn_layer_scale": 0.1},
 }
 
 

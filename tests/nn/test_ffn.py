@@ -79,6 +79,22 @@ def test_aligned_keys_are_combinations_of_the_summary_tokens():
     np.testing.assert_array_equal(kernel, np.eye(CONTEXT, DIM))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_layer_scale_is_a_gain_of_each_channel_on_what_the_block_changes(plain):
+    options = {"width": WIDTH, "activation": "gelu", "dtype": jnp.float32, "layer_scale": 0.01}
+    new = PlainFFN(DIM, rngs=nnx.Rngs(0), **options)
+    np.testing.assert_array_equal(new.gain[...], np.full(DIM, 0.01, np.float32))
+    block = new if plain else make(layer_scale=0.01)
+    events, x_sum = random_jagged(LENGTHS, DIM, rows=32), contexts(len(LENGTHS))
+    real = np.asarray(events.mask())
+    run = jax.jit(lambda block: (block(events, x_sum) - events.values)[np.flatnonzero(real)])
+    block.gain[...] = jnp.ones(DIM)
+    whole = np.asarray(run(block))
+    np.testing.assert_allclose(np.sqrt(np.square(whole).mean(1)), 1, rtol=1e-3)
+    block.gain[...] = jnp.arange(DIM, dtype=jnp.float32)
+    np.testing.assert_allclose(run(block), np.arange(DIM) * whole, rtol=1e-4, atol=1e-5)
+
+
 def test_the_context_of_an_example_changes_its_own_events_alone():
     block = make()
     run = jax.jit(block)

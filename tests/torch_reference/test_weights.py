@@ -21,7 +21,7 @@ from tests.models.tiny import CONFIG, tiny_model
 CHOICES = {
     "wide": {"wide": True},
     "defaults": {},
-    "plain FFN, seeds alone": {"ffn_kind": "plain", "pooling": "seeds"},
+    "plain FFN, seeds alone": {"ffn_kind": "plain", "ffn_layer_scale": 0.1, "pooling": "seeds"},
     "gate, PMA, two-layer MLP": {"summary_gate": True, "pooling": "pma", "event_input": "mlp"},
     "everything in each layer": {"pattern": ("pool+ffn+attention",), "layers": 2, "experts": 3},
     "no projection, no hidden layers": {"embedding_dim": CONFIG.dim, "fm_hidden": (), "head_hidden": ()},
