@@ -13,7 +13,7 @@ from experiments.shallow import trees_as_row
 COMPARISON = Comparison(
     rows={
         "Kunlun": "kunlun/kuairand",
-        "with GDPA": "kunlun/kuairand --model.pattern pool+ffn",
+        "with GDPA": "kunlun/kuairand --model.pattern pool+ffn --model.ffn-layer-scale 0.01",
         "without histories": "kunlun/kuairand --model.skip-events '*'",
     },
     others={"logistic regression": ("Kunlun", as_row), "boosted trees": ("Kunlun", trees_as_row)},
