@@ -126,7 +126,7 @@ class PersonalizedFFN(nnx.Module):
         out = rearrange(out, "rows heads dim -> rows (heads dim)")
         if self.gain is None:
             return out
-        # The kernel adds q itself. What rounding loses of a long q by this is less than what it loses in the sum.
+        # The kernel adds q itself. Up to g = 1 this loses no more of a q longer than 1 to rounding than the sum does.
         return events.values + self.gain[...].astype(out.dtype)[None] * (out - events.values)
 
     def flops(self, lengths: Int[np.ndarray, " batch"]) -> int:

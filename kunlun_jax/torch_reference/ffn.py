@@ -42,6 +42,7 @@ class PersonalizedFFN(nn.Module):
       heads, width: H and F.
       activation: of `operators.ACTIVATIONS`.
       pre_scale, post_scale: factors before and after the activation.
+      layer_scale: whether RMSNorm has a weight.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class PersonalizedFFN(nn.Module):
         pre_scale: float,
         post_scale: float,
         free_values: bool,
-        layer_scale: bool = False,
+        layer_scale: bool,
     ):
         super().__init__()
         self.keys = TokenToWeights(tokens, width, context_dim, dim)
@@ -84,7 +85,7 @@ class PersonalizedFFN(nn.Module):
 class PlainFFN(nn.Module):
     """The block with weights that all examples share: o = Act(q' W_1 + b_1) W_2 + b_2 + q' (O)."""
 
-    def __init__(self, dim: int, *, width: int, activation: str, layer_scale: bool = False):
+    def __init__(self, dim: int, *, width: int, activation: str, layer_scale: bool):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(dim)) if layer_scale else None
         self.hidden, self.out = nn.Linear(dim, width), nn.Linear(width, dim)

@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
         event_input="mlp",
         token_norm=False,
         # GDPA, `--model.pattern pool+ffn --model.ffn-layer-scale 0.01`, gains .0003 on valid for 1.8 times the FLOPs;
-        # without the scale, and with products of low rank, it gained nothing (LOG.md).
+        # with products of low rank and no scale it gained nothing (LOG.md).
         pattern=("pool",),
         # At unit length such an id would weigh as much in products, too.
         unit_products=False,
