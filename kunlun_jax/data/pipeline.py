@@ -93,6 +93,10 @@ class LoaderConfig:
             if number < 1:
                 raise ValueError(f"loader field 'max_events_of' gives {event!r} {number} events; give at least 1")
 
+    def in_time_order(self) -> "LoaderConfig":
+        """The same without a shuffle, as splits are evaluated."""
+        return dataclasses.replace(self, shuffle="none")
+
     def max_events_by_type(self, schema: Schema) -> dict[str, int]:
         """Events kept per event type of `schema`.
 
@@ -192,10 +196,10 @@ def capacities(
 ) -> dict[str, int]:
     """Packed rows that the fullest share of a batch needs, per event type and multi-valued feature, a multiple of 128.
 
-    Every batch of every split is measured, in time order and in the `epochs` orders of a global shuffle with `seed`, so
-    with these capacities nothing is cut (unless `config.max_rows_per_example` limits them). A split of more than 2
-    million rows is measured on an evenly spaced sample of its batches, plus a tenth, and a log line says so. The result
-    is the same on all processes.
+    Every batch of every split is measured, in the order of `config`: that of time, or the `epochs` orders of a global
+    shuffle with `seed`. So with these capacities nothing is cut (unless `config.max_rows_per_example` limits them). A
+    split of more than 2 million rows is measured on an evenly spaced sample of its batches, plus a tenth, and a log
+    line says so. The result is the same on all processes.
 
     Raises:
       ValueError: a split has no rows, or the batch size is not a multiple of the shares.
@@ -208,8 +212,9 @@ def capacities(
     max_events = config.max_events_by_type(dataset.schema)
     for split in splits:
         rows = _some_rows(dataset, split)
-        passes = range(epochs) if config.shuffle == "global" else ()
-        orders = [lambda index: index, *(functools.partial(shuffled, len(rows), seed, epoch) for epoch in passes)]
+        orders = [functools.partial(shuffled, len(rows), seed, epoch) for epoch in range(epochs)]
+        if config.shuffle == "none":
+            orders = [lambda index: index]
         if len(rows) <= EXACT_ROWS:
             lengths = _packed_rows(dataset.source, np.arange(rows.start, rows.stop), max_events)
             for order in orders:
@@ -219,10 +224,9 @@ def capacities(
         else:
             starts = np.linspace(0, len(rows) - size, max(2, SAMPLE_ROWS // size), dtype=np.int64)
             sample = (starts[:, None] + np.arange(size)).reshape(-1)
-            for order in orders[:2]:
-                lengths = _packed_rows(dataset.source, rows.start + order(sample), max_events)
-                fullest = _fullest(lengths, size, share_count)
-                needed = {name: max(needed[name], math.ceil(fullest[name] * SAMPLE_MARGIN)) for name in names}
+            lengths = _packed_rows(dataset.source, rows.start + orders[0](sample), max_events)
+            fullest = _fullest(lengths, size, share_count)
+            needed = {name: max(needed[name], math.ceil(fullest[name] * SAMPLE_MARGIN)) for name in names}
             logger.warning(
                 "split %r has %d rows: capacities are estimated from %d batches with a margin of %.0f%%; "
                 "what should not fit is cut and counted",

@@ -27,7 +27,9 @@ class Run:
     """Everything built from a config before the first step, for training and evaluation alike.
 
     Attributes:
-      capacity: packed rows, per batch and device, of each event type and multi-valued feature.
+      capacity: packed rows, per training batch and device, of each event type and multi-valued feature.
+      evaluation_capacity: the same of the batches of all splits in time order. More where histories of neighbours in
+        time are alike and training shuffles them.
       steps: steps of the whole run.
       parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
       lengths: history lengths by event type of some training rows, as the loader cuts them.
@@ -36,6 +38,7 @@ class Run:
     config: TrainConfig
     dataset: Dataset
     capacity: dict[str, int]
+    evaluation_capacity: dict[str, int]
     steps: int
     trainer: Trainer
     parts: list[flops.Part]
@@ -43,12 +46,12 @@ class Run:
 
     def loader(self, split: str, *, epochs: int = 1, training: bool = False) -> Loader:
         """Batches of a split; only training may shuffle."""
-        config = self.config.loader if training else dataclasses.replace(self.config.loader, shuffle="none")
+        config = self.config.loader if training else self.config.loader.in_time_order()
         return make_loader(
             self.dataset,
             split,
             config,
-            capacity=self.capacity,
+            capacity=self.capacity if training else self.evaluation_capacity,
             epochs=epochs,
             seed=self.config.run.seed,
             share_count=self.config.mesh.devices,
@@ -93,14 +96,11 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     mesh = make_mesh(config.mesh)
     if not is_first():
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=False))
+    devices = config.mesh.devices
     capacity = capacities(
-        dataset,
-        tuple(dataset.splits),
-        config.loader,
-        epochs=config.run.epochs,
-        seed=config.run.seed,
-        share_count=config.mesh.devices,
+        dataset, ["train"], config.loader, epochs=config.run.epochs, seed=config.run.seed, share_count=devices
     )
+    evaluation_capacity = capacities(dataset, tuple(dataset.splits), config.loader.in_time_order(), share_count=devices)
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = config.model.build(
@@ -113,7 +113,7 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
         model, config.optimizer, steps=steps, log_every=config.run.log_every, seed=config.run.seed, mesh=mesh
     )
     lengths = sample_lengths(dataset, config)
-    return Run(config, dataset, capacity, steps, trainer, model.parts(lengths), lengths)
+    return Run(config, dataset, capacity, evaluation_capacity, steps, trainer, model.parts(lengths), lengths)
 
 
 def sample_lengths(dataset: Dataset, config: TrainConfig, rows: int = 4096) -> dict[str, Any]:

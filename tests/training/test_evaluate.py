@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kunlun_jax.data import pipeline
 from kunlun_jax.data.pack import Counts
 from kunlun_jax.data.parquet.source import open_dataset
 from kunlun_jax.training.evaluate import NotFinite, Predictions, metrics_of
@@ -49,6 +50,23 @@ def test_several_devices_give_predictions_in_the_same_order(run, toy):
     for name in ("row", "labels", "weights"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-4)
+
+
+def test_evaluation_has_a_capacity_of_its_own_since_only_training_is_shuffled(toy, monkeypatch):
+    monkeypatch.setattr(pipeline, "CAPACITY_MULTIPLE", 8)
+    flags = ("--model.skip-events", "like", "--loader.batch-size", "16", "--loader.shuffle", "global")
+    run = prepare(tiny_config(*flags), toy)
+    used = dict.fromkeys(run.capacity, 0), dict.fromkeys(run.capacity, 0)
+    loaders = [run.loader("train", training=True), *(run.loader(split) for split in toy.splits)]
+    for number, loader in enumerate(loaders):
+        most = used[min(number, 1)]
+        with loader:
+            for batch, counts in loader:
+                assert set(counts.events_cut_by_capacity.values()) == {0}
+                for name, jagged in (batch.events | batch.multi_valued).items():
+                    most[name] = max(most[name], int(jagged.row_splits[-1]))
+    assert used == (run.capacity, run.evaluation_capacity) and used[0] != used[1]
+    assert run.predict(run.trainer.init(), "valid").counts.examples == 60
 
 
 def predictions_of(toy, split: str, seed: int = 0) -> Predictions:
