@@ -17,7 +17,8 @@ from kunlun_jax.training.config import RunConfig, TrainConfig
 
 CONFIG = TrainConfig(
     data=DataConfig(options=MovieLensConfig()),
-    loader=LoaderConfig(batch_size=256, max_events=50),
+    # Splits are drawn at random, so nothing is gained by the order of time, in which most batches hold one user's visit.
+    loader=LoaderConfig(batch_size=256, max_events=50, shuffle="global"),
     # Most ids are rare here, too. Narrower, since histories are ten times as long, and one size for all event types.
     model=dataclasses.replace(
         kuairand.CONFIG.model,
