@@ -17,7 +17,7 @@ from kunlun_jax.training.config import RunConfig, TrainConfig
 
 CONFIG = TrainConfig(
     data=DataConfig(options=MovieLensConfig()),
-    # Splits are drawn at random, so nothing is gained by the order of time, in which most batches hold one user's visit.
+    # Splits are drawn at random, so the order of time gains nothing, and in it a batch holds the visits of a few users.
     loader=LoaderConfig(batch_size=256, max_events=50, shuffle="global"),
     # Most ids are rare here, too. Narrower, since histories are ten times as long, and one size for all event types.
     model=dataclasses.replace(
