@@ -2,9 +2,8 @@
 
     python -m experiments.compare longer_pass
 
-Sizes of both families of `experiments.scaling_law`, at the rates that its rule found for 150,000 rows. 4 to 17
-minutes each on a CPU core; six are not run yet (docs/results.md), of which the largest of Kunlun would take some 45 by
-its time on 150,000 rows. "of low rank" is Kunlun with X X^T Y in place of the products of every two tokens.
+Sizes of both families of `experiments.scaling_law`, at the rates that its rule found for 150,000 rows. 4 to 45
+minutes each on a CPU core. "of low rank" is Kunlun with X X^T Y in place of the products of every two tokens.
 """
 
 from experiments.compare import Comparison
