@@ -88,7 +88,8 @@ FAMILIES = {
 }
 """System -> its sizes, smallest first, as a preset and flags of `experiments.train`."""
 MOVIELENS = {
-    system: "--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05"
+    # Splits are drawn at random; without a shuffle a batch holds the visits of a few users, which was worse (LOG.md).
+    system: "--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05 --loader.shuffle global"
     # Most ids are rare: at unit length one that was never trained would weigh in products as much as any other.
     + (" --model.no-unit-products" if system in ("kunlun", "interformer", "wukong") else "")
     for system in FAMILIES

@@ -4,8 +4,9 @@
     make leaderboard
 
 As leaderboard_kuairand with rates twice as high: of its own the highest was the best for Kunlun here, in one pass in
-place of two. Models have 1.0 to 1.6 MFLOPs an example. Eight runs of some ten minutes for each on a CPU core.
-`leaderboard_movielens_last` has the split by time. Some systems are not run yet (docs/results.md).
+place of two. That pass is shuffled, since splits are drawn at random. Models have 1.0 to 1.6 MFLOPs an example. Eight
+runs of three to ten minutes for each on a CPU core. `leaderboard_movielens_last` has the split by time. Most systems
+are not run yet (docs/results.md).
 """
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard

@@ -27,6 +27,6 @@ CONFIG = TrainConfig(
         event=EventConfig(dim=16, heads=2, tokens=4, seeds=8, layers=1, ffn_width=32, kron_rank=2),
         events={},
     ),
-    optimizer=kuairand.CONFIG.optimizer,
+    optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
     run=RunConfig(log_every=50, checkpoint_every=1000),
 )
