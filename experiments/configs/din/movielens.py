@@ -2,8 +2,8 @@
 
     python -m experiments.train din/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core. Score: none at this rate; at 5e-4, one seed: valid LogLoss .3356, test AUC .8789,
-NE .6368 (commit b989c71, `experiments/results/cpu/leaderboard_movielens.json`).
+Cost: some ten minutes on a CPU core. Score: none yet; in order of time at 5e-4, one seed: valid LogLoss .3356, test
+AUC .8789, NE .6368 (commit b989c71, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
