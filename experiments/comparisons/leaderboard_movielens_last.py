@@ -4,7 +4,8 @@
     python -m experiments.compare leaderboard_movielens_last --data.root ml-1m
     make leaderboard
 
-Ratings of 3 stars are examples here, so a run takes a third longer. It has not been run.
+Ratings of 3 stars are examples here, so a run takes a third longer. Rows are shuffled here, too, since that is what
+the presets have. It has not been run.
 """
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard
