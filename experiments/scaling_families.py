@@ -1,9 +1,9 @@
 """Families of models for `experiments.scaling_law`: six sizes of each system over two decades of useful FLOPs.
 
-Each system has one dial. It grows width, depth, the events that are read, and what else its paper grows: Kunlun tokens,
-seeds, windows and the personalized width, with one expert, since among so few tokens two that see half of them each
-were no better, and with the product of every two tokens in place of those of low rank (LOG.md); InterFormer the rank
-and width of its interaction, but no depth, since a second layer made it worse (LOG.md); Wukong first depth, then
+Each system has one dial. It grows width, the events that are read, and what else its paper grows: Kunlun tokens, seeds
+and the personalized width, with one expert, since among so few tokens two that see half of them each were no better,
+and with the product of every two tokens in place of those of low rank; InterFormer the rank and width of its
+interaction; neither of them depth, since more layers of the same FLOPs were worse (LOG.md); Wukong first depth, then
 tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
 `experiments.train`; a test counts the FLOPs of each.
 """
@@ -29,18 +29,17 @@ FAMILIES = {
     "kunlun": _family(
         "kunlun/small",
         {
-            "--model.dim --model.embedding-dim --model.event.dim": (8, 12, 16, 24, 32, 40),
-            "--model.layers --model.event.layers": (1, 1, 2, 2, 2, 3),
-            "--model.summary-tokens": (2, 4, 6, 6, 8, 8),
-            "--model.event.heads": (1, 1, 2, 2, 2, 2),
+            "--model.dim --model.embedding-dim --model.event.dim": (8, 12, 18, 26, 36, 56),
+            "--model.layers --model.event.layers": (1,) * SIZES,
+            "--model.summary-tokens": (2, 4, 4, 6, 8, 8),
+            "--model.event.heads": (1, 1, 1, 1, 2, 2),
             "--model.event.tokens": (2, 2, 3, 4, 4, 4),
             "--model.event.seeds": (4, 4, 6, 8, 8, 12),
-            "--model.event.window": (8, 8, 12, 16, 16, 24),
-            "--model.event.ffn-width": (8, 12, 16, 24, 32, 48),
+            "--model.event.ffn-width": (8, 12, 18, 24, 32, 64),
             "--model.experts": (1,) * SIZES,
             "--model.fm-tokens --model.linear-tokens": (4, 6, 8, 10, 12, 16),
             "--model.fm-products": ("pairs",) * SIZES,
-            "--model.fm-hidden": (16, 32, 64, 64, 128, 160),
+            "--model.fm-hidden": (16, 32, 64, 96, 128, 192),
             "--model.head-hidden": (16, 24, 32, 48, 64, 96),
         },
     ),
