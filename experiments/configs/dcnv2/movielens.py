@@ -2,7 +2,8 @@
 
     python -m experiments.train dcnv2/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
+Cost: two minutes on a CPU core. Score, means of five seeds: valid LogLoss .3153, test AUC .8938, NE .5990 (commit
+0d628ed, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
@@ -13,4 +14,5 @@ from experiments.configs.kunlun import movielens
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
     model=dataclasses.replace(kuairand.CONFIG.model, dim=24, embedding_dim=24, cross_rank=32, deep_hidden=(448, 224)),
+    optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )

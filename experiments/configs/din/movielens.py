@@ -2,8 +2,8 @@
 
     python -m experiments.train din/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core. Score: none yet; in order of time at 5e-4, one seed: valid LogLoss .3356, test
-AUC .8789, NE .6368 (commit b989c71, `experiments/results/cpu/leaderboard_movielens.json`).
+Cost: four minutes on a CPU core. Score, means of five seeds: valid LogLoss .3254, test AUC .8860, NE .6181 (commit
+0d628ed, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
@@ -16,4 +16,5 @@ CONFIG = dataclasses.replace(
     model=dataclasses.replace(
         kuairand.CONFIG.model, dim=16, embedding_dim=16, unit_hidden=(20, 10), head_hidden=(256, 128)
     ),
+    optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )
