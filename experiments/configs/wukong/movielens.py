@@ -2,7 +2,8 @@
 
     python -m experiments.train wukong/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
+Cost: five minutes on a CPU core. Score, means of five seeds: valid LogLoss .3278, test AUC .8840, NE .6229 (commit
+0d628ed, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
@@ -13,4 +14,5 @@ from experiments.configs.wukong import kuairand
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
     model=dataclasses.replace(kuairand.CONFIG.model, dim=16, embedding_dim=16, fm_rank=8, fm_hidden=(128,)),
+    optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )
