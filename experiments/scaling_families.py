@@ -3,7 +3,7 @@
 Each system has one dial. It grows width, the events that are read, and what else its paper grows: Kunlun tokens, seeds
 and the personalized width, with one expert, since among so few tokens two that see half of them each were no better,
 and with the product of every two tokens in place of those of low rank; InterFormer the rank and width of its
-interaction; neither of them depth, since more layers of the same FLOPs were worse (LOG.md); Wukong first depth, then
+interaction; neither of them depth, since more layers gained nothing (LOG.md); Wukong first depth, then
 tokens, rank and MLP width; HSTU the candidate's MLP; DIN its activation unit and its head. A size is flags of
 `experiments.train`; a test counts the FLOPs of each.
 """
