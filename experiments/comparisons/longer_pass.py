@@ -4,7 +4,7 @@
 
 Sizes of both families of `experiments.scaling_law`, at the rates that its rule found for 150,000 rows. 4 to 45
 minutes each on a CPU core. "of more layers" is Kunlun's family as it was, two or three layers for one of the same
-FLOPs, "of low rank" with X X^T Y in place of the products of every two tokens.
+FLOPs, "low rank" the same with X X^T Y in place of the products of every two tokens.
 """
 
 from experiments.compare import Comparison
@@ -23,19 +23,16 @@ DEEPER = {
 """Size -> flags that make it as wide and deep as Kunlun's family was, as many FLOPs."""
 LOW_RANK = {2: "--model.fm-rank 6 --optimizer.learning-rate 0.0062", 4: "--model.fm-rank 8"}
 """Size -> flags, with the rate that the rule found for it."""
-KUNLUN = {
-    size: f"{flags} --data.train-rows 600000 --optimizer.learning-rate 0.003"
-    for size, flags in enumerate(FAMILIES["kunlun"])
-}
+KUNLUN = tuple(f"{flags} --data.train-rows 600000 --optimizer.learning-rate 0.003" for flags in FAMILIES["kunlun"])
 COMPARISON = Comparison(
-    rows={f"kunlun, size {size}": flags for size, flags in KUNLUN.items()}
+    rows={f"kunlun, size {size}": flags for size, flags in enumerate(KUNLUN)}
     | {
         f"interformer, size {size}": f"{flags} --data.train-rows 600000 --optimizer.learning-rate {rate}"
         for size, (flags, rate) in enumerate(zip(FAMILIES["interformer"], INTERFORMER_RATES, strict=True))
     }
     | {f"kunlun of more layers, size {size}": f"{KUNLUN[size]} {flags}" for size, flags in DEEPER.items()}
     | {
-        f"the same of low rank, size {size}": f"{KUNLUN[size]} {DEEPER[size]} --model.fm-products low_rank {flags}"
+        f"low rank, more layers, size {size}": f"{KUNLUN[size]} {DEEPER[size]} --model.fm-products low_rank {flags}"
         for size, flags in LOW_RANK.items()
     },
     seeds=(0,),
