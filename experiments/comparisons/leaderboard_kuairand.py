@@ -15,12 +15,12 @@ from experiments.comparisons.systems import NAMES
 from experiments.shallow import trees_as_row
 
 
-def leaderboard(flags: str, *, rates: tuple[str, ...], frozen: bool) -> Comparison:
+def leaderboard(flags: str, *, rates: tuple[str, ...] = (), frozen: bool) -> Comparison:
     """Every system with ``MODEL/`` and `flags`, at the best of `rates`.
 
     Args:
       flags: preset and flags of `experiments.train`.
-      rates: of the dense weights, the same for every system (O).
+      rates: of the dense weights, the same for every system (O); none: each has its preset's.
       frozen: whether the data set has a split with frozen histories.
     """
     columns = ["valid logloss", "test auc", "test logloss", "test ne", "test gauc"]

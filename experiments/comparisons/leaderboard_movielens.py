@@ -11,6 +11,4 @@ have 1.0 to 1.6 MFLOPs an example. Eight runs of two to ten minutes for each on 
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard
 
-RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
-"""Of the dense weights (O); the search of every system on MovieLens."""
-COMPARISON = leaderboard("movielens", rates=RATES, frozen=False)
+COMPARISON = leaderboard("movielens", rates=("1e-3", "2e-3", "4e-3", "8e-3"), frozen=False)

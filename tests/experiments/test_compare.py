@@ -263,13 +263,24 @@ def test_names_that_are_not_there_exit_2(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("leaderboard_")])
-def test_every_system_of_a_leaderboard_tries_the_same_rates(name):
-    rates = [1e-3, 2e-3, 4e-3, 8e-3] if "movielens" in name else [2.5e-4, 5e-4, 1e-3, 2e-3]
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [("leaderboard_kuairand", [2.5e-4, 5e-4, 1e-3, 2e-3]), ("leaderboard_movielens", [1e-3, 2e-3, 4e-3, 8e-3])],
+)
+def test_every_system_of_a_leaderboard_tries_the_same_rates(name, rates):
     comparison = compare.comparison_of(name)
     for row in comparison.rows:
         tried = [compare.parse(shlex.split(flags))[1] for flags in comparison.flags_of(row)]
         assert [config.optimizer.learning_rate for config in tried] == rates
+
+
+def test_the_split_by_time_has_the_rates_found_on_the_random_split():
+    comparison = compare.comparison_of("leaderboard_movielens_last")
+    assert list(comparison.rows) == list(compare.comparison_of("leaderboard_movielens").rows)
+    for row in comparison.rows:
+        (flags,) = comparison.flags_of(row)
+        preset = compare.parse([f"{row}/movielens"])[1]
+        assert compare.parse(shlex.split(flags))[1].optimizer == preset.optimizer
 
 
 @pytest.mark.parametrize("name", NAMES)
