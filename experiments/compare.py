@@ -332,7 +332,7 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> None:
+def drawn(rows: list[dict[str, Any]], comparison: Comparison) -> Figure:
     """How much worse than the first row each of `current` rows is: a bar for the mean and a dot for each seed."""
     first, *_ = comparison.rows
     found = differences(chosen(rows, comparison), comparison)
@@ -348,7 +348,12 @@ def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> N
     axes.set_xlabel(f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    return figure
+
+
+def picture(rows: list[dict[str, Any]], comparison: Comparison, path: Path) -> None:
+    """`drawn` as a file."""
+    drawn(rows, comparison).savefig(path)
 
 
 def main(arguments: list[str] | None = None) -> int:
