@@ -25,8 +25,8 @@ CONFIG = TrainConfig(
         embedding_scale=0.01,
         event_input="mlp",
         token_norm=False,
-        # GDPA, `--model.pattern pool+ffn --model.ffn-layer-scale 0.01`, gains nothing that five seeds could tell, for 1.8
-        # times the FLOPs (LOG.md).
+        # GDPA, `--model.pattern pool+ffn --model.ffn-layer-scale 0.01`, gains nothing that five seeds could tell, for
+        # 1.8 times the FLOPs (LOG.md).
         pattern=("pool",),
         # At unit length such an id would weigh as much in products, too.
         unit_products=False,
