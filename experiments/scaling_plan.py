@@ -59,7 +59,8 @@ class Budget:
 _ALL = tuple(range(SIZES))
 _RATES = (1e-3, 3e-3, 9e-3)
 # 150,000 rows of either: preset kunlun/small's whole stream, and a quarter of MovieLens' training rows, drawn by the
-# seed: the earliest quarter would leave most test rows to users that no model has seen.
+# seed: the earliest quarter would leave most test rows to users that no model has seen, and since the split is drawn at
+# random, too, the order of time would only fill batches with the visits of a few users, which was worse (LOG.md).
 _ROWS: dict[Data, str] = {"synthetic": "", "movielens": "--loader.shuffle global --run.max-steps 586"}
 _TINY = (
     "--loader.batch-size 32 --run.log-every 3 --data.train-rows 200 --data.valid-rows 70 --data.test-rows 70 "

@@ -52,7 +52,8 @@ def test_a_family_grows_over_two_decades_of_useful_flops(system, dataset):
 @pytest.mark.parametrize("system", MOVIELENS)
 def test_the_flags_of_movielens_are_flags_of_each_system(system):
     _, config = parse([*shlex.split(Planned(system, 0, None, 0).flags(CPU, "movielens")), "--data.root", "ml-1m"])
-    assert config.model.wide and config.run.max_steps * config.loader.batch_size == pytest.approx(150_000, rel=1e-3)
+    assert config.model.wide and config.loader.shuffle == "global"
+    assert config.run.max_steps * config.loader.batch_size == pytest.approx(150_000, rel=1e-3)
 
 
 def measured(budget, data, fingerprint):
