@@ -274,7 +274,7 @@ def test_every_system_of_a_leaderboard_tries_the_same_rates(name, rates):
         assert [config.optimizer.learning_rate for config in tried] == rates
 
 
-def test_the_split_by_time_has_the_rates_found_on_the_random_split():
+def test_the_split_by_time_has_the_systems_of_the_random_split_and_the_rates_of_their_presets():
     comparison = compare.comparison_of("leaderboard_movielens_last")
     assert list(comparison.rows) == list(compare.comparison_of("leaderboard_movielens").rows)
     for row in comparison.rows:
