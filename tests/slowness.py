@@ -2,7 +2,8 @@
 
 Long is what takes long by the clock and by the processor as well: on a machine that others keep busy every test takes
 long by the clock, and one that only waits is ended by `timeout`. Both limits are those of a processor of `REFERENCE_S`;
-on a slower one they are longer.
+on a slower one they are longer. What else a machine does slows its processors as well, so a test that was long is
+judged by their speed at its end, if that is the lower one.
 
 ``--until TIME`` begins no test later than that. Those left out are skipped, so they are counted and the reason is said.
 """
@@ -33,8 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(limit * slower()))
 
 
-@functools.cache
-def slower() -> float:
+def slower_now() -> float:
     """How many times slower than `REFERENCE_S` this processor is, at least 1; takes a tenth of a second."""
 
     def seconds() -> float:
@@ -44,6 +44,10 @@ def slower() -> float:
         return time.process_time() - start
 
     return max(1.0, min(seconds() for _ in range(3)) / REFERENCE_S)
+
+
+slower = functools.cache(slower_now)
+"""The same when it was first asked for."""
 
 
 def processor_seconds() -> float:
@@ -65,8 +69,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     seconds = item.stash[SECONDS] = item.stash.get(SECONDS, 0.0) + call.duration
     seconds = min(seconds, processor_seconds() - item.stash[STARTED])
-    limit = float(item.config.getini("slow_test_seconds")) * slower()
+    limit = float(item.config.getini("slow_test_seconds"))
     if call.when != "teardown" or seconds <= limit or item.get_closest_marker("slow") or not report.passed:
+        return report
+    limit *= max(slower(), slower_now())
+    if seconds <= limit:
         return report
     import jax  # here, for a run of pytest without jax is not to wait for it
 

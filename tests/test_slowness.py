@@ -74,9 +74,18 @@ def test_a_long_test_without_its_marker_is_an_error(tmp_path):
 def test_the_limit_is_longer_on_a_slower_processor(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(slowness.time, "process_time", lambda: next(clock))
-    assert slowness.slower.__wrapped__() == 1 / slowness.REFERENCE_S
+    assert slowness.slower_now() == 1 / slowness.REFERENCE_S
     monkeypatch.setattr(slowness.time, "process_time", lambda: 0.0)
-    assert slowness.slower.__wrapped__() == 1
+    assert slowness.slower_now() == 1
+
+
+def test_a_processor_that_became_slower_has_the_longer_limit(tmp_path):
+    """What the first test found out is over when the long one ends."""
+    early = "import tests.slowness as s\ns.slower = lambda: 1.0\ns.slower_now = lambda: {}\n"
+    code, printed = run_pytest(tmp_path, early.format(1.0) + LONG, "-o", "slow_test_seconds=0.1")
+    assert code == 1 and "a test may take 0 s" in printed
+    code, printed = run_pytest(tmp_path, early.format(100.0) + LONG, "-o", "slow_test_seconds=0.1")
+    assert code == 0 and "4 passed" in printed
 
 
 def test_what_has_not_begun_in_time_is_skipped_and_counted(tmp_path):
