@@ -2,8 +2,8 @@
 
     python -m experiments.train din/movielens --data.root ml-1m
 
-Cost: four minutes on a CPU core. Score, means of five seeds: valid LogLoss .3254, test AUC .8860, NE .6181 (commit
-0d628ed, `experiments/results/cpu/leaderboard_movielens.json`).
+Cost: four minutes on a CPU core. Score with ``--model.embedding-scale 0.1``, means of five seeds: valid LogLoss .3254,
+test AUC .8860, NE .6181 (commit 0d628ed, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses

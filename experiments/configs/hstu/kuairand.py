@@ -19,6 +19,7 @@ CONFIG = TrainConfig(
         dim=64,
         layers=4,
         embedding_dim=32,
+        embedding_scale=0.01,  # as in kunlun/kuairand
         heads=2,
         sequence_scale=100.0,
         candidate_hidden=(256,),

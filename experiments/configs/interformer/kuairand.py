@@ -19,6 +19,7 @@ CONFIG = TrainConfig(
         dim=32,
         layers=1,
         embedding_dim=32,
+        embedding_scale=0.01,  # as in kunlun/kuairand
         heads=2,
         cross_rank=32,
         interaction_hidden=(112,),
