@@ -4,8 +4,9 @@
 
 Cost and score: not known, neither NE nor the board's metrics, for the data is not here and nobody has run it. The
 board's DIN has gAUC .8835, AUC .8860, LogLoss .4302, the best of its passes on the test rows after eight (reczoo/BARS
-at 5b5e61f, ranking/ctr/DIN/DIN_amazonelectronics_x1). Widths, dropout, batch and rate are its own; ours has SiLU for
-its activations, row-wise Adagrad for the tables and no penalty on them.
+at 5b5e61f, ranking/ctr/DIN/DIN_amazonelectronics_x1). Widths, dropout, batch and rate are its own, the start of
+embeddings is FuxiCTR's default, which it runs on; ours has SiLU for its activations, row-wise Adagrad for the tables
+and no penalty on them.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ CONFIG = TrainConfig(
     model=DINConfig(
         dim=64,
         embedding_dim=64,
+        embedding_scale=1e-4,
         unit_hidden=(512, 256),
         head_hidden=(1024, 512, 256),
         dropout=0.1,

@@ -4,8 +4,9 @@
 
 Cost and score: not known, neither NE nor the board's metrics, for the data is not here and nobody has run it. The
 board's DIN has gAUC .5765, AUC .6524, LogLoss .1924, the best of its passes on the test rows after three (reczoo/BARS
-at 5b5e61f, ranking/ctr/DIN/DIN_taobaoad_x1). Widths, dropout, batch and rate are its own; ours has SiLU for its
-activations, row-wise Adagrad for the tables and no penalty on them.
+at 5b5e61f, ranking/ctr/DIN/DIN_taobaoad_x1). Widths, dropout, batch and rate are its own, the start of embeddings is
+FuxiCTR's default, which it runs on; ours has SiLU for its activations, row-wise Adagrad for the tables and no penalty
+on them.
 """
 
 from experiments.configs.kunlun import taobaoad_x1
@@ -18,6 +19,7 @@ CONFIG = TrainConfig(
     model=DINConfig(
         dim=32,
         embedding_dim=32,
+        embedding_scale=1e-4,
         unit_hidden=(512, 256),
         head_hidden=(512, 256, 128),
         dropout=0.1,
