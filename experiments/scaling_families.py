@@ -87,15 +87,16 @@ FAMILIES = {
 }
 """System -> its sizes, smallest first, as a preset and flags of `experiments.train`."""
 # At unit length an id that was never trained would weigh in products as much as any other, and behind a norm it would
-# be as loud; GDPA changes an event by 1, where embeddings start at .01 (LOG.md).
+# be as loud; GDPA changes an event by 1, where embeddings start at .01. HSTU gains by MaskNet instead (LOG.md).
 _SHORT = "--model.no-unit-products --model.embedding-scale 0.01"
-_RARE_IDS = {
+_CHOSEN = {
     "kunlun": f"{_SHORT} --model.no-token-norm --model.event-input mlp --model.ffn-layer-scale 0.01",
     "interformer": _SHORT,
+    "hstu": "--model.event-input masknet",
     "wukong": f"{_SHORT} --model.no-token-norm",
 }
 MOVIELENS = {
-    system: f"--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05 {_RARE_IDS.get(system, '')}".strip()
+    system: f"--model.wide --model.dropout 0.2 --optimizer.table-learning-rate 0.05 {_CHOSEN.get(system, '')}".strip()
     for system in FAMILIES
 }
 """System -> what it has on MovieLens, where most ids are rare, otherwise than in its preset small, as flags."""

@@ -1,6 +1,6 @@
 """The dry run itself: a small step compiled for eight B200s in earnest, and what needs no compiler.
 
-Compiling takes some forty seconds of processor time, a third of it for Mosaic to lower three kernels.
+Compiling takes some forty seconds of processor time, a fifth of it for Mosaic to lower three kernels.
 """
 
 import json
