@@ -47,7 +47,7 @@ def of_scaling_law(data: Data) -> Made:
     """What is made of the scaling law's rows on a data set."""
     budget = BUDGETS["cpu"]
     return Made(
-        lambda content, path: scaling_report.picture(current(content["rows"], budget, data), budget, path),
+        lambda content, path: scaling_report.picture(current(content["rows"], budget, data), budget, data, path),
         lambda content: scaling_report.markdown(current(content["rows"], budget, data), budget),
     )
 

@@ -13,10 +13,9 @@ more runs than are counted here where the best rate is at an end of the first th
 ``--systems kunlun interformer`` runs these alone, so that a call for each core of a machine can have systems of its
 own; they may share the file of rows.
 
-``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed;
-without an estimate. A run that diverges is stored as such, counts as the worst of its rate and is in no law. A call
-ends after --minutes, in the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it
-runs nothing.
+``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed. A
+run that diverges is stored as such, counts as the worst of its rate and is in no law. A call ends after --minutes, in
+the middle of a run if it must, and the same command goes on there; with ``--minutes 0`` it runs nothing.
 Rows are stored in ``experiments/results/DEVICE/scaling_law.json`` as soon as they are done, with command, commit and
 versions, and are not run again. At its end a call prints what is missing, and prints and draws what there is.
 """
@@ -194,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(every) - len(rows)} rows of other sizes, budgets or data are left out", file=sys.stderr)
     if rows:
         print(scaling_report.markdown(rows, budget))
-        scaling_report.picture(rows, budget, args.path.with_suffix(".png"))
+        scaling_report.picture(rows, budget, args.data, args.path.with_suffix(".png"))
         print(f"rows in {args.path}, picture in {args.path.with_suffix('.png')}")
     return 0
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments.result_rows import RESULTS, diverged, stored
-from experiments.scaling_plan import BASELINE, Budget, families, search
+from experiments.scaling_plan import BASELINE, Budget, Data, families, search
 from kunlun_jax.scaling import LEAST_LOG, LEAST_POWER, Estimate, LogLaw, PowerLaw, efficiency, fit_log, fit_power
 
 STYLES = {
@@ -27,6 +27,8 @@ REFERENCES = {
     "trees-matches": "trees, match counts",
 }
 """Systems of learns.json that are drawn in -> how they are called; those without a size."""
+ALL_ROWS = {"logistic regression": "logistic regression, all rows", "Kunlun": "kunlun/movielens, all rows"}
+"""Rows of the comparison "movielens" that are drawn in -> how they are called. They have four times the law's rows."""
 DEPTHS = {"one layer": 1, "two layers": 2, "three layers": 3}
 """Rows of the comparisons of sizes -> layers of kunlun/small."""
 HEADS = (
@@ -176,30 +178,44 @@ def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
     axes.set_ylabel("test NE (lower is better)")
 
 
-def draw_references(axes: Axes, fingerprint: str) -> None:
+def draw_levels(axes: Axes, levels: dict[str, list[float]]) -> None:
+    """A dotted line for the mean NE of each that has any; the text on it is its name and that mean."""
+    for name, found in levels.items():
+        if found:
+            ne = statistics.fmean(found)
+            axes.axhline(ne, color="#666666", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                f"{name} {ne:.3f}",
+                (0.01, ne),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
+                fontsize=7,
+                color="#666666",
+            )
+
+
+def draw_synthetic_references(axes: Axes, fingerprint: str) -> None:
     """What learns.json has of the same rows: the floor, models without a size as lines, presets as diamonds."""
     same = [row for row in stored(RESULTS / "cpu" / "learns.json") if row["data"] == fingerprint]
-    levels = {f"floor of the world {row['floor']['test']:.3f}": row["floor"]["test"] for row in same[:1]}
+    levels = {"floor of the world": [row["floor"]["test"] for row in same[:1]]}
     for system, name in REFERENCES.items():
-        found = [row["test"]["ne"] for row in same if row["system"] == system]
-        if found:
-            levels[f"{name} {statistics.fmean(found):.3f}"] = statistics.fmean(found)
-    for text, ne in levels.items():
-        axes.axhline(ne, color="#666666", linewidth=0.8, linestyle=":")
-        axes.annotate(
-            text,
-            (0.01, ne),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            fontsize=7,
-            color="#666666",
-        )
+        levels[name] = [row["test"]["ne"] for row in same if row["system"] == system]
+    draw_levels(axes, levels)
     for system in dict.fromkeys(row["system"] for row in same if "flops_per_example" in row):
         group = [row for row in same if row["system"] == system]
         color, name = STYLES.get(system, ("#333333", system))
         ne = statistics.fmean(row["test"]["ne"] for row in group)
         axes.plot(group[0]["flops_per_example"], ne, "D", color=color, fillstyle="none", label=f"{name}, preset small")
+
+
+def draw_movielens_references(axes: Axes, fingerprint: str) -> None:
+    """What the comparison "movielens" has of all its rows, which the law takes a quarter of."""
+    same = [row for row in stored(RESULTS / "cpu" / "movielens.json") if row["data"] == fingerprint]
+    draw_levels(
+        axes,
+        {text: [row["splits"]["test"]["ne"] for row in same if row["name"] == name] for name, text in ALL_ROWS.items()},
+    )
 
 
 def draw_depth(axes: Axes) -> None:
@@ -236,27 +252,34 @@ def draw_data(axes: Axes) -> None:
     axes.set_ylabel("test NE")
 
 
-def drawn(rows: list[dict[str, Any]], budget: Budget) -> Figure:
-    """The laws of `current` rows on the left; on the right NE over depth and over training rows."""
-    figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
-    grid = figure.add_gridspec(2, 3)
-    whole, depth, data = (figure.add_subplot(grid[place]) for place in ((slice(None), slice(2)), (0, 2), (1, 2)))
+def drawn(rows: list[dict[str, Any]], budget: Budget, data: Data) -> Figure:
+    """The laws of `current` rows; beside those of the synthetic world NE over depth and over training rows."""
+    if data == "movielens":
+        figure = Figure(figsize=(8, 6.5), dpi=130, layout="constrained")
+        whole = figure.add_subplot()
+        sides = []
+    else:
+        figure = Figure(figsize=(12, 6.5), dpi=130, layout="constrained")
+        grid = figure.add_gridspec(2, 3)
+        whole, *sides = (figure.add_subplot(grid[place]) for place in ((slice(None), slice(2)), (0, 2), (1, 2)))
+        draw_depth(sides[0])
+        draw_data(sides[1])
     draw_laws(whole, rows, budget)
     if rows:
-        draw_references(whole, rows[0]["data"])
-    draw_depth(depth)
-    draw_data(data)
-    for axes in (whole, depth, data):
+        draw = draw_movielens_references if data == "movielens" else draw_synthetic_references
+        draw(whole, rows[0]["data"])
+    for axes in (whole, *sides):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in (depth, data):
+    for axes in sides:
         axes.legend(frameon=False, fontsize=8)
     if whole.get_legend_handles_labels()[0]:
-        # Between what is measured and the floor.
-        whole.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.12))
+        # Between what is measured and the floor; where there is none, above.
+        place = ("upper right", (1, 1)) if data == "movielens" else ("lower right", (1, 0.12))
+        whole.legend(frameon=False, fontsize=8, loc=place[0], bbox_to_anchor=place[1])
     return figure
 
 
-def picture(rows: list[dict[str, Any]], budget: Budget, path: Path) -> None:
+def picture(rows: list[dict[str, Any]], budget: Budget, data: Data, path: Path) -> None:
     """`drawn` as a file."""
-    drawn(rows, budget).savefig(path)
+    drawn(rows, budget, data).savefig(path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import scaling_law, scaling_report
+from experiments.result_rows import RESULTS, stored
 from experiments.scaling_families import FAMILIES, MOVIELENS, SIZES
 from experiments.scaling_plan import (
     BUDGETS,
@@ -187,8 +188,19 @@ def test_few_rows_leave_cells_empty_and_are_drawn(rows, tmp_path):
     *_, line = scaling_report.markdown(few, CPU).splitlines()
     assert line == "| DIN | 6 | 0.003, 0.001 |  |  |  |  |  |  |  |  |  |  | 30.0% (30.0% to 30.0%) |  |"
     for name, some in (("few", few), ("all", rows), ("rates", few[:2])):
-        scaling_report.picture(some, CPU, tmp_path / f"{name}.png")
+        scaling_report.picture(some, CPU, "synthetic", tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 20_000
+
+
+def test_the_law_on_movielens_is_drawn_beside_movielens_alone(rows):
+    synthetic = scaling_report.drawn(rows, CPU, "synthetic")
+    assert len(synthetic.axes) == 3
+    reference = next(row for row in stored(RESULTS / "cpu" / "movielens.json") if row["name"] == "logistic regression")
+    alone = scaling_report.drawn([row | {"data": reference["data"]} for row in rows], CPU, "movielens")
+    (axes,) = alone.axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[0] == f"logistic regression, all rows {reference['splits']['test']['ne']:.3f}"
+    assert texts[1].startswith("kunlun/movielens, all rows 0.59")
 
 
 @pytest.fixture
