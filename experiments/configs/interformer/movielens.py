@@ -2,7 +2,8 @@
 
     python -m experiments.train interformer/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
+Cost: ten minutes on a CPU core. Score, means of three seeds: valid LogLoss .3214, test AUC .8886, NE .6113 (commit
+c6af414, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
