@@ -155,15 +155,16 @@ def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
 def draw_laws(axes: Axes, rows: list[dict[str, Any]], budget: Budget) -> None:
     """NE of `current` rows over FLOPs: a dot a run, the log law a line, the power law dashed.
 
-    A small cross is a run at another rate.
+    A small cross is a run at another rate, or of a search that has not ended.
     """
     kept = families(budget, rows)
-    for system, (color, _) in STYLES.items():
+    for system, (color, name) in STYLES.items():
         others = [
             row for row in rows if row["system"] == system and row not in kept.get(system, []) and not diverged(row)
         ]
         dots = [(row["flops_per_example"], row["splits"]["test"]["ne"]) for row in others]
-        axes.plot(*np.array(dots).reshape(-1, 2).T, "x", color=color, markersize=3, alpha=0.5)
+        label = f"{name}, search for a rate" if dots and system not in kept else None
+        axes.plot(*np.array(dots).reshape(-1, 2).T, "x", color=color, markersize=3, alpha=0.5, label=label)
     for system, law in laws_of(rows, budget).items():
         color, name = STYLES[system]
         axes.plot(law.flops, law.ne, "o", color=color, markersize=4, alpha=0.8, label=None if law.log else name)
