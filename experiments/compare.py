@@ -219,11 +219,10 @@ def current(rows: list[dict[str, Any]], comparison: Comparison, data: set[str] |
     Raises:
       ValueError: `data` is None, and one row has results on several data sets, which cannot be compared.
     """
-    names = {**comparison.rows, **comparison.others}
     found = [
         row
         for row in rows
-        if row["name"] not in names
+        if is_earlier(row["name"], comparison)
         or (row["flags"] in comparison.flags_of(row["name"]) and (data is None or row["data"] in data))
     ]
     for name, group in grouped(found).items():
@@ -307,10 +306,20 @@ def cell(group: list[dict[str, Any]], first: list[dict[str, Any]], column: str) 
     return f"{whole:,.0f}" if group is first else f"x {own / whole:.3f}"
 
 
-def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
+def is_earlier(name: str, comparison: Comparison) -> bool:
+    """Whether rows of this name are of what the comparison once had: presets and flags that have changed since."""
+    return name not in comparison.rows and name not in comparison.others
+
+
+def table(rows: list[dict[str, Any]], comparison: Comparison, *, earlier: bool = False) -> str:
     """`current` rows in Markdown: means over seeds, of metrics with their standard deviation, and what is published.
 
     A name says how many of its runs diverged, which are in no mean, and how far a search is that goes on.
+
+    Args:
+      rows: `current`.
+      comparison: whose rows they are.
+      earlier: show those that it no longer has, beside its first row, in place of those that it has.
     """
     searching, rows = unfinished(rows, comparison), chosen(rows, comparison)
     against, groups = differences(rows, comparison), grouped(rows)
@@ -322,6 +331,8 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
     heads = (*comparison.columns, difference, *tests, *published)
     lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, group in groups.items():
+        if is_earlier(name, comparison) != earlier:
+            continue
         cells = [cell(group, first, column) for column in comparison.columns]
         cells.append(" ".join(f"{value:+.4f}" for value in against.get(name, [])))
         cells += [tested.get(name, "") for _ in tests]
@@ -333,19 +344,25 @@ def table(rows: list[dict[str, Any]], comparison: Comparison) -> str:
 
 
 def drawn(rows: list[dict[str, Any]], comparison: Comparison) -> Figure:
-    """How much worse than the first row each of `current` rows is: a bar for the mean and a dot for each seed."""
+    """How much worse than the first row each of `current` rows is: a bar for the mean and a dot for each seed.
+
+    Bars of rows that the comparison no longer has are pale, and the label says so.
+    """
     first, *_ = comparison.rows
     found = differences(chosen(rows, comparison), comparison)
     found.pop(first, None)
     figure = Figure(figsize=(7.5, 0.32 * len(found) + 1.3), dpi=140, layout="constrained")
     axes = figure.subplots()
-    for place, values in enumerate(found.values()):
-        axes.barh(place, statistics.fmean(values), color="#c8553d", height=0.55)
+    for place, (name, values) in enumerate(found.items()):
+        color = "#e6b9ae" if is_earlier(name, comparison) else "#c8553d"
+        axes.barh(place, statistics.fmean(values), color=color, height=0.55)
         axes.plot(values, [place] * len(values), "o", color="#333333", markersize=3.5)
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.axvline(0, color="#666666", linewidth=0.8)
-    axes.set_xlabel(f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed")
+    pale = "; pale: of earlier presets" * any(is_earlier(name, comparison) for name in found)
+    label = f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed{pale}"
+    axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -374,6 +391,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(rows) < len(every):
         print(f"{len(every) - len(rows)} rows of other flags or data are left out", file=sys.stderr)
     print(table(rows, comparison))
+    if any(is_earlier(row["name"], comparison) for row in rows):
+        print("\nof earlier presets and flags:\n" + table(rows, comparison, earlier=True))
     picture(rows, comparison, path.with_suffix(".png"))
     print(f"rows in {path}, picture in {path.with_suffix('.png')}")
     return 0

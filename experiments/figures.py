@@ -1,8 +1,8 @@
 """Redraws every picture and table that is made from stored results: ``python -m experiments.figures``.
 
 Pictures lie beside their JSON in ``experiments/results/<device>``. Tables stand in Markdown between the marks
-``<!-- table NAME -->`` and ``<!-- end of table -->``. Nothing is measured here, and a test fails if a picture or a
-table does not match its results.
+``<!-- table NAME -->`` and ``<!-- end of table -->``; ``<!-- table NAME earlier -->`` has the rows that a comparison no
+longer has. Nothing is measured here, and a test fails if a picture or a table does not match its results.
 """
 
 import dataclasses
@@ -23,23 +23,29 @@ from experiments.scaling_plan import BUDGETS, Data, current
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/results.md")
-MARKS = re.compile(r"(<!-- table (?P<name>[\w/]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- table (?P<name>[\w/]+)(?P<earlier> earlier)? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What is made of a file of results: a picture into a path, and a table in Markdown where one is."""
+    """What is made of a file of results: a picture into a path, and tables in Markdown where they are."""
 
     picture: Callable[[Any, Path], None]
     table: Callable[[Any], str] | None = None
+    earlier: Callable[[Any], str] | None = None
 
 
 def of_comparison(name: str) -> Made:
     """What is made of a comparison's rows."""
     comparison = compare.comparison_of(name)
+
+    def rows(content: Any) -> list[dict[str, Any]]:
+        return compare.current(content["rows"], comparison)
+
     return Made(
-        lambda content, path: compare.picture(compare.current(content["rows"], comparison), comparison, path),
-        lambda content: compare.table(compare.current(content["rows"], comparison), comparison),
+        lambda content, path: compare.picture(rows(content), comparison, path),
+        lambda content: compare.table(rows(content), comparison),
+        lambda content: compare.table(rows(content), comparison, earlier=True),
     )
 
 
@@ -81,8 +87,8 @@ def pictures() -> dict[Path, Callable[[Path], None]]:
     }
 
 
-def table(name: str) -> str:
-    """The table ``DEVICE/RESULTS`` in Markdown.
+def table(name: str, *, earlier: bool = False) -> str:
+    """The table ``DEVICE/RESULTS`` in Markdown, or that of its earlier rows.
 
     Raises:
       ValueError: there are no such results, or nothing makes a table of them.
@@ -91,14 +97,17 @@ def table(name: str) -> str:
     if not file.exists():
         raise ValueError(f"table {name}: there is no {file.relative_to(REPOSITORY)}")
     made = MADE.get(file.stem)
-    if made is None or made.table is None:
-        raise ValueError(f"table {name}: nothing makes a table of it")
-    return made.table(json.loads(file.read_text()))
+    write = made and (made.earlier if earlier else made.table)
+    if write is None:
+        raise ValueError(f"table {name}: nothing makes a table of its {'earlier ' * earlier}rows")
+    return write(json.loads(file.read_text()))
 
 
 def with_tables(text: str) -> str:
     """Markdown with what stands between marks made anew."""
-    return MARKS.sub(lambda match: f"{match[1]}{table(match['name'])}\n{match[3]}", text)
+    return MARKS.sub(
+        lambda match: f"{match[1]}{table(match['name'], earlier=bool(match['earlier']))}\n{match[4]}", text
+    )
 
 
 def main() -> int:

@@ -136,6 +136,20 @@ def test_a_table_shows_the_spread_of_seeds():
     assert lines[3] == "| no ranks | 0.9000 | 0.7000 | +0.0800 |"
 
 
+def test_rows_that_a_comparison_no_longer_has_are_a_table_of_their_own_beside_its_first_row():
+    sizes = {"whole": 4000.0, "an older model": 1000.0}
+    rows = [
+        {"name": name, "seed": 0, "splits": {"test": {"ne": ne}}, "flops_per_example": sizes[name]}
+        for name, ne in (("whole", 0.8), ("an older model", 0.9))
+    ]
+    comparison = dataclasses.replace(COMPARISON, columns=("test ne", "flops"))
+    assert compare.table(rows, comparison).splitlines()[2:] == ["| whole | 0.8000 | 4,000 | +0.0000 |"]
+    earlier = compare.table(rows, comparison, earlier=True)
+    assert earlier.splitlines()[2:] == ["| an older model | 0.9000 | x 0.250 | +0.1000 |"]
+    (axes,) = compare.drawn(rows, comparison).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["an older model"]
+
+
 def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_published():
     comparison = dataclasses.replace(
         COMPARISON,

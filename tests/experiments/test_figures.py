@@ -1,5 +1,6 @@
 """Pictures and tables are what the stored results give: whoever stores new ones runs `make figures`."""
 
+import json
 import re
 
 import numpy as np
@@ -40,8 +41,16 @@ def _text(page: str) -> str:
 def test_a_table_of_nothing_is_an_error():
     with pytest.raises(ValueError, match=r"table cpu/nothing: there is no experiments/results/cpu/nothing\.json"):
         figures.table("cpu/nothing")
-    with pytest.raises(ValueError, match="table cpu/pipeline: nothing makes a table of it"):
+    with pytest.raises(ValueError, match="table cpu/pipeline: nothing makes a table of its rows"):
         figures.table("cpu/pipeline")
+    with pytest.raises(ValueError, match="table cpu/learns: nothing makes a table of its earlier rows"):
+        figures.table("cpu/learns", earlier=True)
+
+
+def test_every_row_of_a_comparison_stands_in_one_of_its_two_tables():
+    one, other = (figures.table("cpu/movielens", earlier=earlier).splitlines()[2:] for earlier in (False, True))
+    rows = json.loads((figures.RESULTS / "cpu/movielens.json").read_text())["rows"]
+    assert sorted(line.split(" | ")[0].strip("| ") for line in one + other) == sorted({row["name"] for row in rows})
 
 
 @pytest.mark.parametrize("path", sorted(figures.RESULTS.glob("*/*.json")), ids=lambda path: path.name)
