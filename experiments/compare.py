@@ -360,7 +360,7 @@ def drawn(rows: list[dict[str, Any]], comparison: Comparison) -> Figure:
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.axvline(0, color="#666666", linewidth=0.8)
-    pale = "; pale: of earlier presets" * any(is_earlier(name, comparison) for name in found)
+    pale = "\npale: of earlier presets" * any(is_earlier(name, comparison) for name in found)
     label = f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed{pale}"
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
