@@ -106,10 +106,14 @@ def _pairs_of(plan: _Plan, step, size: int, chunk: int, reached):
 
 
 def _bias_index(ages, tile, key_tile, distance, position_bias, time_bias):
-    """Where to find the biases of each pair of rows in their tables."""
+    """Where to find the biases of each pair of rows in their tables.
+
+    The barrier keeps the logarithm out of the loop that gathers, where XLA's CPU backend takes it one by one.
+    """
     newer, older = (tiles.take(ages, x)[:, 0, :, 0] for x in (tile, key_tile))
     bucket = time_bucket(older[:, None, :] - newer[:, :, None], time_bias.shape[0])
-    return jnp.clip(distance, 0, position_bias.shape[0] - 1), bucket
+    near = jnp.clip(distance, 0, position_bias.shape[0] - 1)
+    return jax.lax.optimization_barrier((near, bucket))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

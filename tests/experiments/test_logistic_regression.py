@@ -42,6 +42,13 @@ def test_result_has_metrics_of_each_split_and_what_they_depend_on(result):
     json.dumps(result)
 
 
+def test_a_fit_that_was_cut_off_is_told(result, capsys):
+    assert result["not_converged"] == []
+    cut = logistic_regression.run(Arguments(data=DATA, c=(0.05,), max_events=20, max_iterations=2))
+    assert cut["not_converged"] == ["0.05"]
+    assert "C 0.05: not converged after 2 iterations (--max-iterations)" in capsys.readouterr().err
+
+
 def test_it_predicts_better_than_the_base_rate():
     """Trained and measured on the same rows, it must at least have learned them."""
     arguments = Arguments(data=DATA, c=(0.3,), max_events=20, splits=("train",))
