@@ -175,7 +175,7 @@ format: dev  ## mend what ruff can mend
 
 # Rows that are there are not measured again, and a run that was stopped goes on: days of a CPU, in pieces, such as
 # LEADERBOARD="--rows din --seeds 0".
-leaderboard: dev  ## every system and boosted trees on KuaiRand-Pure and MovieLens-1M; KUAIRAND=folder MOVIELENS=folder
+leaderboard: dev  ## every system and two simple models on KuaiRand-Pure and MovieLens-1M; KUAIRAND=folder MOVIELENS=folder
 	@[ -n "$(KUAIRAND)" ] && [ -n "$(MOVIELENS)" ] || { \
 	  echo "error: name the folders of the data: make leaderboard KUAIRAND=KuaiRand-Pure MOVIELENS=ml-1m" >&2; exit 1; }
 	$(PY) -m experiments.compare leaderboard_kuairand --data.root "$(KUAIRAND)" $(LEADERBOARD)

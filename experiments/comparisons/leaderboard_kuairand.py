@@ -1,4 +1,4 @@
-"""Every system and boosted trees on KuaiRand-Pure: the same search of a rate, five seeds.
+"""Every system, logistic regression and boosted trees on KuaiRand-Pure: the same search of a rate, five seeds.
 
     python -m experiments.compare leaderboard_kuairand --data.root KuaiRand-Pure
     make leaderboard
@@ -6,17 +6,19 @@
 For every system four rates of the dense weights are tried on one seed; the best on "valid" has the other seeds, so
 eight runs of 2 to 30 minutes each on a CPU core. Presets have 1.6 to 1.8 times the FLOPs of kunlun/kuairand. Trees have
 three rates of their own, tried for each seed; they read the same dense features, running rates among them, and of the
-rest ids of up to 254 values and counts of events (`experiments.shallow`). The frozen split cuts histories and rates
-where the split begins. Some systems and seeds are not run yet (docs/results.md).
+rest ids of up to 254 values and counts of events (`experiments.shallow`). The regression reads all ids, those of
+histories, too, and has one of five penalties (`experiments.logistic_regression`). The frozen split cuts histories and
+rates where the split begins. Some systems and seeds are not run yet (docs/results.md).
 """
 
 from experiments.compare import Comparison
 from experiments.comparisons.systems import NAMES
+from experiments.logistic_regression import as_row
 from experiments.shallow import trees_as_row
 
 
 def leaderboard(flags: str, *, rates: tuple[str, ...] = (), frozen: bool) -> Comparison:
-    """Every system with ``MODEL/`` and `flags`, at the best of `rates`.
+    """Every system with ``MODEL/`` and `flags`, at the best of `rates`, and two simple models.
 
     Args:
       flags: preset and flags of `experiments.train`.
@@ -27,7 +29,8 @@ def leaderboard(flags: str, *, rates: tuple[str, ...] = (), frozen: bool) -> Com
     columns += ["test_frozen gauc"] * frozen + ["flops", "parameters", "examples/s"]
     return Comparison(
         rows={name: f"{name}/{flags}" for name in ("kunlun", *NAMES)},
-        others={"boosted trees": ("kunlun", trees_as_row)},
+        others={"logistic regression": ("kunlun", as_row), "boosted trees": ("kunlun", trees_as_row)},
+        seedless=("logistic regression",),
         metric="logloss",
         seeds=(0, 1, 2, 3, 4),
         search=tuple(f"--optimizer.learning-rate {rate}" for rate in rates),

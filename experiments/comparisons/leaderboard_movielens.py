@@ -1,4 +1,4 @@
-"""Every system and boosted trees on MovieLens-1M, split 8:1:1 at random: the same search of a rate, five seeds.
+"""Every system and two simple models on MovieLens-1M, split 8:1:1 at random: the same search of a rate, five seeds.
 
     python -m experiments.compare leaderboard_movielens --data.root ml-1m
     make leaderboard

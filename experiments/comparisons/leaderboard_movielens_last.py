@@ -1,4 +1,4 @@
-"""Every system and boosted trees on MovieLens-1M, the last tenth of each user's ratings for test, five seeds.
+"""Every system and two simple models on MovieLens-1M, the last tenth of each user's ratings for test, five seeds.
 
     python -m experiments.compare leaderboard_movielens_last --data.root ml-1m
     make leaderboard
