@@ -170,6 +170,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
             row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
             known = next((old for old in stored(path) if key(old) == key(row)), None)
             if known is None:
+                print(f"{name}, seed {seed}: measuring {flags}", file=sys.stderr)
                 if name in comparison.others:
                     known = add(path, row, key, started_in, functools.partial(comparison.others[name][1], config, seed))
                 else:

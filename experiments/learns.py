@@ -261,6 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
                 row = {"system": system, "rows": count, "seed": seed, "data": fingerprint}
                 if key_of(row) in map(key_of, stored(args.out)):
                     continue
+                print(f"{system}, {count:,} rows, seed {seed}: measuring", file=sys.stderr)
                 row["floor"] = world_of(config)[1]
                 folder = args.runs / f"{system}-{fingerprint}-seed{seed}-{of_commit(started_in['commit'])}"
                 if system in SHALLOW:

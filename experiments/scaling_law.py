@@ -151,6 +151,7 @@ def measure(args: Arguments, dataset: Dataset) -> None:
             config = config_of(ready[0], budget, args)
             folder = run_folder(row, args.runs / "law", started_in["commit"])
             train = functools.partial(train_row, row, config, dataset, folder)
+            print(f"{row['name']}, seed {row['seed']}: measuring {row['flags']}", file=sys.stderr)
             try:
                 row = add(args.path, row, key_of, started_in, train, folder)
             except KeyboardInterrupt:

@@ -73,7 +73,10 @@ def test_rows_that_are_there_are_not_run_again(measured, tmp_path, monkeypatch, 
     assert [row["name"] for row in rows] == ["whole", "no ranks", "constant"]
     assert rows[0] == json.loads((measured / "toy.json").read_text())["rows"][0]
     difference = 1 - rows[0]["splits"]["test"]["ne"]
-    assert f"| no ranks | 1.0000 | 0.5000 | {difference:+.4f} |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"| no ranks | 1.0000 | 0.5000 | {difference:+.4f} |" in printed.out
+    assert f"no ranks, seed 0: measuring {COMPARISON.rows['no ranks']}\n" in printed.err
+    assert "whole, seed 0" not in printed.err
     assert out.with_suffix(".png").stat().st_size > 5_000
 
 

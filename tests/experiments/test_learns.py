@@ -135,7 +135,7 @@ def test_rows_that_are_there_are_not_run_again(tmp_path, capsys, quick):
     assert sorted(quick) == [(s, n, seed) for s, n, seed in sorted(quick) if s == "trees" or seed == 0]
     assert len(quick) == 6 and out.with_suffix(".png").exists()
     first = json.loads(out.read_text())["rows"]
-    capsys.readouterr()
+    assert "trees, 300 rows, seed 1: measuring\n" in capsys.readouterr().err
     assert learns.main([*flags, "--systems", "lr", "trees", "trees-matches", "--seeds", "0"]) == 0
     assert quick[6:] == [("trees-matches", 300, 0), ("trees-matches", 500, 0)]
     rows = json.loads(out.read_text())["rows"]

@@ -242,7 +242,9 @@ def test_a_call_may_run_some_systems_alone(fake, tmp_path, capsys):
     flags = ["--budget", "tiny", "--dirty", "--out", str(tmp_path / "law.json")]
     assert scaling_law.main([*flags, "--systems", "din"]) == 0
     assert fake == ["din 0, rate 0.003", "din 1, rate 0.003"]
-    assert capsys.readouterr().out.startswith("2 runs are missing")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("2 runs are missing")
+    assert "din 1, rate 0.003, seed 0: measuring din/small " in printed.err
 
 
 def test_a_call_ends_after_its_minutes_in_the_middle_of_a_run(fake, tmp_path, monkeypatch, capsys):
