@@ -39,7 +39,7 @@ class Arguments:
 
     data: DataConfig = DataConfig()
     """The data set."""
-    c: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
+    c: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
     """Inverse strengths of the L2 penalty to choose from, on the validation split."""
     history: bool = True
     """Whether the ids of the histories are inputs."""
