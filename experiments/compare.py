@@ -362,8 +362,8 @@ def drawn(rows: list[dict[str, Any]], comparison: Comparison) -> Figure:
     axes.invert_yaxis()
     axes.axvline(0, color="#666666", linewidth=0.8)
     pale = "\npale: of earlier presets" * any(is_earlier(name, comparison) for name in found)
-    label = f"{comparison.split} {comparison.metric} less that of “{first}”, lower is better; a dot a seed{pale}"
-    axes.set_xlabel(label)
+    what = f"{comparison.split} {comparison.metric} less that of “{first}”"
+    axes.set_xlabel(f"{what}, lower is better; a dot a seed{pale}")
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -151,6 +151,7 @@ def test_rows_that_a_comparison_no_longer_has_are_a_table_of_their_own_beside_it
     assert earlier.splitlines()[2:] == ["| an older model | 0.9000 | x 0.250 | +0.1000 |"]
     (axes,) = compare.drawn(rows, comparison).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["an older model"]
+    assert axes.get_xlabel().endswith("a dot a seed\npale: of earlier presets")
 
 
 def test_a_table_shows_sizes_and_speed_beside_the_first_rows_and_what_is_published():
