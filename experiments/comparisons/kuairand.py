@@ -1,9 +1,10 @@
-"""Kunlun, logistic regression and boosted trees on KuaiRand-Pure; frozen splits cut histories and rates early.
+"""Kunlun's variants and simple models on KuaiRand-Pure; frozen splits cut histories and rates early.
 
     python -m experiments.compare kuairand --data.root KuaiRand-Pure
 
 Three to six minutes a seed on two CPU cores, logistic regression two; on one core eight with GDPA. Kunlun was chosen on
-"valid"; trees take eight minutes a seed.
+"valid"; trees take eight minutes a seed. DLRM and DCNv2 are what Kunlun is level with in `leaderboard_kuairand`;
+without histories they say what each makes of those.
 """
 
 from experiments.compare import Comparison
@@ -15,6 +16,8 @@ COMPARISON = Comparison(
         "Kunlun": "kunlun/kuairand",
         "with GDPA": "kunlun/kuairand --model.pattern pool+ffn --model.ffn-layer-scale 0.01",
         "without histories": "kunlun/kuairand --model.skip-events '*'",
+        "dlrm without histories": "dlrm/kuairand --model.skip-events '*'",
+        "dcnv2 without histories": "dcnv2/kuairand --model.skip-events '*'",
     },
     others={"logistic regression": ("Kunlun", as_row), "boosted trees": ("Kunlun", trees_as_row)},
     seedless=("logistic regression",),
