@@ -19,6 +19,7 @@ COMPARISON = Comparison(
         "Kunlun": "kunlun/movielens",
         "with GDPA": "kunlun/movielens --model.pattern pool+ffn --model.ffn-layer-scale 0.01",
         "embeddings of 24": "kunlun/movielens --model.embedding-dim 24",
+        "wider interaction": "kunlun/movielens --model.embedding-dim 24 --model.fm-hidden 256",
         "without histories": "kunlun/movielens --model.skip-events '*'",
         "dcnv2 without histories": "dcnv2/movielens --model.skip-events '*'",
         "pooled_product without histories": "pooled_product/movielens --model.skip-events '*'",
