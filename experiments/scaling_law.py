@@ -10,8 +10,8 @@ more runs than are counted here where the best rate is at an end of the first th
     --budget cpu    110 runs, 5.8 hours on two cores by the speeds in results/cpu/systems.json, the longest 12 minutes
     --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
 
-``--systems kunlun interformer`` runs these alone, so that a call for each core of a machine can have systems of its
-own; they may share the file of rows.
+``--systems kunlun interformer`` runs these alone and ``--seeds 1`` that seed, so that a call for each core of a machine
+can have runs of its own; they may share the file of rows.
 
 ``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed. A
 run that diverges is stored as such, counts as the worst of its rate and is in no law. A call ends after --minutes, in
@@ -54,6 +54,9 @@ class Arguments:
     """The rows that are trained on."""
     systems: tuple[str, ...] = ()
     """Systems whose runs are done; default: all of the budget."""
+    seeds: tuple[int, ...] = ()
+    """Seeds whose runs are done; default: all of the budget. The search for rates is of seed 0, and others wait for
+    it."""
     root: Path | None = None
     """Folder of MovieLens-1M; for --data movielens alone."""
     cache: Path | None = None
@@ -78,9 +81,10 @@ class Arguments:
             )
         if self.data not in BUDGETS[self.budget].flags:
             raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
-        of_budget = BUDGETS[self.budget].systems
-        if unknown := sorted({*self.systems} - {*of_budget}):
-            raise ValueError(f"systems names {unknown}; budget {self.budget!r} has {list(of_budget)}")
+        budget = BUDGETS[self.budget]
+        for field, of_budget in (("systems", budget.systems), ("seeds", budget.seeds)):
+            if unknown := sorted({*getattr(self, field)} - {*of_budget}):
+                raise ValueError(f"{field} names {unknown}; budget {self.budget!r} has {list(of_budget)}")
 
     @property
     def path(self) -> Path:
@@ -143,7 +147,9 @@ def measure(args: Arguments, dataset: Dataset) -> None:
             ready = [
                 run
                 for run in missing(budget, stored(args.path), args.data, dataset.fingerprint)
-                if run.rate is not None and (not args.systems or run.system in args.systems)
+                if run.rate is not None
+                and run.system in (args.systems or budget.systems)
+                and run.seed in (args.seeds or budget.seeds)
             ]
             if not ready:
                 return

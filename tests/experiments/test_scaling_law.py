@@ -1,5 +1,6 @@
 """The plan of the scaling law, a measurement that goes on where it stopped, its table and its picture."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -247,6 +248,18 @@ def test_a_call_may_run_some_systems_alone(fake, tmp_path, capsys):
     assert "din 1, rate 0.003, seed 0: measuring din/small " in printed.err
 
 
+def test_a_call_may_run_some_seeds_alone(fake, tmp_path, monkeypatch):
+    monkeypatch.setitem(scaling_law.BUDGETS, "tiny", dataclasses.replace(scaling_law.BUDGETS["tiny"], seeds=(0, 1)))
+    flags = ["--budget", "tiny", "--dirty", "--out", str(tmp_path / "law.json"), "--systems", "din"]
+    assert scaling_law.main([*flags, "--seeds", "1"]) == 0
+    assert fake == []  # it waits for the search, which is of seed 0
+    assert scaling_law.main([*flags, "--seeds", "0"]) == 0
+    assert scaling_law.main([*flags, "--seeds", "1"]) == 0
+    assert fake == ["din 0, rate 0.003", "din 1, rate 0.003"] * 2
+    stored = json.loads((tmp_path / "law.json").read_text())["rows"]
+    assert sorted((row["size"], row["seed"]) for row in stored) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_a_call_ends_after_its_minutes_in_the_middle_of_a_run(fake, tmp_path, monkeypatch, capsys):
     def stopped_run(row, config, dataset, folder):
         fake.append(row["name"])
@@ -294,6 +307,7 @@ def test_the_tiny_budget_runs(tmp_path):
         (["--minutes", "-1"], "minutes is -1.0; it must be at least 0"),
         (["--budget", "tiny", "--data", "movielens", "--root", "x"], "budget 'tiny' is of the synthetic world alone"),
         (["--budget", "gpu", "--systems", "din", "kunlun"], "systems names ['din']; budget 'gpu' has ['kunlun', 'int"),
+        (["--budget", "tiny", "--seeds", "2"], "seeds names [2]; budget 'tiny' has [0]"),
     ],
 )
 def test_flags_that_cannot_be_exit_2(flags, message, capsys):
