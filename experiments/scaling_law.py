@@ -79,9 +79,9 @@ class Arguments:
                 f"data is {self.data!r} and root {str(self.root)!r}; movielens needs the folder of ml-1m as root, and "
                 "synthetic has no files"
             )
-        if self.data not in BUDGETS[self.budget].flags:
-            raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
         budget = BUDGETS[self.budget]
+        if self.data not in budget.flags:
+            raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
         for field, of_budget in (("systems", budget.systems), ("seeds", budget.seeds)):
             if unknown := sorted({*getattr(self, field)} - {*of_budget}):
                 raise ValueError(f"{field} names {unknown}; budget {self.budget!r} has {list(of_budget)}")
