@@ -61,7 +61,8 @@ class LoaderConfig:
     feature, at least 8; what does not fit is cut and counted. Other numbers of devices have other shares, so they cut
     other events; experiments.evaluate has one device. 0 means as many as the fullest share needs."""
     shuffle: Shuffle = "none"
-    """none: rows in order of request time; global: a new random order of the whole split every epoch."""
+    """none: rows in order of request time; global: a new random order of the whole split every epoch, and a random
+    one for evaluation, too, whose batches are less unlike: neighbours in time may be visits of the same few users."""
     workers: int = 0
     """Processes that pack batches; 0 packs in threads of this process. Scripts need an ``if __name__`` guard."""
     threads: int = 1
@@ -92,10 +93,6 @@ class LoaderConfig:
         for event, number in self.max_events_of:
             if number < 1:
                 raise ValueError(f"loader field 'max_events_of' gives {event!r} {number} events; give at least 1")
-
-    def in_time_order(self) -> "LoaderConfig":
-        """The same without a shuffle, as splits are evaluated."""
-        return dataclasses.replace(self, shuffle="none")
 
     def max_events_by_type(self, schema: Schema) -> dict[str, int]:
         """Events kept per event type of `schema`.

@@ -47,7 +47,7 @@ def computed(rows: int, seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
     return found.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # one of training, and one of an evaluation in its midst
 def _listed(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The whole order, int32."""
     order = np.arange(rows, dtype=np.int32)

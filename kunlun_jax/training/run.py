@@ -21,6 +21,9 @@ from kunlun_jax.training.step import Trainer, TrainState
 from kunlun_jax.training.stop import Stop
 from kunlun_jax.training.work import work_of_step
 
+EVALUATION_SEED = 0
+"""Of the order that splits are evaluated in, if the loader shuffles: runs of every seed have the same batches."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -28,8 +31,7 @@ class Run:
 
     Attributes:
       capacity: packed rows, per training batch and device, of each event type and multi-valued feature.
-      evaluation_capacity: the same of the batches of all splits in time order. More where histories of neighbours in
-        time are alike and training shuffles them.
+      evaluation_capacity: the same of the batches that splits are evaluated in, of all splits.
       steps: steps of the whole run.
       parts: parameters and FLOPs of the model by part, at the mean history lengths of the training split.
       lengths: history lengths by event type of some training rows, as the loader cuts them.
@@ -45,15 +47,14 @@ class Run:
     lengths: dict[str, np.ndarray]
 
     def loader(self, split: str, *, epochs: int = 1, training: bool = False) -> Loader:
-        """Batches of a split; only training may shuffle."""
-        config = self.config.loader if training else self.config.loader.in_time_order()
+        """Batches of a split, for evaluation those of `EVALUATION_SEED`."""
         return make_loader(
             self.dataset,
             split,
-            config,
+            self.config.loader,
             capacity=self.capacity if training else self.evaluation_capacity,
             epochs=epochs,
-            seed=self.config.run.seed,
+            seed=self.config.run.seed if training else EVALUATION_SEED,
             share_count=self.config.mesh.devices,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -100,7 +101,9 @@ def prepare(config: TrainConfig, dataset: Dataset | None = None) -> Run:
     capacity = capacities(
         dataset, ["train"], config.loader, epochs=config.run.epochs, seed=config.run.seed, share_count=devices
     )
-    evaluation_capacity = capacities(dataset, tuple(dataset.splits), config.loader.in_time_order(), share_count=devices)
+    evaluation_capacity = capacities(
+        dataset, tuple(dataset.splits), config.loader, seed=EVALUATION_SEED, share_count=devices
+    )
     steps = config.run.epochs * math.ceil(len(dataset.split("train")) / config.loader.batch_size)
     steps = min(steps, config.run.max_steps or steps)
     model = config.model.build(

@@ -52,10 +52,29 @@ def test_several_devices_give_predictions_in_the_same_order(run, toy):
     np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-4)
 
 
-def test_evaluation_has_a_capacity_of_its_own_since_only_training_is_shuffled(toy, monkeypatch):
+SHUFFLED = ("--model.skip-events", "like", "--loader.batch-size", "16", "--loader.shuffle", "global")
+
+
+def test_a_loader_that_shuffles_does_so_for_evaluation_alike_for_every_seed(run, toy):
+    orders = []
+    for seed in ("3", "4"):
+        shuffled = prepare(tiny_config(*SHUFFLED, "--run.seed", seed), toy)
+        with shuffled.loader("valid") as loader:
+            orders.append(np.concatenate([loader.rows(number) for number in range(len(loader))]))
+    rows = np.asarray(toy.split("valid"))
+    np.testing.assert_array_equal(*orders)
+    np.testing.assert_array_equal(np.sort(orders[0]), rows)
+    assert (orders[0] != rows).any()
+    state = run.trainer.init()
+    found, expected = (each.predict(state, "valid") for each in (shuffled, run))
+    for name in ("row", "labels", "weights"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
+
+
+def test_training_and_evaluation_have_the_capacities_of_their_own_batches(toy, monkeypatch):
     monkeypatch.setattr(pipeline, "CAPACITY_MULTIPLE", 8)
-    flags = ("--model.skip-events", "like", "--loader.batch-size", "16", "--loader.shuffle", "global")
-    run = prepare(tiny_config(*flags), toy)
+    run = prepare(tiny_config(*SHUFFLED, "--run.seed", "1"), toy)
     used = dict.fromkeys(run.capacity, 0), dict.fromkeys(run.capacity, 0)
     loaders = [run.loader("train", training=True), *(run.loader(split) for split in toy.splits)]
     for number, loader in enumerate(loaders):
