@@ -4,7 +4,7 @@
 
 Three to six minutes a seed on two CPU cores, logistic regression two; on one core eight with GDPA. Kunlun was chosen on
 "valid"; trees take eight minutes a seed. DLRM and DCNv2 are what Kunlun is level with in `leaderboard_kuairand`;
-without histories, not run yet, they say what each makes of those.
+without histories, two minutes a seed, they say what each makes of those.
 """
 
 from experiments.compare import Comparison
