@@ -1,7 +1,7 @@
 """The order of an epoch: a permutation of all rows, of which any part can be had by itself.
 
-Up to `LISTED_ROWS` it is numpy's shuffle, kept as a list of 4 bytes a row in every process that packs. Beyond, where
-the list would grow with the data, it is a Feistel network over the smallest power of four that holds all rows: a
+Up to `LISTED_ROWS` it is numpy's shuffle, and every process that packs keeps the last two orders as lists of 4 bytes a
+row. Beyond, where a list would grow with the data, it is a Feistel network over the smallest power of four that holds all rows: a
 permutation that is computed for each row by itself, in four rounds, and again while the result lies outside (cycle
 walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
@@ -47,7 +47,7 @@ def computed(rows: int, seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
     return found.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=2)  # one of training, and one of an evaluation in its midst
+@functools.lru_cache(maxsize=2)  # that of training, and that of an evaluation in its midst
 def _listed(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The whole order, int32."""
     order = np.arange(rows, dtype=np.int32)
