@@ -1,9 +1,9 @@
 """The order of an epoch: a permutation of all rows, of which any part can be had by itself.
 
 Up to `LISTED_ROWS` it is numpy's shuffle, and every process that packs keeps the last two orders as lists of 4 bytes a
-row. Beyond, where a list would grow with the data, it is a Feistel network over the smallest power of four that holds all rows: a
-permutation that is computed for each row by itself, in four rounds, and again while the result lies outside (cycle
-walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+row. Beyond, where a list would grow with the data, it is a Feistel network over the smallest power of four that holds
+all rows: a permutation that is computed for each row by itself, in four rounds, and again while the result lies outside
+(cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
 """
 
 import functools
