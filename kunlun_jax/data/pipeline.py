@@ -61,8 +61,8 @@ class LoaderConfig:
     feature, at least 8; what does not fit is cut and counted. Other numbers of devices have other shares, so they cut
     other events; experiments.evaluate has one device. 0 means as many as the fullest share needs."""
     shuffle: Shuffle = "none"
-    """none: rows in order of request time; global: a new random order of the whole split every epoch, and a random
-    one for evaluation, too, whose batches are less unlike: neighbours in time may be visits of the same few users."""
+    """none: rows in order of request time; global: a new random order of the whole split every epoch. Evaluation
+    is in such an order, too, so that no batch is of a few users with long histories, for which all would need room."""
     workers: int = 0
     """Processes that pack batches; 0 packs in threads of this process. Scripts need an ``if __name__`` guard."""
     threads: int = 1

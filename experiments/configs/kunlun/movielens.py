@@ -26,7 +26,7 @@ CONFIG = TrainConfig(
         embedding_dim=24,
         event=EventConfig(dim=16, heads=2, tokens=4, seeds=8, layers=1, ffn_width=32, kron_rank=2),
         events={},
-        # Twice KuaiRand's deep net behind the products: it and embeddings of 24 gain most without histories (LOG.md).
+        # Twice KuaiRand's deep net behind the products; it and embeddings of 24 were chosen on valid (LOG.md).
         fm_hidden=(256,),
     ),
     optimizer=dataclasses.replace(kuairand.CONFIG.optimizer, learning_rate=2e-3),
