@@ -2,7 +2,8 @@
 
     python -m experiments.train hstu/movielens --data.root ml-1m
 
-Cost: some ten minutes on a CPU core, as an estimate. Score: none; it was never trained, so its NE is not known.
+Cost: nine minutes on a CPU core. Score, means of five seeds: valid LogLoss .3315, test AUC .8814, NE .6295 (commit
+a884a6a, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
 import dataclasses
@@ -13,4 +14,5 @@ from experiments.configs.kunlun import movielens
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
     model=dataclasses.replace(kuairand.CONFIG.model, dim=16, layers=2, embedding_dim=16, candidate_hidden=(128,)),
+    optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )
