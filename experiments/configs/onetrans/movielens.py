@@ -2,7 +2,7 @@
 
     python -m experiments.train onetrans/movielens --data.root ml-1m
 
-Cost: nine minutes on a CPU core. Score, means of five seeds: valid LogLoss .3289, test AUC .8833, NE .6239 (commit
+Cost: ten minutes on a CPU core. Score, means of five seeds: valid LogLoss .3289, test AUC .8833, NE .6239 (commit
 a884a6a, `experiments/results/cpu/leaderboard_movielens.json`).
 """
 
