@@ -53,8 +53,14 @@ class HSTUConfig(SystemConfig):
     tied_candidate: bool = True
     """Whether the context tokens that share a table with events are added to the candidate's, whose MLP then starts at
     `event_mlp_start`, as that of the events does (O)."""
+    head_context: bool = False
+    """Whether the head reads the context tokens beside the candidate's, as DIN's does (O): features then meet at their
+    full width and not in the one token alone."""
     aligned: bool = True
     """Whether U, V, Q and K start near the identity, so that tokens that are alike find each other (O)."""
+    branch_start: float = 1.0
+    """What the last map of each block starts at, times LeCun's (O). Near `embedding_scale`, the head reads ids from the
+    first step on, since blocks read normalized rows and would add vectors far longer than short embeddings."""
     block_dropout: float = 0.0
     """Dropout rate inside each block."""
     event_input: Literal["masknet", "mlp"] = "mlp"
@@ -69,6 +75,7 @@ class HSTUConfig(SystemConfig):
         "positions": at_least(1),
         "time_buckets": at_least(1),
         "candidate_hidden": at_least(1),
+        "branch_start": at_least(0),
         "block_dropout": rate(),
     }
 
@@ -111,20 +118,23 @@ class HSTU(System):
                 positions=config.positions,
                 buckets=config.time_buckets,
                 dropout=config.block_dropout,
+                start=config.branch_start,
                 aligned=config.aligned,
                 implementation=config.implementation,
                 **rest,
             )
             for _ in range(config.layers)
         )
-        self.make_head(config.dim, config, base_rate, rngs)
+        self.head_context = config.head_context
+        self.make_head(config.dim * (1 + self.context.tokens * config.head_context), config, base_rate, rngs)
 
     def __call__(
         self, batch: Batch, embedded: Embedded, *, dropout: nnx.Rngs | None = None
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
         x, events, ages = self.inputs(batch, embedded)
-        candidate = self.candidate(rearrange(x, "batch tokens dim -> batch (tokens dim)"))[:, None, :]
+        features = rearrange(x, "batch tokens dim -> batch (tokens dim)")
+        candidate = self.candidate(features)[:, None, :]
         if self.tied:
             candidate += x[:, np.array(self.tied)].sum(1, keepdims=True) * len(self.tied) ** -0.5
         if events:
@@ -137,7 +147,10 @@ class HSTU(System):
         sequence = append(history, candidate)
         for layer in self.layers:
             sequence = sequence.replace(layer(sequence, age, dropout))
-        return self.logits(last_rows(sequence, 1)[:, 0], x, dropout)
+        found = last_rows(sequence, 1)[:, 0]
+        if self.head_context:
+            found = jnp.concatenate([found, features], axis=1)
+        return self.logits(found, x, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the candidate's MLP and the blocks."""

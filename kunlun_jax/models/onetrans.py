@@ -11,7 +11,7 @@ Source: OneTrans, arXiv 2510.26104 (P). Ours (O):
   all features into tokens ("auto-split").
 * Histories differ in length and stay packed. How many events go on is the same for all, and a history that is shorter
   goes on whole. The paper rounds that number to multiples of 32.
-* The last norm, as pre-norm transformers have it.
+* The last norm, as pre-norm transformers have it, which `last_norm` takes away.
 * Of time and place the model knows what the events' inputs say (`age_feature`, `rank_feature`) and what the mask hides;
   the paper names no encoding of positions.
 """
@@ -57,7 +57,12 @@ class OneTransConfig(SystemConfig):
     """Whether queries and keys start near the identity, so that candidate and events that are alike find each other
     from the first step on (O)."""
     branch_start: float = 1.0
-    """What the last map of attention and of the FFN starts at, times LeCun's (O)."""
+    """What the last map of attention and of the FFN starts at, times LeCun's (O). Near `embedding_scale`, the head
+    reads ids from the first step on, since branches read normalized tokens and would add vectors far longer than short
+    embeddings."""
+    last_norm: bool = True
+    """Whether the head reads context tokens that are normalized (O). Without, the length of a token is left to tell how
+    much is known, and the token of an id that was hardly trained is short, as `token_norm` is to Kunlun and Wukong."""
     type_scale: float = 0.1
     """Standard deviation that the vectors of the event types start with (O); much above that of the embeddings, they
     hide what an event is (LOG.md)."""
@@ -108,7 +113,9 @@ class OneTrans(System):
     ):
         super().__init__(schema, config, dense_moments=dense_moments, rngs=rngs)
         dtype, dim, tokens = config.compute_dtype, config.dim, self.context.tokens
-        self.types = nnx.Param(config.type_scale * normal(rngs.params(), (len(self.event_names), dim)))
+        # Orbax refuses to save an array without elements, so without events there is none.
+        types = (len(self.event_names), dim)
+        self.types = nnx.Param(config.type_scale * normal(rngs.params(), types)) if self.event_names else None
         self.layers = nnx.List(
             MixedBlock(
                 dim,
@@ -126,7 +133,8 @@ class OneTrans(System):
             )
             for queries in config.queries()
         )
-        self.norm = nnx.RMSNorm(dim, epsilon=1e-6, dtype=accumulator(dtype), rngs=rngs)
+        norm = {"epsilon": 1e-6, "dtype": accumulator(dtype), "rngs": rngs}
+        self.norm = nnx.RMSNorm(dim, **norm) if config.last_norm else None
         self.make_head(tokens * dim, config, base_rate, rngs)
 
     def __call__(
@@ -134,7 +142,7 @@ class OneTrans(System):
     ) -> Float[Array, "batch tasks"]:
         """Logits, float32 (float64 where that is the dtype of the computation); dropout acts only where given."""
         context, events, ages = self.inputs(batch, embedded)
-        if events:
+        if self.types is not None:
             types = zip(self.event_names, self.types[...].astype(context.dtype), strict=True)
             history, _ = merge({name: events[name].replace(events[name].values + e[None]) for name, e in types}, ages)
         else:
@@ -142,14 +150,15 @@ class OneTrans(System):
         x = context
         for layer in self.layers:
             history, x = layer(history, x)
-        x = self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
         return self.logits(rearrange(x, "batch tokens dim -> batch (tokens dim)"), context, dropout)
 
     def middle_parts(self, lengths: Mapping[str, np.ndarray], batch: int) -> list[Part]:
         """Parameters and forward FLOPs per example of the types' vectors, the blocks and the last norm."""
         events = sum((np.asarray(lengths[name], np.int64) for name in self.event_names), np.zeros(batch, np.int64))
-        parts = [Part("event types", self.types.size, 0)]
+        parts = [] if self.types is None else [Part("event types", self.types.size, 0)]
         for i, layer in enumerate(self.layers):
             parts.append(part(f"layer {i}", layer, layer.flops(events) / batch))
             events = layer.kept(events)
-        return [*parts, part("last norm", self.norm, 0)]
+        return parts if self.norm is None else [*parts, part("last norm", self.norm, 0)]

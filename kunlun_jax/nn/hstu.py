@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from kunlun_jax.batch import Jagged
 from kunlun_jax.nn.causal_pointwise import causal_pointwise
-from kunlun_jax.nn.init import LECUN, Linear, near_identity
+from kunlun_jax.nn.init import LECUN, Linear, near_identity, scaled
 from kunlun_jax.nn.mlp import linear_flops
 from pallas_kernels import gdpa
 from pallas_kernels.dispatch import accumulator
@@ -34,6 +34,7 @@ class HSTUBlock(nnx.Module):
       biased: whether attention is causal and has the two biases.
       positions, buckets: how many relative positions and buckets of time gaps have their own bias.
       dropout: rate.
+      start: initial scale of W_o, relative to LeCun's.
       aligned: whether U, V, Q and K start near the identity (O).
     """
 
@@ -47,6 +48,7 @@ class HSTUBlock(nnx.Module):
         positions: int,
         buckets: int,
         dropout: float,
+        start: float = 1.0,
         aligned: bool = False,
         implementation: str | None,
         dtype,
@@ -54,9 +56,9 @@ class HSTUBlock(nnx.Module):
     ):
         norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
         self.norm, self.out_norm = nnx.LayerNorm(dim, **norm), nnx.LayerNorm(dim, **norm)
-        start = near_identity(0.1, maps=4) if aligned else LECUN
-        self.uvqk = Linear(dim, 4 * dim, kernel_init=start, dtype=dtype, rngs=rngs)
-        self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
+        look = near_identity(0.1, maps=4) if aligned else LECUN
+        self.uvqk = Linear(dim, 4 * dim, kernel_init=look, dtype=dtype, rngs=rngs)
+        self.out = Linear(dim, dim, kernel_init=scaled(start), dtype=dtype, rngs=rngs)
         self.position_bias = nnx.Param(jnp.zeros(positions, jnp.float32)) if biased else None
         self.time_bias = nnx.Param(jnp.zeros(buckets, jnp.float32)) if biased else None
         self.dropout = nnx.Dropout(dropout)

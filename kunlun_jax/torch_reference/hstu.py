@@ -70,7 +70,8 @@ class HSTU(System):
         dense_tokens = self.context.tokens - len(schema.categorical) - len(schema.multi_valued)
         self.tied = [dense_tokens + column for column in sorted(shared)] if config.tied_candidate else []
         self.layers = nn.ModuleList(HSTUBlock(config) for _ in range(config.layers))
-        self.make_head(config.dim, config)
+        self.head_context = config.head_context
+        self.make_head(config.dim * (1 + self.context.tokens * config.head_context), config)
 
     def forward(self, batch: PaddedBatch) -> Float[Tensor, "batch tasks"]:
         """Logits. Dropout acts under `train()`."""
@@ -93,4 +94,5 @@ class HSTU(System):
         age = age.take_along_dim(order, dim=1).masked_fill(is_candidate, 0)
         for layer in self.layers:
             sequence = layer(sequence, age, mask)
-        return self.logits(sequence[torch.arange(len(lengths)), lengths], x)
+        found = sequence[torch.arange(len(lengths)), lengths]
+        return self.logits(torch.cat([found, x.flatten(1)], dim=1) if self.head_context else found, x)

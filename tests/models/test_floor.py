@@ -196,3 +196,24 @@ def test_dropout_of_an_hstu_block_acts_only_with_a_key():
     plain = forward()
     assert np.abs(forward(0) - plain).max() > 1e-3 and np.abs(forward(0) - forward(1)).max() > 1e-3
     np.testing.assert_allclose(plain, run("hstu")[-1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "changes"), [("hstu", {}), ("onetrans", {"last_norm": False})])
+def test_how_much_a_new_model_reads_of_events_is_where_branches_start(name, changes):
+    batch = random_batch()
+
+    def largest_gradient(start: float) -> float:
+        """Of the logits of a new model by an event's embeddings."""
+        config = dataclasses.replace(TINY[name], branch_start=start, layers=1, implementation="reference", **changes)
+        model = config.build(SCHEMA, base_rate=(0.2, 0.02), rngs=nnx.Rngs(0))
+        embedded = lookup(SCHEMA, batch, tiny_tables(model.schema, dim=model.embedding_dim))
+
+        def total(events):
+            return model(batch, dataclasses.replace(embedded, events=events)).sum()
+
+        gradients = jax.jit(jax.grad(total), compiler_options=QUICK)(embedded.events)
+        return max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients))
+
+    whole = largest_gradient(1.0)
+    assert largest_gradient(0.0) == 0 < 1e-3 < whole
+    assert 0.002 < largest_gradient(0.01) / whole < 0.05

@@ -89,7 +89,8 @@ def by_hand(model, inputs, queries: tuple[int, ...], *, causal: bool) -> np.ndar
         x = x + read @ np.asarray(layer.out.kernel[...], np.float64)
         x = x + mixed(layer.down, silu(mixed(layer.up, rms_norm(layer.ffn_norm, x), longest)), longest)
         held[:, : longest - min(kept, longest)] = False
-    found = rms_norm(model.norm, x[:, longest:]).reshape(batch, -1)
+    found = x[:, longest:] if model.norm is None else rms_norm(model.norm, x[:, longest:])
+    found = found.reshape(batch, -1)
     first, last = model.head.layers
     hidden = silu(found @ np.asarray(first.kernel[...]) + np.asarray(first.bias[...]))
     return hidden @ np.asarray(last.kernel[...]) + np.asarray(last.bias[...])
@@ -102,6 +103,7 @@ CASES = {
     "features alone": ({"first_queries": 0}, (0, 0)),
     "not causal": ({"causal": False}, (6, 0)),
     "one block": ({"layers": 1}, (0,)),
+    "no last norm": ({"last_norm": False}, (6, 0)),
 }
 
 

@@ -110,6 +110,8 @@ def test_without_event_types(name):
     tables = tiny_tables(model.schema, dim=model.embedding_dim)
     found = jax.eval_shape(lambda b: model(b, lookup(model.schema, b, tables)), dataclasses.replace(batch, events={}))
     assert found.shape == (BATCH, 2)
+    # A checkpoint cannot hold an array without elements.
+    assert all(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -72,6 +72,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
             "heads": 1,
             "candidate_hidden": (),
             "tied_candidate": False,
+            "head_context": True,
             "wide": True,
         },
         LONG,
