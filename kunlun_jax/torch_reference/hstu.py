@@ -2,7 +2,7 @@
 
     U, V, Q, K = split(SiLU(LN(X) W))
     A  = SiLU(Q K^T + rab_pos + rab_time) / n, causal
-    X' = X + W_o Dropout(U * LN(A V)),   logits = MLP(X^L of the candidate)
+    X' = X + W_o Dropout(U * LN(A V)),   logits = MLP(X^L of the candidate [| context tokens])
 
 Source: HSTU, arXiv 2402.17152 (P), time buckets of its published code (M); one candidate token, from all context
 features and once more those that share a table with events, is ours (O).
