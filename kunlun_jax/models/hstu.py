@@ -6,7 +6,7 @@
 Source: HSTU, arXiv 2402.17152 (P). Ours (O): every event type keeps an event input of its own, which tells the types
 apart; the one candidate token holds all context features, so that the model sees what the others see, and the m of them
 that share a table with events once more as they are, so that candidate and events meet in the same coordinates; the
-head may read the features beside it (`head_context`; the authors' code multiplies it by an MLP of the item's). Merging
+head may read the features beside it (`head_context`; M multiplies the two, after an MLP of the item's). Merging
 and appending keep the packed layout (`nn.sequence`). The attention has biases and a causal mask that the fused kernels
 lack and runs as plain XLA (`nn.causal_pointwise`); ``--model.no-biased`` takes both away and runs on `gdpa`.
 """

@@ -133,8 +133,7 @@ class OneTrans(System):
             )
             for queries in config.queries()
         )
-        norm = {"epsilon": 1e-6, "dtype": accumulator(dtype), "rngs": rngs}
-        self.norm = nnx.RMSNorm(dim, **norm) if config.last_norm else None
+        self.norm = nnx.RMSNorm(dim, epsilon=1e-6, dtype=accumulator(dtype), rngs=rngs) if config.last_norm else None
         self.make_head(tokens * dim, config, base_rate, rngs)
 
     def __call__(
