@@ -10,9 +10,9 @@ Source: InterFormer, arXiv 2411.09852 (P). Ours (O):
   sequences on channels, which needs them to be of one length and clock; those of a schema are neither.
 * The CLS tokens make sequences whose rows start anew (`nn.sequence.prepend`), so no history is ever empty; the newest
   tokens of one with fewer events than `recent_tokens` are CLS tokens.
-* MHA has a norm before and a residual around it, as `nn.attention` has. PFFN and interaction have a residual, too, and
-  maps of attention start near the identity. Without them nothing that candidate and events share survives a layer: PFFN
-  multiplies all events by a new random matrix for each example (LOG.md).
+* MHA has a norm before, unless it is left out, and a residual around it, as `nn.attention` has. PFFN and interaction
+  have a residual, too, and maps of attention start near the identity. Without them nothing that candidate and events
+  share survives a layer: PFFN multiplies all events by a new random matrix for each example (LOG.md).
 
 MHA runs on `window_attention` with a window longer than any history, PMA on `seed_attention`, PFFN on `gdpa`.
 """
@@ -78,6 +78,8 @@ class InterFormerConfig(SystemConfig):
     aligned: bool = True
     """Whether queries, keys, values and output of MHA, and values and output of PMA, start near the identity, so that
     candidate and events that are alike find each other from the first step on (O)."""
+    attention_norm: bool = True
+    """Whether MHA has a LayerNorm before it (O); behind one, ids that were hardly trained are as loud as any."""
     rote: RoteConfig = RoteConfig(time=False)
     """Rotary embedding of MHA: positions (P)."""
     activation: str = "silu"
@@ -194,6 +196,7 @@ class InterFormerLayer(nnx.Module):
                 window=WHOLE_HISTORY,
                 rote=config.rote,
                 aligned=config.aligned,
+                norm=config.attention_norm,
                 **operator,
             )
         self.ffn_residual, self.interaction_residual = config.ffn_residual, config.interaction_residual

@@ -2,7 +2,8 @@
 
     S' = S + W_o softmax(R q_t . R k_{t-w..t+w} / sqrt(d_h)) v,   q, k, v = W Norm(S),   R = ROTE
 
-|i - j| <= w inclusive, both directions, never across two examples. Source: Kunlun (R); pre-norm, residual (O).
+|i - j| <= w inclusive, both directions, never across two examples. Source: Kunlun (R); pre-norm, which can be left out,
+and residual (O).
 """
 
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ class WindowAttention(nnx.Module):
       dim: d_e, divisible by `heads`; the head width must be even for ROTE.
       window: half window w, in events.
       aligned: whether queries, keys, values and output start near the identity (O).
+      norm: whether events go through a LayerNorm first (O).
 
     Raises:
       ValueError: `dim` does not split into heads of even width.
@@ -43,6 +45,7 @@ class WindowAttention(nnx.Module):
         window: int,
         rote: RoteConfig,
         aligned: bool = False,
+        norm: bool = True,
         implementation: str | None,
         dtype,
         rngs: nnx.Rngs,
@@ -52,7 +55,8 @@ class WindowAttention(nnx.Module):
                 f"dim is {dim} and heads {heads}; ROTE rotates pairs of channels, so dim / heads must be even"
             )
         # Norms compute in float32 even where the rest is bfloat16.
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs)
+        of_norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
+        self.norm = nnx.LayerNorm(dim, **of_norm) if norm else None
         qkv_init, out_init = (near_identity(0.1, maps=3), near_identity(0.1)) if aligned else (LECUN, LECUN)
         self.qkv = Linear(dim, 3 * dim, kernel_init=qkv_init, dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
@@ -61,7 +65,8 @@ class WindowAttention(nnx.Module):
 
     def queries_keys_values(self, events: Jagged, age: Float[Array, " rows"]):
         """Rotated queries and keys, and values, each ``[rows, heads, head_dim]``."""
-        qk, v = jnp.split(self.qkv(self.norm(events.values)), [2 * self.dim], axis=-1)
+        normed = events.values if self.norm is None else self.norm(events.values)
+        qk, v = jnp.split(self.qkv(normed), [2 * self.dim], axis=-1)
         positions = events.positions()
         tau = event_times(age, positions, self.rote)
         # Queries and keys are rotated alike, as the heads of one array.

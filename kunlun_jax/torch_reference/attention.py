@@ -2,7 +2,7 @@
 
     S' = S + W_o softmax(R q_t . R k_{t-w..t+w} / sqrt(d_h)) v,   q, k, v = W Norm(S),   R = ROTE
 
-|i - j| <= w inclusive, both directions. Source: Kunlun (R); pre-norm and residual (O).
+|i - j| <= w inclusive, both directions. Source: Kunlun (R); pre-norm, which can be left out, and residual (O).
 """
 
 from einops import rearrange
@@ -17,9 +17,9 @@ from kunlun_jax.torch_reference.rotary import rotate, rote_angles
 class WindowAttention(nn.Module):
     """Self-attention over events of width `dim` with half window `window`."""
 
-    def __init__(self, dim: int, *, heads: int, window: int, rote: RoteConfig):
+    def __init__(self, dim: int, *, heads: int, window: int, rote: RoteConfig, norm: bool = True):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.norm = nn.LayerNorm(dim, eps=1e-5) if norm else nn.Identity()
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.heads, self.window, self.rote = heads, window, rote

@@ -148,7 +148,7 @@ class InterFormerLayer(nn.Module):
             self.ffn[EVENT + name] = PFFN(config.cls_tokens, config.dim)
             # A window of a million events is all of them.
             self.attention[EVENT + name] = WindowAttention(
-                config.dim, heads=config.heads, window=1_000_000, rote=config.rote
+                config.dim, heads=config.heads, window=1_000_000, rote=config.rote, norm=config.attention_norm
             )
 
     def forward(

@@ -17,8 +17,8 @@ LENGTHS = (0, 5, 11, 1)
 ROTE = RoteConfig(t_scale=100.0)
 
 
-def make(window: int = WINDOW) -> WindowAttention:
-    options = {"implementation": "reference", "dtype": jnp.float32}
+def make(window: int = WINDOW, *, norm: bool = True) -> WindowAttention:
+    options = {"norm": norm, "implementation": "reference", "dtype": jnp.float32}
     return build(lambda: WindowAttention(DIM, heads=HEADS, window=window, rote=ROTE, rngs=nnx.Rngs(0), **options))
 
 
@@ -47,8 +47,9 @@ def block_by_hand(block: WindowAttention, events, age) -> dict[int, np.ndarray]:
         q, k, v = [], [], []
         for t, row in enumerate(rows):
             s = np.asarray(events.values[row], np.float64)
-            normed = (s - s.mean()) / math.sqrt(s.var() + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
-            heads = (normed @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(3, HEADS, width)
+            if block.norm is not None:
+                s = (s - s.mean()) / math.sqrt(s.var() + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
+            heads = (s @ p["qkv"]["kernel"] + p["qkv"]["bias"]).reshape(3, HEADS, width)
             tau = math.log(1 + float(age[row]) / block.rote.t_scale)
             q.append(turn(heads[0], t, tau))
             k.append(turn(heads[1], t, tau))
@@ -63,8 +64,9 @@ def block_by_hand(block: WindowAttention, events, age) -> dict[int, np.ndarray]:
     return out
 
 
-def test_block_against_plain_numpy():
-    block = make()
+@pytest.mark.parametrize("norm", [True, False])
+def test_block_against_plain_numpy(norm):
+    block = make(norm=norm)
     run = jax.jit(block)
     events, age = random_jagged(LENGTHS, DIM, rows=40), ages(40)
     expected = block_by_hand(block, events, age)

@@ -52,6 +52,7 @@ CHOICES: dict[str, tuple[str, dict, tuple]] = {
             "cross_layers": 2,
             "layers": 1,
             "heads": 4,
+            "attention_norm": False,
             "recent_tokens": 5,
             "rote": RoteConfig(reading="gap"),
         },
