@@ -17,4 +17,5 @@ CONFIG = dataclasses.replace(
     model=dataclasses.replace(
         kuairand.CONFIG.model, dim=16, embedding_dim=16, cross_rank=8, interaction_hidden=(32,), attention_norm=False
     ),
+    optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )
