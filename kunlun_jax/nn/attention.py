@@ -55,8 +55,7 @@ class WindowAttention(nnx.Module):
                 f"dim is {dim} and heads {heads}; ROTE rotates pairs of channels, so dim / heads must be even"
             )
         # Norms compute in float32 even where the rest is bfloat16.
-        of_norm = {"epsilon": 1e-5, "dtype": accumulator(jnp.dtype(dtype)), "rngs": rngs}
-        self.norm = nnx.LayerNorm(dim, **of_norm) if norm else None
+        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, dtype=accumulator(jnp.dtype(dtype)), rngs=rngs) if norm else None
         qkv_init, out_init = (near_identity(0.1, maps=3), near_identity(0.1)) if aligned else (LECUN, LECUN)
         self.qkv = Linear(dim, 3 * dim, kernel_init=qkv_init, dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, kernel_init=out_init, dtype=dtype, rngs=rngs)
