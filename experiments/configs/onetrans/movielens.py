@@ -13,6 +13,5 @@ from experiments.configs.onetrans import kuairand
 
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
-    # Blocks start small and no norm follows them: otherwise the head reads little of the ids (LOG.md).
-    model=dataclasses.replace(kuairand.CONFIG.model, dim=16, embedding_dim=16, branch_start=0.01, last_norm=False),
+    model=dataclasses.replace(kuairand.CONFIG.model, dim=16, embedding_dim=16),
 )
