@@ -13,15 +13,12 @@ from experiments.configs.kunlun import movielens
 
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
-    # Blocks start small and the head reads the features, too: otherwise it knows little of the ids (LOG.md).
     model=dataclasses.replace(
         kuairand.CONFIG.model,
         dim=16,
         layers=2,
         embedding_dim=16,
         candidate_hidden=(128,),
-        branch_start=0.01,
-        head_context=True,
     ),
     optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )
