@@ -4,7 +4,7 @@
     make leaderboard
 
 For every system four rates of the dense weights are tried on one seed; the best on "valid" has the other seeds, so
-eight runs of 2 to 30 minutes each on a CPU core. Presets have 1.6 to 1.8 times the FLOPs of kunlun/kuairand. Trees have
+eight runs of 2 to 12 minutes each on a CPU core. Presets have 1.6 to 1.8 times the FLOPs of kunlun/kuairand. Trees have
 three rates of their own, tried for each seed; they read the same dense features, running rates among them, and of the
 rest ids of up to 254 values and counts of events (`experiments.shallow`). The regression reads all ids, those of
 histories, too, and has one of six penalties (`experiments.logistic_regression`). The frozen split cuts histories and

@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
         heads=2,
         sequence_scale=100.0,
         candidate_hidden=(256,),
-        # Blocks start small and the head reads the features, too: or it knows little of short embeddings (LOG.md).
+        # Blocks start small and the head reads the features; else, presumably, it knows little of short ids (LOG.md).
         branch_start=0.01,
         head_context=True,
         head_hidden=(64,),

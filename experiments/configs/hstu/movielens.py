@@ -13,12 +13,6 @@ from experiments.configs.kunlun import movielens
 
 CONFIG = dataclasses.replace(
     movielens.CONFIG,
-    model=dataclasses.replace(
-        kuairand.CONFIG.model,
-        dim=16,
-        layers=2,
-        embedding_dim=16,
-        candidate_hidden=(128,),
-    ),
+    model=dataclasses.replace(kuairand.CONFIG.model, dim=16, layers=2, embedding_dim=16, candidate_hidden=(128,)),
     optimizer=dataclasses.replace(movielens.CONFIG.optimizer, learning_rate=4e-3),
 )

@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
         heads=2,
         ffn_multiple=3.0,
         first_queries=64,
-        # Blocks start small and no norm follows them: otherwise the head reads little of short embeddings (LOG.md).
+        # Blocks start small and no norm follows them; else, presumably, the head reads little of short ids (LOG.md).
         branch_start=0.01,
         last_norm=False,
         head_hidden=(64,),
