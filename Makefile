@@ -38,7 +38,7 @@ KERNELS_CI ?= --chip h100 b200 triton-sm80 --one-of-each --select d128-bfloat16-
 # Three minutes of the slow tests: the whole model through interpreted kernels, commands, notebooks that do not train.
 SLOW_CI ?= tests/models/test_mosaic.py tests/torch_reference/test_systems.py tests/experiments/test_kernel_peers.py \
   tests/experiments/test_learns.py tests/experiments/test_mfu.py tests/experiments/test_missing.py \
-  tests/experiments/test_scaling_law.py tests/experiments/test_slurm.py \
+  tests/experiments/test_scaling_law.py tests/experiments/test_scaling_speed.py tests/experiments/test_slurm.py \
   tests/notebooks/test_notebooks.py::test_notebook_runs[03_gdpa] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[04_window_attention] \
   tests/notebooks/test_notebooks.py::test_notebook_runs[05_scaling_law] \

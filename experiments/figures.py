@@ -14,7 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import compare, data_scaling, learns, mfu_bound, mfu_report, parity, scaling_report, table_scaling
+from experiments import (
+    compare,
+    data_scaling,
+    learns,
+    mfu_bound,
+    mfu_report,
+    parity,
+    scaling_report,
+    scaling_speed_report,
+    table_scaling,
+)
 from experiments.comparisons import NAMES
 from experiments.dry_run import report as dry_run_report
 from experiments.kernel_benchmark import scaling
@@ -69,6 +79,10 @@ MADE = {name: of_comparison(name) for name in NAMES} | {
     "parity": Made(parity.picture, parity.markdown),
     "scaling_law": of_scaling_law("synthetic"),
     "scaling_law_movielens": of_scaling_law("movielens"),
+    "scaling_speed": Made(
+        lambda c, path: scaling_speed_report.picture(c["rows"], BUDGETS["cpu"], path),
+        lambda c: scaling_speed_report.markdown(c["rows"], BUDGETS["cpu"]),
+    ),
     **dict.fromkeys(
         ("table_scaling", "table_scaling_devices"),
         Made(lambda c, path: table_scaling.picture(c["sizes"], path), table_scaling.markdown),

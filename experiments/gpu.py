@@ -7,8 +7,9 @@
 5. Window attention from 512 to 32k rows: ``python -m experiments.kernels scaling``.
 6. The Triton kernels' contract, the operators' other implementations, the other kernel tests.
 
-By name alone (``--only scaling_law``, or ``make gpu GPU_ONLY=scaling_law``), with 9 minutes of its own: the scaling law
-of Kunlun and InterFormer, ``python -m experiments.scaling_law --budget gpu``. It trains, so it needs all of the core.
+By name alone (``--only scaling_law``, or ``make gpu GPU_ONLY=scaling_law``), with 9 minutes of their own: the scaling
+law of Kunlun and InterFormer, ``python -m experiments.scaling_law --budget gpu``, and ``scaling_speed``, the speed of
+its models in turn, which is the law's other factor. They train, so they need all of the core.
 
 Each piece has a limit and is ended at it, writes as it goes, and continues in the next run where it stopped: a test
 that passed is not run again for the same sources (`experiments.passed_tests`); tuning and benchmark skip what their
@@ -75,6 +76,7 @@ def pieces(library: Path | None) -> tuple[Piece, ...]:
         _tests("operators", 20, "test_contract.py"),
         _tests("others", 20, "mosaic", "--ignore", gdpa, "--ignore", softmax),
         Piece("scaling_law", ("experiments.scaling_law", "--budget", "gpu"), 540, named=True),
+        Piece("scaling_speed", ("experiments.scaling_speed", "--budget", "gpu"), 540, named=True),
     )
 
 

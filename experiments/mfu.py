@@ -34,7 +34,6 @@ import dataclasses
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,12 +48,13 @@ from experiments.mfu_report import picture, table
 from experiments.padded import registered
 from experiments.random_batches import Lengths, in_rectangles, longest_history, random_batch
 from experiments.result_rows import RESULTS, measured_in, store, stored
+from experiments.step_times import StepTimes, take_turns
 from kunlun_jax import flops
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.schema import Schema
-from kunlun_jax.mfu import ROUNDS, Peak, measured_flops, peak
+from kunlun_jax.mfu import Peak
 from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.step import Trainer, TrainState
+from kunlun_jax.training.step import Trainer
 
 BATCH = {"cpu": {"jagged": 64, "full": 8}, "gpu": {"jagged": 1024, "full": 128}}
 """Examples by backend and lengths: steps of seconds on two cores; a GPU's are guesses, which nobody has tried."""
@@ -95,7 +95,7 @@ class Arguments:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
-class Subject:
+class Subject(StepTimes):
     """One row: its compiled step, its state and its batch.
 
     Args:
@@ -112,31 +112,19 @@ class Subject:
             model = dataclasses.replace(rung.model, implementation=names[rung.pads]).build(
                 schema, base_rate=(0.1,) * len(schema.tasks), rngs=nnx.Rngs(params=jax.random.key(0))
             )
-            # Not kept: it holds the parameters once more, and all rows are held at once.
             trainer = Trainer(model, config.optimizer, steps=STEPS, log_every=20, seed=0)
-            self.state: TrainState = trainer.init()
-            self.batch = jax.device_put(in_rectangles(packed, longest) if rung.rectangles else packed)
-            began = time.perf_counter()
-            self.compiled = trainer.compile_step(self.state, self.batch)
-            self.compile_seconds = time.perf_counter() - began
+            batch = jax.device_put(in_rectangles(packed, longest) if rung.rectangles else packed)
+            super().__init__(trainer, trainer.init(), [batch])
+        self.size = packed.size
         self.parts = model.parts({name: np.asarray(events.lengths) for name, events in packed.events.items()})
         self.implementation = names[rung.pads]
-        self.seconds: list[float] = []
-
-    def run(self, calls: int) -> float:
-        """Seconds of a step over `calls` steps."""
-        began = time.perf_counter()
-        for _ in range(calls):
-            self.state, sums = self.compiled(self.state, self.batch)
-        jax.block_until_ready((self.state, sums))
-        return (time.perf_counter() - began) / calls
 
     def result(self, limit: Peak, before: "Subject | None") -> dict[str, Any]:
         """Numbers of this row; ratios to the one before it."""
         memory = self.compiled.memory_analysis()
         assert memory is not None, "this backend does not tell the memory of a compiled step"
         useful = flops.TRAINING_FACTOR * flops.total_flops(self.parts)
-        rate = self.batch.size / statistics.median(self.seconds)
+        rate = self.size / statistics.median(self.seconds)
         found = {
             "implementation": self.implementation,
             "parameters": flops.total_parameters(self.parts),
@@ -169,15 +157,7 @@ def measure(args: Arguments, lengths: Lengths, batch: int, jagged: str) -> list[
         subjects[name] = Subject(rungs[name], schema, config, packed, jagged)
         first = subjects[name].run(1)
         print(f"{name}: compiled in {subjects[name].compile_seconds:.0f} s, first step {first:.2f} s", file=sys.stderr)
-    limit = peak(config.model.compute_dtype)
-    for number in range(args.rounds):
-        if limit.source.startswith("measured"):
-            rate = max(limit.flops_per_second, measured_flops(config.model.compute_dtype))
-            source = f"measured, a product of matrices, the best of {ROUNDS} in each of {number + 1} rounds"
-            limit = dataclasses.replace(limit, flops_per_second=rate, source=source)
-        for subject in subjects.values():
-            subject.run(1)
-            subject.seconds.append(subject.run(args.calls))
+    limit = take_turns(subjects.values(), args.rounds, args.calls, config.model.compute_dtype)
     events = {name: np.asarray(packed.events[name].lengths) for name in sorted(packed.events)}
     shared = {
         "mean_events": {name: float(n.mean()) for name, n in events.items()},

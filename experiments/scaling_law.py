@@ -22,7 +22,6 @@ versions, and are not run again. At its end a call prints what is missing, and p
 
 import dataclasses
 import functools
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -34,11 +33,9 @@ import tyro
 from experiments import scaling_report
 from experiments.compilation import keep_compiled
 from experiments.result_rows import RESULTS, add, diverged, measured_in, run_folder, stored, train_row
-from experiments.scaling_plan import BUDGETS, Budget, Data, Planned, current, key_of, missing, seconds
-from experiments.train import parse
+from experiments.scaling_plan import BUDGETS, FILES, Data, Planned, check_data, current, key_of, missing, seconds
 from kunlun_jax.data.dataset import Dataset
-from kunlun_jax.data.open import open_dataset, resolve
-from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.data.open import open_dataset
 
 REPEAT_S = 5.0
 """After its end a call asks the run to stop again and again, for one that is being compiled does not hear it."""
@@ -74,14 +71,8 @@ class Arguments:
     def __post_init__(self):
         if self.minutes is not None and not self.minutes >= 0:
             raise ValueError(f"minutes is {self.minutes}; it must be at least 0")
-        if (self.data == "movielens") != (self.root is not None):
-            raise ValueError(
-                f"data is {self.data!r} and root {str(self.root)!r}; movielens needs the folder of ml-1m as root, and "
-                "synthetic has no files"
-            )
+        check_data(self.budget, self.data, self.root)
         budget = BUDGETS[self.budget]
-        if self.data not in budget.flags:
-            raise ValueError(f"budget {self.budget!r} is of the synthetic world alone; data is {self.data!r}")
         for field, of_budget in (("systems", budget.systems), ("seeds", budget.seeds)):
             if unknown := sorted({*getattr(self, field)} - {*of_budget}):
                 raise ValueError(f"{field} names {unknown}; budget {self.budget!r} has {list(of_budget)}")
@@ -89,13 +80,9 @@ class Arguments:
     @property
     def path(self) -> Path:
         """The file of rows."""
-        name = "scaling_law" if self.data == "synthetic" else f"scaling_law_{self.data}"
-        usual = Path(f"runs/{name}_tiny.json") if self.budget == "tiny" else _results(name)
-        return self.out or usual
-
-
-def _results(name: str) -> Path:
-    return RESULTS / jax.default_backend() / f"{name}.json"
+        name = FILES[self.data]
+        tiny, usual = Path("runs") / f"{name}_tiny.json", RESULTS / jax.default_backend() / f"{name}.json"
+        return self.out or (tiny if self.budget == "tiny" else usual)
 
 
 class Deadline:
@@ -124,18 +111,6 @@ class Deadline:
             signal.raise_signal(signal.SIGTERM)
 
 
-def config_of(run: Planned, budget: Budget, args: Arguments) -> TrainConfig:
-    """The config of a run on the data that is there."""
-    where = [
-        part
-        for name, value in (("--data.root", args.root), ("--data.cache", args.cache))
-        if value is not None
-        for part in (name, str(value))
-    ]
-    _, config = parse([*shlex.split(run.flags(budget, args.data)), *where])
-    return dataclasses.replace(config, data=resolve(config.data))
-
-
 def measure(args: Arguments, dataset: Dataset) -> None:
     """Runs what is missing until it is done or the minutes are over."""
     budget = BUDGETS[args.budget]
@@ -154,7 +129,7 @@ def measure(args: Arguments, dataset: Dataset) -> None:
             if not ready:
                 return
             row = ready[0].row(budget, args.data, dataset.fingerprint)
-            config = config_of(ready[0], budget, args)
+            config = ready[0].config(budget, args.data, args.root, args.cache)
             folder = run_folder(row, args.runs / "law", started_in["commit"])
             train = functools.partial(train_row, row, config, dataset, folder)
             print(f"{row['name']}, seed {row['seed']}: measuring {row['flags']}", file=sys.stderr)
@@ -188,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = tyro.cli(Arguments, args=arguments, prog="experiments.scaling_law", description=__doc__)
     budget = BUDGETS[args.budget]
     try:
-        dataset = open_dataset(config_of(Planned(budget.systems[0], 0, None, 0), budget, args).data)
+        first = Planned(budget.systems[0], 0, None, 0)
+        dataset = open_dataset(first.config(budget, args.data, args.root, args.cache).data)
         measure(args, dataset)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

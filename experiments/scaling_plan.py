@@ -12,6 +12,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +22,15 @@ from experiments.result_rows import RESULTS, diverged, stored
 from experiments.scaling_families import FAMILIES, MOVIELENS, SIZES
 from experiments.train import parse
 from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.data.open import resolve
 from kunlun_jax.flops import total_flops
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.run import sample_lengths
 
 Data = Literal["synthetic", "movielens"]
 TUNING_SEED = 0
+FILES: dict[Data, str] = {"synthetic": "scaling_law", "movielens": "scaling_law_movielens"}
+"""Name of the file of rows."""
 FARTHEST = (1e-4, 3e-2)
 """Rates beyond which none is tried."""
 BASELINE = "interformer"
@@ -74,6 +78,21 @@ BUDGETS = {
 }
 
 
+def check_data(budget: str, data: Data, root: Path | None) -> None:
+    """Refuses data that a budget does not have, and a folder that is missing or of no use.
+
+    Raises:
+      ValueError: it is so.
+    """
+    if (data == "movielens") != (root is not None):
+        raise ValueError(
+            f"data is {data!r} and root {str(root)!r}; movielens needs the folder of ml-1m as root, and synthetic has "
+            "no files"
+        )
+    if data not in BUDGETS[budget].flags:
+        raise ValueError(f"budget {budget!r} is of the synthetic world alone; data is {data!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """A run; its rate is None as long as the search for rates has not come so far."""
@@ -89,6 +108,17 @@ class Planned:
         own = MOVIELENS[self.system] if data == "movielens" else ""
         return " ".join(part for part in (FAMILIES[self.system][self.size], own, budget.flags[data], rate) if part)
 
+    def config(self, budget: Budget, data: Data, root: Path | None, cache: Path | None) -> TrainConfig:
+        """What `flags` say, on the data set in the folder `root`, if it has one, prepared in the folder `cache`."""
+        where = [
+            part
+            for name, value in (("--data.root", root), ("--data.cache", cache))
+            if value is not None
+            for part in (name, str(value))
+        ]
+        _, config = parse([*shlex.split(self.flags(budget, data)), *where])
+        return dataclasses.replace(config, data=resolve(config.data))
+
     def row(self, budget: Budget, data: Data, fingerprint: str) -> dict[str, Any]:
         """What of a row is known before it is run."""
         return {
@@ -102,6 +132,11 @@ class Planned:
 def key_of(row: dict[str, Any]) -> tuple:
     """What makes two rows the same measurement, in the order of the file."""
     return [*FAMILIES].index(row["system"]), row["size"], row["rate"], row["seed"], row["flags"], row["data"]
+
+
+def key_of_speed(row: dict[str, Any]) -> tuple:
+    """The same of a row of `experiments.scaling_speed`; a model that a family has no longer gives way to the new."""
+    return row["data"], row["size"], [*FAMILIES].index(row["system"])
 
 
 def current(

@@ -34,6 +34,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.configs.kunlun import small
+from experiments.step_times import StepTimes
 from kunlun_jax.batch import Batch
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
@@ -136,7 +137,7 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-class Subject:
+class Subject(StepTimes):
     """One table size: its compiled step, its state and its batches."""
 
     def __init__(self, dataset: Dataset, batches: list[Batch], rows: int, dim: int, devices: int):
@@ -148,18 +149,9 @@ class Subject:
         ]
         began = time.perf_counter()
         with PeakMemory() as memory:
-            self.state: TrainState = jax.block_until_ready(self.trainer.init())
+            state = jax.block_until_ready(self.trainer.init())
         self.init_seconds, self.init_peak = time.perf_counter() - began, memory.peak
-        self.compiled = self.trainer.compile_step(self.state, self.batches[0])
-        self.seconds: list[float] = []
-
-    def run(self) -> float:
-        """Seconds per step over all batches."""
-        began = time.perf_counter()
-        for batch in self.batches:
-            self.state, sums = self.compiled(self.state, batch)
-        jax.block_until_ready((self.state, sums))
-        return (time.perf_counter() - began) / len(self.batches)
+        super().__init__(self.trainer, state, self.batches)
 
     def result(self) -> dict[str, Any]:
         """Numbers of this size."""
@@ -180,7 +172,7 @@ class Subject:
     def warm_up(self) -> None:
         """First steps, by which the memory of a step is measured: what the process grows by while it runs them."""
         with PeakMemory() as memory:
-            self.run()
+            self.run(len(self.batches))
         self.peak_growth = memory.growth
 
 
@@ -246,7 +238,7 @@ def measure(args: Arguments) -> tuple[list[dict[str, Any]], dict[str, Any] | Non
         print(f"{rows:,} rows: made in {subjects[-1].init_seconds:.1f} s", file=sys.stderr)
     for _ in range(args.rounds):
         for subject in subjects:
-            subject.seconds.append(subject.run())
+            subject.seconds.append(subject.run(len(batches)))
     results = [subject.result() for subject in subjects]
     for result in results:
         # A round's sizes ran one after the other, so a busy moment of the machine cancels in their ratio.
