@@ -8,7 +8,7 @@ eight runs of 2 to 12 minutes each on a CPU core. Presets have 1.6 to 1.8 times 
 three rates of their own, tried for each seed; they read the same dense features, running rates among them, and of the
 rest ids of up to 254 values and counts of events (`experiments.shallow`). The regression reads all ids, those of
 histories, too, and has one of six penalties (`experiments.logistic_regression`). The frozen split cuts histories and
-rates where the split begins. Seeds 1 to 4 of trees are not run yet.
+rates where the split begins.
 """
 
 from experiments.compare import Comparison
