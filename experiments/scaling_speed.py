@@ -17,6 +17,7 @@ draws what there is, examples/s and MFU by size, and NE, by the rows of the law,
 
 import dataclasses
 import itertools
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -151,8 +152,9 @@ def run(args: Arguments) -> None:
         models = [Planned(system, size, None, 0) for system in budget.systems]
         if all((model.flags(budget, args.data), dataset.fingerprint) in known for model in models):
             continue
+        load = round(os.getloadavg()[0], 2)
         for row in measure(args, size, dataset):
-            store(args.path, {**row, "environment": started_in}, key_of_speed)
+            store(args.path, {**row, "environment": {**started_in, "load_average": load}}, key_of_speed)
 
 
 def main(arguments: list[str] | None = None) -> int:
