@@ -45,13 +45,10 @@ HEADS = (
     "R^2",
     "largest",
     "efficiency",
-    "MFU",
-    "in machine time",
 )
 """Columns; the law NE_0 - eta log10(C / 10^6) comes first, then E + A (C / 10^6)^-b. "largest" is what a law fitted
 without the largest size predicts for it, less what was measured. Where the sizes do not bend to a floor, E is -inf.
-"in machine time" is efficiency times the ratio of MFU, without an interval: how far a measured MFU strays, with what
-else the machine did, no draw knows; its spread over runs is beside it."""
+What machine time gains is told by `experiments.scaling_speed`: runs of many days have no MFU to compare."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,6 @@ class Laws:
       flops, ne: of its runs.
       log, power: the laws, where there are sizes enough.
       log_miss, power_miss: fitted without the largest size, its predicted NE less the measured.
-      mfu: of the runs of its largest size.
       diverged: runs without a result, which are in no law.
     """
 
@@ -72,7 +68,6 @@ class Laws:
     power: PowerLaw | None
     log_miss: float | None
     power_miss: float | None
-    mfu: list[float]
     diverged: int
 
 
@@ -89,25 +84,13 @@ def laws(rows: list[dict[str, Any]], seed: int = 0) -> Laws:
         float(fit(*without).predict(flops[largest][:1])[0] - ne[largest].mean()) if sizes > least else None
         for fit, least in ((fit_log, LEAST_LOG), (fit_power, LEAST_POWER))
     ]
-    mfu = [row["mfu"] for row, last in zip(rows, largest, strict=True) if last]
-    return Laws(flops, ne, log, power, misses[0], misses[1], mfu, len(every) - len(rows))
+    return Laws(flops, ne, log, power, misses[0], misses[1], len(every) - len(rows))
 
 
 def laws_of(rows: list[dict[str, Any]], budget: Budget) -> dict[str, Laws]:
     """System -> its laws, of `current` rows."""
     # Each has a run that did not diverge: that of a tuned size at its best rate.
     return {system: laws(group, seed=[*STYLES].index(system)) for system, group in families(budget, rows).items()}
-
-
-def machine_efficiency(ratio: Estimate, mfu: list[float], baseline: list[float]) -> float:
-    """Scaling efficiency times the ratio of MFU: the paper's factors, NE gained per FLOP and FLOPs per time (R)."""
-    return ratio.value * statistics.fmean(mfu) / statistics.fmean(baseline)
-
-
-def with_spread(mfu: list[float]) -> str:
-    """Mean MFU, and the least and the largest of several runs."""
-    mean = f"{statistics.fmean(mfu):.1%}"
-    return f"{mean} ({min(mfu):.1%} to {max(mfu):.1%})" if len(mfu) > 1 else mean
 
 
 def with_interval(estimate: Estimate, digits: int) -> str:
@@ -143,11 +126,9 @@ def markdown(rows: list[dict[str, Any]], budget: Budget) -> str:
             cells.append(f"{law.power.r_squared:.3f}")
         cells.append("" if law.power_miss is None else f"{law.power_miss:+.4f}")
         if law.log is None or baseline is None or baseline.log is None or law is baseline:
-            cells += ["", with_spread(law.mfu), ""]
+            cells.append("")
         else:
-            ratio = efficiency(law.log, baseline.log)
-            machine = machine_efficiency(ratio, law.mfu, baseline.mfu)
-            cells += [with_interval(ratio, 2), with_spread(law.mfu), f"{machine:.2f}"]
+            cells.append(with_interval(efficiency(law.log, baseline.log), 2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
