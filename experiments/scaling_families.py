@@ -87,12 +87,13 @@ FAMILIES = {
 }
 """System -> its sizes, smallest first, as a preset and flags of `experiments.train`."""
 # At unit length an id that was never trained would weigh in products as much as any other, and behind a norm it would
-# be as loud; GDPA changes an event by 1, where embeddings start at .01. HSTU gains by MaskNet instead (LOG.md).
+# be as loud; GDPA changes an event by 1, where embeddings start at .01. HSTU gains by MaskNet instead,
+# and as hstu/movielens by blocks that start small and a head that reads the features, too (LOG.md).
 _SHORT = "--model.no-unit-products --model.embedding-scale 0.01"
 _CHOSEN = {
     "kunlun": f"{_SHORT} --model.no-token-norm --model.event-input mlp --model.ffn-layer-scale 0.01",
     "interformer": _SHORT,
-    "hstu": "--model.event-input masknet",
+    "hstu": "--model.event-input masknet --model.branch-start 0.01 --model.head-context",
     "wukong": f"{_SHORT} --model.no-token-norm",
 }
 MOVIELENS = {
