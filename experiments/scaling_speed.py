@@ -6,7 +6,7 @@ turns in one process, with whole training steps, tables and optimizer included, 
 much more of the machine a system uses than InterFormer is a ratio of steps of the same round, and the median is told.
 
     --budget tiny   two sizes of Wukong and DIN, to see that it works: a minute on a CPU core
-    --budget cpu    six sizes of five systems
+    --budget cpu    six sizes of five systems, 16 minutes a data set on a CPU core that has nothing else to do
     --budget gpu    six sizes of Kunlun and InterFormer; no GPU has run it yet
 
 ``--data movielens --root ml-1m`` measures the models of the law on MovieLens. Nothing else should run beside it. The
