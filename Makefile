@@ -35,7 +35,7 @@ KERNELS ?=
 # What .ci/run does of the long targets. The widest heads need most registers and shared memory; what Triton compiles for
 # sm89 and sm90 it compiles for sm80, too.
 KERNELS_CI ?= --chip h100 b200 triton-sm80 --one-of-each --select d128-bfloat16-gelu_tanh d128-bfloat16-softmax
-# Three minutes of the slow tests: the whole model through interpreted kernels, commands, notebooks that do not train.
+# Four minutes of the slow tests: the whole model through interpreted kernels, commands, notebooks that do not train.
 SLOW_CI ?= tests/models/test_mosaic.py tests/torch_reference/test_systems.py tests/experiments/test_kernel_peers.py \
   tests/experiments/test_learns.py tests/experiments/test_mfu.py tests/experiments/test_missing.py \
   tests/experiments/test_scaling_law.py tests/experiments/test_scaling_speed.py tests/experiments/test_slurm.py \
