@@ -61,7 +61,10 @@ def _tests(name: str, limit_s: float, *paths: str) -> Piece:
 
 
 def pieces(library: Path | None) -> tuple[Piece, ...]:
-    """All of them; budgets end well before limits, so that what has begun ends by itself and is written."""
+    """All of them; budgets end well before limits, so that what has begun ends by itself and is written.
+
+    scaling_speed has no budget: the size that it is at when it is ended is measured again.
+    """
     kernels, limit = "experiments.kernels", ("--call-limit-s", "45")
     gdpa, softmax = "mosaic/test_gdpa_contract.py", "mosaic/test_softmax_contract.py"
     checkout = ("--peers.ads-kernel-library", str(library)) if library else ()

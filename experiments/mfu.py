@@ -140,8 +140,7 @@ class Subject(StepTimes):
             "compile_seconds": self.compile_seconds,
         }
         if before is not None:
-            rounds = zip(before.seconds, self.seconds, strict=True)
-            faster = statistics.median(theirs / mine for theirs, mine in rounds)
+            faster = self.times_as_fast_as(before)
             work = flops.total_flops(self.parts) / flops.total_flops(before.parts)
             found |= {"speed_ratio": faster, "mfu_ratio": faster * work}
         return found

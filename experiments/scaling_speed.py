@@ -110,8 +110,7 @@ class Subject(StepTimes):
             "compile_seconds": round(self.compile_seconds, 1),
         }
         if baseline is not None:
-            rounds = zip(baseline.seconds, self.seconds, strict=True)
-            found["mfu_ratio"] = statistics.median(b / own for b, own in rounds) * self.flops / baseline.flops
+            found["mfu_ratio"] = self.times_as_fast_as(baseline) * self.flops / baseline.flops
         return found
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import statistics
 import time
 from collections.abc import Collection, Sequence
 
@@ -42,6 +43,10 @@ class StepTimes:
             self.state, sums = self.compiled(self.state, batch)
         jax.block_until_ready((self.state, sums))
         return (time.perf_counter() - began) / steps
+
+    def times_as_fast_as(self, other: "StepTimes") -> float:
+        """Its steps for each of another's, the median over their rounds: what slows a round slows both."""
+        return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
 
 
 def take_turns(subjects: Collection[StepTimes], rounds: int, steps: int, dtype: jax.typing.DTypeLike) -> Peak:

@@ -159,6 +159,16 @@ def test_sizes_that_are_there_are_not_measured_again(fake, tmp_path, capsys):
     assert all(row["environment"]["commit"] and row["step_seconds_all"] == [0.5] * 7 for row in stored)
 
 
+def test_a_model_that_its_family_has_no_longer_gives_way_to_the_new(fake, tmp_path):
+    out = tmp_path / "speed.json"
+    flags = ["--budget", "tiny", "--dirty", "--out", str(out), "--sizes", "0"]
+    assert scaling_speed.main(flags) == 0
+    before = json.loads(out.read_text())["rows"]
+    out.write_text(json.dumps({"rows": [before[0] | {"flags": "of before"}, before[1]]}))
+    assert scaling_speed.main(flags) == 0 and len(fake) == 4
+    assert [row["flags"] for row in json.loads(out.read_text())["rows"]] == [row["flags"] for row in before]
+
+
 @pytest.mark.slow  # it compiles four models; each other test takes seconds
 def test_the_tiny_budget_runs(tmp_path):
     out = tmp_path / "speed.json"
