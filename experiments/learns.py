@@ -5,7 +5,7 @@ least possible (the floor of the same rows). Whatever a system is worse by than 
 to find in the histories.
 
     lr, lr-matches                          logistic regression: no histories; match counts and lengths
-    trees, trees-lengths, trees-matches     boosted trees: no histories; their lengths; match counts and lengths
+    trees, trees-lengths, trees-matches     LightGBM: no histories; their lengths; match counts and lengths
     din, pooled-product                     neural, candidate and events in one table's coordinates
     kunlun                                  preset kunlun/small
 
@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from experiments import shallow
+from experiments.boosted_trees import boosted_trees
 from experiments.compilation import keep_compiled
 from experiments.configs import PRESETS
 from experiments.configs.kunlun import small
@@ -44,9 +45,9 @@ from kunlun_jax.training.metrics import evaluate_predictions
 SHALLOW: dict[str, tuple[Callable, tuple[shallow.History, ...]]] = {
     "lr": (shallow.logistic_regression, ()),
     "lr-matches": (shallow.logistic_regression, ("lengths", "matches")),
-    "trees": (shallow.boosted_trees, ()),
-    "trees-lengths": (shallow.boosted_trees, ("lengths",)),
-    "trees-matches": (shallow.boosted_trees, ("lengths", "matches")),
+    "trees": (boosted_trees, ()),
+    "trees-lengths": (boosted_trees, ("lengths",)),
+    "trees-matches": (boosted_trees, ("lengths", "matches")),
 }
 """Name -> how to fit it, and what of the histories it reads."""
 NEURAL = {"din": "din/small", "pooled-product": "pooled_product/small", "kunlun": "kunlun/small"}
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    started_in["versions"]["scikit-learn"] = metadata.version("scikit-learn")
+    started_in["versions"] |= {name: metadata.version(name) for name in ("scikit-learn", "lightgbm")}
     keep_compiled(None)
     shown = []
     for count in sorted(set(args.rows)):

@@ -6,14 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments import learns, shallow
-from experiments.configs import PRESETS
+from experiments import boosted_trees, learns, shallow
 from experiments.match_features import DAY_MS, HALF_LIFE_DAYS, history_lengths, match_counts
-from kunlun_jax.data.open import DataConfig
-from kunlun_jax.data.pipeline import LoaderConfig
+from kunlun_jax.data.pack import map_ids
 from kunlun_jax.data.sets import synthetic
 from kunlun_jax.data.sets.synthetic import SyntheticConfig
-from kunlun_jax.training.metrics import entropy, evaluate_predictions
+from kunlun_jax.training.metrics import entropy
 from tests.examples import CONTEXTS, SCHEMA, VIEWS, random_rows
 
 WORLD = SyntheticConfig(train_rows=1500, valid_rows=300, test_rows=300, users=60, items_per_brand=2, brands_per_topic=2)
@@ -75,14 +73,15 @@ def test_inputs_stand_row_by_row(data):
     np.testing.assert_array_equal(valid.labels, rows.labels[:, 0])
     np.testing.assert_array_equal(valid.history["matches"], match_counts(dataset.schema, rows))
     np.testing.assert_array_equal(valid.dense[:, :4], rows.dense)
-    small = [name for name in dataset.schema.categorical if name.size < shallow.MOST_CATEGORIES]
-    assert valid.categories.shape[1] == len(small) and valid.dense.shape[1] == 4 + WORLD.tags + 1
+    np.testing.assert_array_equal(valid.categories, map_ids(rows.categorical, dataset.schema.categorical)[0])
+    assert list(valid.sizes) == [feature.size for feature in dataset.schema.categorical]
+    assert valid.dense.shape[1] == 4 + WORLD.tags + 1
     assert valid.ids.sum() == len(rows.row) * len(dataset.schema.categorical) + len(rows.multi_valued["tags"].values)
 
 
-@pytest.mark.parametrize("fit", [shallow.logistic_regression, shallow.boosted_trees])
+@pytest.mark.parametrize("fit", [shallow.logistic_regression, boosted_trees.boosted_trees])
 def test_matches_help_a_shallow_model(data, fit, monkeypatch):
-    monkeypatch.setitem(shallow.TREES, "max_iter", 30)
+    monkeypatch.setattr(boosted_trees, "MOST_TREES", 30)
     dataset, inputs = data
     scale = entropy(dataset.p_train[0])
     ne = {}
@@ -94,29 +93,10 @@ def test_matches_help_a_shallow_model(data, fit, monkeypatch):
     assert ne["lengths", "matches"] < ne[()] - 0.03, ne
 
 
-def test_trees_as_a_row_are_those_of_the_table_with_gauc(data, monkeypatch):
-    monkeypatch.setitem(shallow.TREES, "max_iter", 5)
-    monkeypatch.setattr(synthetic, "P_TRAIN_ROWS", 16)
-    config = dataclasses.replace(
-        PRESETS["kunlun/small"][1], data=DataConfig(options=WORLD), loader=LoaderConfig(max_events=50)
-    )
-    row = shallow.trees_as_row(config, 0)
-    tried = {rate: shallow.boosted_trees(data[1], ("lengths", "matches"), 0, rate) for rate in shallow.TREE_RATES}
-    losses = {rate: shallow.mean_loss(data[1]["valid"], logits["valid"]) for rate, (logits, _) in tried.items()}
-    assert losses[row["rate"]] == min(losses.values()) < max(losses.values())
-    logits, chosen = tried[row["rate"]]
-    assert row["trees"] == chosen["trees"] and list(row["splits"]) == ["valid", "test"]
-    test = data[1]["test"]
-    assert row["splits"]["test"]["logloss"] == pytest.approx(shallow.mean_loss(test, logits["test"]), rel=1e-6)
-    users = np.asarray(data[0].source.keys(np.asarray(data[0].split("test")))["user_id"])
-    expected = evaluate_predictions(test.labels, logits["test"], test.weights, users, p_train=0.1)["gauc"]
-    assert row["splits"]["test"]["gauc"] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Trees that take no time, and how often any system was measured."""
-    monkeypatch.setitem(shallow.TREES, "max_iter", 5)
+    monkeypatch.setattr(boosted_trees, "MOST_TREES", 5)
     calls = []
     measure = learns.measure
 
@@ -142,7 +122,7 @@ def test_rows_that_are_there_are_not_run_again(tmp_path, capsys, quick):
     assert [row for row in rows if row["system"] != "trees-matches"] == first
     for row in rows:
         assert row["environment"]["commit"] and row["environment"]["command"]
-        assert row["environment"]["versions"]["scikit-learn"] and row["seconds"] >= 0
+        assert {"scikit-learn", "lightgbm"} < set(row["environment"]["versions"]) and row["seconds"] >= 0
         assert row["floor"]["test"] < row["test"]["ne"] and row["test"]["rows"] == 60
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:7]] == [
