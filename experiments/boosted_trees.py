@@ -31,7 +31,7 @@ TREES: dict[str, Any] = {
     "verbose": -1,
 }
 """Parameters of LightGBM that nothing is searched for. The seed draws the features that a node may split by."""
-MOST_TREES, PATIENCE = 4000, 100
+MOST_TREES, PATIENCE = 10_000, 100
 """Where boosting ends, and after how many trees that do not better "valid" it ends before."""
 PLAIN = 10.0
 """LightGBM's own `cat_l2`: the L2 penalty of a leaf behind a split by ids."""
@@ -47,14 +47,14 @@ class Settings:
       id_penalty: LightGBM's `cat_l2`. Without a strong one, trees learn the training rows of single users by heart.
     """
 
-    rate: float = 0.1
+    rate: float = 0.05
     every_id: bool = False
     id_penalty: float = PLAIN
 
 
 SEARCH = (Settings(), *(Settings(every_id=True, id_penalty=penalty) for penalty in (100.0, 1000.0, 10_000.0)))
 """What of the ids to read, tried first."""
-RATES = (0.05,)
+RATES = (0.025,)
 """Other rates, tried for the best of them."""
 
 
