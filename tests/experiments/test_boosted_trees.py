@@ -29,6 +29,8 @@ def data():
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch):
+    """On one thread: several wait for each other where other tests have the cores."""
+    monkeypatch.setitem(boosted_trees.TREES, "num_threads", 1)
     monkeypatch.setattr(boosted_trees, "MOST_TREES", 30)
 
 

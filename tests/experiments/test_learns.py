@@ -58,6 +58,12 @@ def test_a_schema_without_events_has_no_columns():
     assert match_counts(schema, rows).shape == history_lengths(schema, rows).shape == (len(VIEWS), 0)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Several wait for each other where other tests have the cores."""
+    monkeypatch.setitem(boosted_trees.TREES, "num_threads", 1)
+
+
 @pytest.fixture(scope="module")
 def data():
     dataset = synthetic.open_dataset(WORLD)
