@@ -23,6 +23,7 @@ from kunlun_jax.training.metrics import evaluate_predictions
 TREES: dict[str, Any] = {
     "objective": "binary",
     "metric": "binary_logloss",
+    "learning_rate": 0.05,
     "num_leaves": 31,
     "feature_fraction_bynode": 0.5,
     "lambda_l2": 1.0,
@@ -42,20 +43,16 @@ class Settings:
     """What is searched for.
 
     Attributes:
-      rate: LightGBM's `learning_rate`.
       every_id: whether features of `FEW` ids and more are read, too.
       id_penalty: LightGBM's `cat_l2`. Without a strong one, trees learn the training rows of single users by heart.
     """
 
-    rate: float = 0.05
     every_id: bool = False
     id_penalty: float = PLAIN
 
 
 SEARCH = (Settings(), *(Settings(every_id=True, id_penalty=penalty) for penalty in (100.0, 1000.0, 10_000.0)))
-"""What of the ids to read, tried first."""
-RATES = (0.025,)
-"""Other rates, tried for the best of them."""
+"""What is tried of them."""
 
 
 def boosted_trees(
@@ -75,7 +72,7 @@ def boosted_trees(
         columns(train), train.labels, weight=train.weights, categorical_feature=list(range(known)), params=TREES
     )
     model = lightgbm.train(
-        TREES | {"learning_rate": settings.rate, "cat_l2": settings.id_penalty, "seed": seed},
+        TREES | {"cat_l2": settings.id_penalty, "seed": seed},
         rows,
         MOST_TREES,
         [lightgbm.Dataset(columns(valid), valid.labels, weight=valid.weights, reference=rows)],
@@ -90,16 +87,12 @@ def boosted_trees(
 
 
 def search(data: Mapping[str, Inputs], history: tuple[History, ...]) -> Settings:
-    """The settings of the least LogLoss on "valid" with seed 0: of `SEARCH`, then of `RATES` for the best of these."""
+    """The settings in `SEARCH` of the least LogLoss on "valid" with seed 0."""
 
     def loss(settings: Settings) -> float:
         return mean_loss(data["valid"], boosted_trees(data, history, 0, settings)[0]["valid"])
 
-    tried = {settings: loss(settings) for settings in ProgressBar(SEARCH, desc="ids", unit="fit", leave=False)}
-    best = min(tried, key=tried.__getitem__)
-    for rate in ProgressBar(RATES, desc="rates", unit="fit", leave=False):
-        settings = dataclasses.replace(best, rate=rate)
-        tried[settings] = loss(settings)
+    tried = {settings: loss(settings) for settings in ProgressBar(SEARCH, desc="search", unit="fit", leave=False)}
     return min(tried, key=tried.__getitem__)
 
 

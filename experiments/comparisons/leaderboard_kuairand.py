@@ -5,7 +5,7 @@
 
 For every system four rates of the dense weights are tried on one seed; the best on "valid" has the other seeds, so
 eight runs of 2 to 12 minutes each on a CPU core. Presets have 1.6 to 1.8 times the FLOPs of kunlun/kuairand. LightGBM
-has five settings, tried on one seed, too; it reads ids of the context and dense features, running rates among them, and
+has four settings, tried on one seed, too; it reads ids of the context and dense features, running rates among them, and
 counts of events (`experiments.boosted_trees`). The regression reads all ids, those of histories, too, and has one of
 six penalties (`experiments.logistic_regression`). The frozen split cuts histories and rates where the split begins.
 """
