@@ -34,8 +34,6 @@ TREES: dict[str, Any] = {
 """Parameters of LightGBM that nothing is searched for. The seed draws the features that a node may split by."""
 MOST_TREES, PATIENCE = 10_000, 100
 """Where boosting ends, and after how many trees that do not better "valid" it ends before."""
-PLAIN = 10.0
-"""LightGBM's own `cat_l2`: the L2 penalty of a leaf behind a split by ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +42,12 @@ class Settings:
 
     Attributes:
       every_id: whether features of `FEW` ids and more are read, too.
-      id_penalty: LightGBM's `cat_l2`. Without a strong one, trees learn the training rows of single users by heart.
+      id_penalty: LightGBM's `cat_l2`, the L2 penalty in splits by ids, whose default is 10. Without a
+        strong one, trees learn the training rows of single users by heart.
     """
 
     every_id: bool = False
-    id_penalty: float = PLAIN
+    id_penalty: float = 10.0
 
 
 SEARCH = (Settings(), *(Settings(every_id=True, id_penalty=penalty) for penalty in (100.0, 1000.0, 10_000.0)))

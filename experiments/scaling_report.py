@@ -27,7 +27,11 @@ REFERENCES = {
     "trees-matches": "trees, match counts",
 }
 """Systems of learns.json that are drawn in -> how they are called; those without a size."""
-ALL_ROWS = {"logistic regression": "logistic regression, all rows", "Kunlun": "kunlun/movielens, all rows"}
+ALL_ROWS = {
+    "logistic regression": "logistic regression, all rows",
+    "LightGBM": "LightGBM, all rows",
+    "Kunlun": "kunlun/movielens, all rows",
+}
 """Rows of the comparison "movielens" that are drawn in -> how they are called. They have four times the law's rows."""
 DEPTHS = {"one layer": 1, "two layers": 2, "three layers": 3}
 """Rows of the comparisons of sizes -> layers of kunlun/small."""
