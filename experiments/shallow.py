@@ -25,7 +25,7 @@ from kunlun_jax.training.metrics import log_losses
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse strengths of the L2 penalty of the regression, summed over rows."""
 FEW = 255
-"""Multi-valued features of fewer ids are read as counts of each, as trees read categorical ones by their ids."""
+"""Features of fewer ids are read whatever else is: categorical ones by trees, multi-valued ones as a count of each."""
 
 History = Literal["lengths", "matches"]
 
