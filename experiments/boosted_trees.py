@@ -42,8 +42,7 @@ class Settings:
 
     Attributes:
       every_id: whether features of `FEW` ids and more are read, too.
-      id_penalty: LightGBM's `cat_l2`, the L2 penalty in splits by ids, whose default is 10. Without a
-        strong one, trees learn the training rows of single users by heart.
+      id_penalty: LightGBM's `cat_l2`, the L2 penalty in splits by ids, whose default is 10.
     """
 
     every_id: bool = False
@@ -51,13 +50,15 @@ class Settings:
 
 
 SEARCH = (Settings(), *(Settings(every_id=True, id_penalty=penalty) for penalty in (100.0, 1000.0, 10_000.0)))
-"""What is tried of them."""
+"""What is tried of them; by ids of many values a much stronger penalty is better (LOG.md)."""
+Fit = tuple[dict[str, np.ndarray], dict[str, Any]]
+"""Logits of each split but "train", float64 ``[rows]``, and what was chosen on "valid"."""
 
 
 def boosted_trees(
     data: Mapping[str, Inputs], history: tuple[History, ...], seed: int, settings: Settings = SEARCH[0]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Logits of each split but "train", float64 ``[rows]``, and the number of trees that was chosen on "valid"."""
+) -> Fit:
+    """The fit with a seed; "trees" is what was chosen, their number."""
 
     def columns(inputs: Inputs) -> np.ndarray:
         ids = inputs.categories[:, (inputs.sizes < FEW) | settings.every_id]
@@ -85,21 +86,23 @@ def boosted_trees(
     return logits, {"trees": model.best_iteration}
 
 
-def search(data: Mapping[str, Inputs], history: tuple[History, ...]) -> Settings:
-    """The settings in `SEARCH` of the least LogLoss on "valid" with seed 0."""
-
-    def loss(settings: Settings) -> float:
-        return mean_loss(data["valid"], boosted_trees(data, history, 0, settings)[0]["valid"])
-
-    tried = {settings: loss(settings) for settings in ProgressBar(SEARCH, desc="search", unit="fit", leave=False)}
-    return min(tried, key=tried.__getitem__)
+def search(data: Mapping[str, Inputs], history: tuple[History, ...]) -> tuple[Settings, Fit]:
+    """The settings in `SEARCH` of the least LogLoss on "valid" with seed 0, and that fit."""
+    best: tuple[float, Settings, Fit] | None = None
+    for settings in ProgressBar(SEARCH, desc="search", unit="fit", leave=False):
+        fit = boosted_trees(data, history, 0, settings)
+        loss = mean_loss(data["valid"], fit[0]["valid"])
+        if best is None or loss < best[0]:
+            best = loss, settings, fit
+    assert best is not None
+    return best[1:]
 
 
 @functools.lru_cache(maxsize=1)
 def _searched(
     data: DataConfig, most: tuple[tuple[str, int], ...], splits: tuple[str, ...]
-) -> tuple[Dataset, dict[str, Inputs], Settings]:
-    """A data set, what trees read of it, and their settings: all seeds of a comparison have the same."""
+) -> tuple[Dataset, dict[str, Inputs], tuple[Settings, Fit]]:
+    """A data set, what trees read of it, and what `search` found: all seeds of a comparison have the same settings."""
     dataset = open_dataset(data)
     inputs = read(dataset, dict(most), ("train", *splits))
     return dataset, inputs, search(inputs, ("lengths", "matches"))
@@ -111,8 +114,8 @@ def as_row(config: TrainConfig, seed: int) -> dict[str, Any]:
     Settings are searched for with seed 0, as neural systems' rates are.
     """
     most = tuple(config.loader.max_events_by_type(open_dataset(config.data).schema).items())
-    dataset, data, settings = _searched(config.data, most, config.run.eval_splits)
-    logits, chosen = boosted_trees(data, ("lengths", "matches"), seed, settings)
+    dataset, data, (settings, first) = _searched(config.data, most, config.run.eval_splits)
+    logits, chosen = first if seed == 0 else boosted_trees(data, ("lengths", "matches"), seed, settings)
     metrics = {
         split: evaluate_predictions(
             data[split].labels,

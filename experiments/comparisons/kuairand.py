@@ -3,8 +3,8 @@
     python -m experiments.compare kuairand --data.root KuaiRand-Pure
 
 Three to six minutes a seed on two CPU cores, logistic regression two; on one core eight with GDPA. Kunlun was chosen on
-"valid". DLRM and DCNv2 are what Kunlun is level with in `leaderboard_kuairand`;
-without histories, two minutes a seed, they say what each makes of those.
+"valid". DLRM and DCNv2 are what Kunlun is level with in `leaderboard_kuairand`; without histories, two minutes a seed,
+they say what each makes of those.
 """
 
 from experiments import boosted_trees, logistic_regression

@@ -83,18 +83,20 @@ def test_a_row_has_the_best_settings_of_seed_0(data, monkeypatch):
     config = dataclasses.replace(
         PRESETS["kunlun/small"][1], data=DataConfig(options=WORLD), loader=LoaderConfig(max_events=50)
     )
-    row = boosted_trees.as_row(config, 1)
+    rows = {seed: boosted_trees.as_row(config, seed) for seed in (1, 0)}
 
     def loss(settings):
         return mean_loss(data[1]["valid"], boosted_trees.boosted_trees(data[1], HISTORY, 0, settings)[0]["valid"])
 
     best = min(SEARCH, key=loss)
     assert len({loss(settings) for settings in SEARCH}) > 1
-    assert {name: row[name] for name in dataclasses.asdict(best)} == dataclasses.asdict(best)
-    logits, chosen = boosted_trees.boosted_trees(data[1], HISTORY, 1, best)
-    assert row["trees"] == chosen["trees"] and list(row["splits"]) == ["valid", "test"]
     test = data[1]["test"]
     users = np.asarray(data[0].source.keys(np.asarray(data[0].split("test")))["user_id"])
-    expected = evaluate_predictions(test.labels, logits["test"], test.weights, users, p_train=0.1)
-    for name in ("logloss", "gauc"):
-        assert row["splits"]["test"][name] == pytest.approx(expected[name], rel=1e-6)
+    for seed, row in rows.items():
+        assert {name: row[name] for name in dataclasses.asdict(best)} == dataclasses.asdict(best)
+        logits, chosen = boosted_trees.boosted_trees(data[1], HISTORY, seed, best)
+        assert row["trees"] == chosen["trees"] and list(row["splits"]) == ["valid", "test"]
+        expected = evaluate_predictions(test.labels, logits["test"], test.weights, users, p_train=0.1)
+        for name in ("logloss", "gauc"):
+            assert row["splits"]["test"][name] == pytest.approx(expected[name], rel=1e-6)
+    assert rows[0]["splits"]["test"]["logloss"] != rows[1]["splits"]["test"]["logloss"]
