@@ -32,7 +32,7 @@ TREES: dict[str, Any] = {
     "verbose": -1,
 }
 """Parameters of LightGBM that nothing is searched for. The seed draws the features that a node may split by."""
-MOST_TREES, PATIENCE = 10_000, 100
+MOST_TREES, PATIENCE = 10_000, 300
 """Where boosting ends, and after how many trees that do not better "valid" it ends before."""
 
 
