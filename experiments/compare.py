@@ -125,6 +125,18 @@ def comparison_of(name: str) -> Comparison:
     return importlib.import_module(f"experiments.comparisons.{name}").COMPARISON
 
 
+def config_of(flags: str, data: DataFlags) -> TrainConfig:
+    """The config of a preset and flags of `experiments.train`, on the data that is there."""
+    where = [
+        part
+        for name, value in (("--data.root", data.root), ("--data.cache", data.cache))
+        if value is not None
+        for part in (name, str(value))
+    ]
+    _, config = parse([*shlex.split(flags), *where])
+    return dataclasses.replace(config, data=resolve(config.data))
+
+
 def key_of(comparison: Comparison) -> Callable[[dict[str, Any]], tuple]:
     """What makes two rows the same measurement, in the order of the comparison."""
     order = list(comparison.rows) + list(comparison.others)
@@ -142,18 +154,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = measured_in(args.dirty)
     key, seeds = key_of(comparison), args.seeds or comparison.seeds
-    where = [
-        part
-        for name, value in (("--data.root", args.data.root), ("--data.cache", args.data.cache))
-        if value is not None
-        for part in (name, str(value))
-    ]
-
     opened: list[tuple[DataConfig, Dataset]] = []
-
-    def config_of(flags: str) -> TrainConfig:
-        _, config = parse([*shlex.split(flags), *where])
-        return dataclasses.replace(config, data=resolve(config.data))
 
     def dataset_of(config: TrainConfig) -> Dataset:
         """Its data set, which stays open for the next row, as most rows are on the same."""
@@ -164,7 +165,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
 
     def of(name: str, flags: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of these flags, those that are missing measured."""
-        config = config_of(flags)
+        config = config_of(flags, args.data)
         dataset, found = dataset_of(config), []
         for seed in seeds:
             row = {"name": name, "seed": seed, "flags": flags, "data": dataset.fingerprint}
@@ -186,7 +187,7 @@ def run(args: Arguments, comparison: Comparison, path: Path) -> set[str]:
 
     # Before anything runs, so that flags that cannot be do not end a call of hours.
     every = [flags for name in comparison.rows for flags in comparison.flags_of(name)]
-    data = {dataset_of(config_of(flags)).fingerprint for flags in every}
+    data = {dataset_of(config_of(flags, args.data)).fingerprint for flags in every}
     for name in args.rows or (*comparison.rows, *comparison.others):
         if name in comparison.others:
             of(name, comparison.rows[comparison.others[name][0]], seeds[:1] if name in comparison.seedless else seeds)

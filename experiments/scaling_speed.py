@@ -16,9 +16,7 @@ draws what there is, examples/s and MFU by size, and NE, by the rows of the law,
 """
 
 import dataclasses
-import itertools
 import os
-import statistics
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +28,9 @@ from experiments import scaling_speed_report
 from experiments.compilation import keep_compiled
 from experiments.result_rows import RESULTS, measured_in, store, stored
 from experiments.scaling_plan import BASELINE, BUDGETS, Data, Planned, check_data, key_of_speed
-from experiments.step_times import StepTimes, take_turns
+from experiments.step_times import RunSteps, take_turns
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
-from kunlun_jax.flops import TRAINING_FACTOR, total_flops
-from kunlun_jax.mfu import Peak
-from kunlun_jax.training.config import TrainConfig
-from kunlun_jax.training.run import prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,49 +73,14 @@ class Arguments:
         return self.out or (Path("runs/scaling_speed_tiny.json") if self.budget == "tiny" else usual)
 
 
-class Subject(StepTimes):
-    """A system at one size.
-
-    Args:
-      config: of its runs.
-      dataset: theirs.
-      batches: how many of the first of them steps are of.
-    """
-
-    def __init__(self, config: TrainConfig, dataset: Dataset, batches: int):
-        run = prepare(config, dataset)
-        with run.loader("train", training=True) as loader:
-            some = [run.trainer.put(batch) for batch, _ in itertools.islice(loader, batches)]
-        super().__init__(run.trainer, run.trainer.init(), some)
-        self.flops = total_flops(run.parts)
-        self.batch_size = config.loader.batch_size
-
-    def result(self, limit: Peak, baseline: "Subject | None") -> dict[str, Any]:
-        """Numbers of this system; the share of the peak that it uses is also told as a ratio to the baseline's."""
-        step = statistics.median(self.seconds)
-        rate = self.batch_size / step
-        found = {
-            "flops_per_example": self.flops,
-            "step_seconds": step,
-            "step_seconds_all": self.seconds,
-            "examples_per_second": rate,
-            "mfu": TRAINING_FACTOR * self.flops * rate / limit.flops_per_second,
-            "peak": dataclasses.asdict(limit),
-            "compile_seconds": round(self.compile_seconds, 1),
-        }
-        if baseline is not None:
-            found["mfu_ratio"] = self.times_as_fast_as(baseline) * self.flops / baseline.flops
-        return found
-
-
 def measure(args: Arguments, size: int, dataset: Dataset) -> list[dict[str, Any]]:
     """The rows of one size, without their environment."""
     budget = BUDGETS[args.budget]
-    subjects: dict[Planned, Subject] = {}
+    subjects: dict[Planned, RunSteps] = {}
     for system in budget.systems:
         model = Planned(system, size, None, 0)
         config = model.config(budget, args.data, args.root, args.cache)
-        subjects[model] = Subject(config, dataset, args.steps)
+        subjects[model] = RunSteps(config, dataset, args.steps)
         print(f"{system} {size}: compiled in {subjects[model].compile_seconds:.0f} s", file=sys.stderr)
     limit = take_turns(subjects.values(), args.rounds, args.steps, config.model.compute_dtype)
     baseline = next((subject for model, subject in subjects.items() if model.system == BASELINE), None)

@@ -5,11 +5,16 @@ import itertools
 import statistics
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 
 from kunlun_jax.batch import Batch
+from kunlun_jax.data.dataset import Dataset
+from kunlun_jax.flops import TRAINING_FACTOR, total_flops
 from kunlun_jax.mfu import ROUNDS, Peak, measured_flops, peak
+from kunlun_jax.training.config import TrainConfig
+from kunlun_jax.training.run import prepare
 from kunlun_jax.training.step import Trainer, TrainState
 
 
@@ -47,6 +52,46 @@ class StepTimes:
     def times_as_fast_as(self, other: "StepTimes") -> float:
         """Its steps for each of another's, the median over their rounds: what slows a round slows both."""
         return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+class RunSteps(StepTimes):
+    """Whole steps of a training run, tables and optimizers included.
+
+    Args:
+      config: of the run.
+      dataset: its data.
+      batches: how many of the first of the run steps are of.
+
+    Attributes:
+      flops: useful forward FLOPs per example.
+      batch_size: examples of a step.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, batches: int):
+        run = prepare(config, dataset)
+        with run.loader("train", training=True) as loader:
+            some = [run.trainer.put(batch) for batch, _ in itertools.islice(loader, batches)]
+        super().__init__(run.trainer, run.trainer.init(), some)
+        self.flops = total_flops(run.parts)
+        self.batch_size = config.loader.batch_size
+
+    def result(self, limit: Peak, baseline: "RunSteps | None") -> dict[str, Any]:
+        """Its numbers, and how fast it is and how much of the peak it uses beside the baseline, by round."""
+        step = statistics.median(self.seconds)
+        rate = self.batch_size / step
+        found = {
+            "flops_per_example": self.flops,
+            "step_seconds": step,
+            "step_seconds_all": self.seconds,
+            "examples_per_second": rate,
+            "mfu": TRAINING_FACTOR * self.flops * rate / limit.flops_per_second,
+            "peak": dataclasses.asdict(limit),
+            "compile_seconds": round(self.compile_seconds, 1),
+        }
+        if baseline is not None:
+            faster = self.times_as_fast_as(baseline) * self.batch_size / baseline.batch_size
+            found |= {"speed_ratio": faster, "mfu_ratio": faster * self.flops / baseline.flops}
+        return found
 
 
 def take_turns(subjects: Collection[StepTimes], rounds: int, steps: int, dtype: jax.typing.DTypeLike) -> Peak:

@@ -24,7 +24,7 @@ def leaderboard(flags: str, *, rates: tuple[str, ...] = (), frozen: bool) -> Com
       frozen: whether the data set has a split with frozen histories.
     """
     columns = ["valid logloss", "test auc", "test logloss", "test ne", "test gauc"]
-    columns += ["test_frozen gauc"] * frozen + ["flops", "parameters", "examples/s"]
+    columns += ["test_frozen gauc"] * frozen + ["flops", "parameters"]
     return Comparison(
         rows={name: f"{name}/{flags}" for name in ("kunlun", *NAMES)},
         others={

@@ -5,7 +5,7 @@
 
 Each system has its preset's rate and nothing is searched for: `leaderboard_movielens` found them on "valid" of the
 random split by a search that is the same for all. Ratings of 3 stars are examples, so a run takes a third longer. Rows
-are shuffled, since that is what the presets have. Not every system is run yet (docs/results.md).
+are shuffled, since that is what the presets have.
 """
 
 from experiments.comparisons.leaderboard_kuairand import leaderboard

@@ -1,66 +1,15 @@
 """`experiments.scaling_speed`: what it measures, what is not measured again, and what its table makes of numbers."""
 
 import json
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import scaling_speed, scaling_speed_report, step_times
+from experiments import scaling_speed, scaling_speed_report
 from experiments.scaling_plan import BUDGETS, Planned
-from experiments.step_times import StepTimes, take_turns
-from kunlun_jax.flops import TRAINING_FACTOR
-from kunlun_jax.mfu import Peak
+from experiments.step_times import RunSteps
 
 CPU = BUDGETS["cpu"]
-PEAK = Peak(1e9, "float32", "measured, once", "cpu", 1)
-
-
-class FakeTrainer:
-    """A step that adds its batch to the state."""
-
-    def compile_step(self, state, batch):
-        return lambda state, batch: (state + batch, None)
-
-
-def test_steps_have_the_batches_in_turn():
-    trainer: Any = FakeTrainer()
-    times = StepTimes(trainer, jnp.zeros(()), [jnp.float32(1), jnp.float32(10)])
-    assert times.run(3) > 0 and times.state == 12
-    times.run(1)
-    assert times.state == 22 and times.seconds == []
-
-
-def test_each_subject_has_its_turn_in_every_round_and_the_peak_is_the_best_of_all(monkeypatch):
-    order, rates = [], iter([5e8, 3e9, 2e9])
-
-    class Subject(StepTimes):
-        def __init__(self, name):
-            self.name, self.seconds = name, []
-
-        def run(self, steps):
-            order.append((self.name, steps))
-            return float(len(order))
-
-    monkeypatch.setattr(step_times, "peak", lambda dtype: PEAK)
-    monkeypatch.setattr(step_times, "measured_flops", lambda dtype: next(rates))
-    one, other = Subject("one"), Subject("other")
-    limit = take_turns([one, other], 3, 4, jnp.float32)
-    assert order == [("one", 1), ("one", 4), ("other", 1), ("other", 4)] * 3
-    assert one.seconds == [2, 6, 10] and other.seconds == [4, 8, 12]
-    assert limit.flops_per_second == 3e9 and "in each of 3 rounds" in limit.source
-
-
-def test_numbers_of_a_system_beside_the_baseline():
-    own, baseline = (scaling_speed.Subject.__new__(scaling_speed.Subject) for _ in range(2))
-    for subject, flops, seconds in ((own, 2e5, [0.1, 0.4, 0.1]), (baseline, 1e5, [0.2, 0.4, 0.1])):
-        subject.flops, subject.seconds, subject.batch_size, subject.compile_seconds = flops, seconds, 256, 1.23
-    found = own.result(PEAK, baseline)
-    assert found["examples_per_second"] == 2560 and found["step_seconds_all"] == [0.1, 0.4, 0.1]
-    assert found["mfu"] == pytest.approx(TRAINING_FACTOR * 2e5 * 2560 / 1e9)
-    # Twice the FLOPs, as fast in the median of the rounds: 2, 1 and 1 times.
-    assert found["mfu_ratio"] == 2 and "mfu_ratio" not in own.result(PEAK, None)
 
 
 def law_rows(system, eta, flops):
@@ -130,7 +79,7 @@ def fake(monkeypatch):
     """Subjects that take no time; the models that were made."""
     made = []
 
-    class Subject(StepTimes):
+    class Subject(RunSteps):
         def __init__(self, config, dataset, batches):
             made.append((type(config.model).__name__, config.loader.max_events, batches))
             self.seconds, self.compile_seconds, self.batch_size, self.flops = [], 0.0, 32, 1e5
@@ -138,9 +87,7 @@ def fake(monkeypatch):
         def run(self, steps):
             return 0.5
 
-        result = scaling_speed.Subject.result
-
-    monkeypatch.setattr(scaling_speed, "Subject", Subject)
+    monkeypatch.setattr(scaling_speed, "RunSteps", Subject)
     monkeypatch.setattr(scaling_speed, "keep_compiled", lambda cache: None)
     monkeypatch.setattr("kunlun_jax.mfu.MEASURED_SIZE", 64)
     return made
