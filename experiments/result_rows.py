@@ -4,6 +4,7 @@ A row says what it is of, what was found, its seconds, and the environment: comm
 machine. It is stored as soon as it is done, and the folder of its training run is kept until then.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -12,16 +13,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.provenance import environment
 from kunlun_jax.training.config import TrainConfig
 from kunlun_jax.training.evaluate import NotFinite
 from kunlun_jax.training.loop import train
-from kunlun_jax.training.run_directory import write_atomic
+from kunlun_jax.training.run_directory import RunInUse, write_atomic
 from kunlun_jax.training.skipped import Diverged
 
 RESULTS = Path(__file__).parent / "results"
@@ -125,24 +126,60 @@ def add(
     measure: Callable[[], dict[str, Any]],
     folder: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a row, stores it with its seconds and environment, and returns it.
+    """Measures a row, stores it with its seconds and environment, and returns it; one that is stored by now as it is.
 
     `folder` is that of its run. It goes once the row is stored, and until then keeps the seconds of earlier calls.
+
+    Raises:
+      RunInUse: another call is at the run of `folder`.
     """
     began, load = time.monotonic(), round(os.getloadavg()[0], 2)
-    spent = None if folder is None else folder.with_name(f"{folder.name}.seconds")
-    before = float(spent.read_text()) if spent is not None and spent.exists() else 0.0
-    try:
-        found = measure()
-    finally:
-        seconds = round(before + time.monotonic() - began, 1)
-        if spent is not None:
-            spent.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(spent, f"{seconds}\n")
-    row = row | found | {"seconds": seconds, "environment": {**started_in, "load_average": load}}
-    store(path, row, key_of)
-    if folder is not None and spent is not None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        spent.unlink()
-    return row
+    with contextlib.ExitStack() as held:
+        spent = None if folder is None else held.enter_context(_claimed(folder))
+        # Another call may have stored it since this one looked for what is missing.
+        if known := next((old for old in stored(path) if key_of(old) == key_of(row)), None):
+            found = known
+        else:
+            before = 0.0 if spent is None else float(spent.read() or 0)
+            try:
+                found = measure()
+            finally:
+                seconds = round(before + time.monotonic() - began, 1)
+                if spent is not None:
+                    spent.truncate(0)
+                    spent.write(f"{seconds}\n")
+                    spent.flush()
+            found = row | found | {"seconds": seconds, "environment": {**started_in, "load_average": load}}
+            store(path, found, key_of)
+        if folder is not None:
+            if folder.exists():
+                shutil.rmtree(folder)
+            _seconds_of(folder).unlink()
+    return found
+
+
+def _seconds_of(folder: Path) -> Path:
+    """The file beside the folder of a run that keeps its seconds."""
+    return folder.with_name(f"{folder.name}.seconds")
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[TextIO]:
+    """`_seconds_of` the folder, open and locked: no other call is at the run as long as this one is, however it ends.
+
+    Raises:
+      RunInUse: another one is.
+    """
+    path = _seconds_of(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunInUse(f"{folder} is in use by another call; wait until it has ended") from None
+            # Whoever had it may have deleted it after it was opened here, and a third may have made another.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.seek(0)
+                yield file
+                return

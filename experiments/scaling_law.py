@@ -10,8 +10,8 @@ more runs than are counted here where the best rate is at an end of the first th
     --budget cpu    110 runs, 5.8 hours on two cores by the speeds in results/cpu/systems.json, the longest 12 minutes
     --budget gpu    44 runs of Kunlun and InterFormer, in pieces of 8.5 minutes; never run, so there is no estimate
 
-``--systems kunlun interformer`` runs these alone and ``--seeds 1`` that seed, so that a call for each core of a machine
-can have runs of its own; they may share the file of rows.
+``--systems kunlun interformer`` runs these alone and ``--seeds 1`` that seed. Several calls may run at once, say one
+for each core of a machine: each takes runs that no other one has.
 
 ``--data movielens --root ml-1m`` takes as many rows of MovieLens-1M instead, a quarter of them, drawn by the seed. A
 run that diverges is stored as such, counts as the worst of its rate and is in no law. A call ends after --minutes, in
@@ -36,6 +36,7 @@ from experiments.result_rows import RESULTS, add, diverged, measured_in, run_fol
 from experiments.scaling_plan import BUDGETS, FILES, Data, Planned, check_data, current, key_of, missing, seconds
 from kunlun_jax.data.dataset import Dataset
 from kunlun_jax.data.open import open_dataset
+from kunlun_jax.training.run_directory import RunInUse
 
 REPEAT_S = 5.0
 """After its end a call asks the run to stop again and again, for one that is being compiled does not hear it."""
@@ -112,12 +113,13 @@ class Deadline:
 
 
 def measure(args: Arguments, dataset: Dataset) -> None:
-    """Runs what is missing until it is done or the minutes are over."""
+    """Runs what is missing until it is done, or other calls are at what is left, or the minutes are over."""
     budget = BUDGETS[args.budget]
     keep_compiled(args.cache)
     # Now, not when a row is done: the code that runs is what was there at the start.
     started_in = measured_in(args.dirty)
     with Deadline(budget.minutes if args.minutes is None else args.minutes) as deadline:
+        others: set[Planned] = set()
         while not deadline.over:
             ready = [
                 run
@@ -126,15 +128,19 @@ def measure(args: Arguments, dataset: Dataset) -> None:
                 and run.system in (args.systems or budget.systems)
                 and run.seed in (args.seeds or budget.seeds)
             ]
-            if not ready:
+            run = next((run for run in ready if run not in others), None)
+            if run is None:
                 return
-            row = ready[0].row(budget, args.data, dataset.fingerprint)
-            config = ready[0].config(budget, args.data, args.root, args.cache)
+            row = run.row(budget, args.data, dataset.fingerprint)
+            config = run.config(budget, args.data, args.root, args.cache)
             folder = run_folder(row, args.runs / "law", started_in["commit"])
             train = functools.partial(train_row, row, config, dataset, folder)
             print(f"{row['name']}, seed {row['seed']}: measuring {row['flags']}", file=sys.stderr)
             try:
                 row = add(args.path, row, key_of, started_in, train, folder)
+            except RunInUse:
+                others.add(run)
+                print(f"{row['name']}, seed {row['seed']}: another call is at it", file=sys.stderr)
             except KeyboardInterrupt:
                 if not deadline.over:
                     raise

@@ -277,6 +277,28 @@ def test_a_call_ends_after_its_minutes_in_the_middle_of_a_run(fake, tmp_path, mo
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_calls_at_once_share_the_runs(fake, tmp_path, monkeypatch, capsys):
+    done = scaling_law.train_row
+    flags = ["--budget", "tiny", "--dirty", "--out", str(tmp_path / "law.json"), "--runs", str(tmp_path / "runs")]
+
+    def while_another_call_runs(row, config, dataset, folder):
+        found = done(row, config, dataset, folder)
+        if len(fake) == 1:
+            assert scaling_law.main(flags) == 0
+        return found
+
+    monkeypatch.setattr(scaling_law, "train_row", while_another_call_runs)
+    assert scaling_law.main(flags) == 0
+    assert fake == [f"{system} {size}, rate 0.003" for size in (0, 1) for system in ("wukong", "din")]
+    printed = capsys.readouterr()
+    assert printed.err.count("another call is at it") == 1
+    assert [line for line in printed.out.splitlines() if "missing" in line] == [
+        "1 runs are missing, about 0.0 hours on two cores",
+        "0 runs are missing",
+    ]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_an_interrupt_of_a_person_is_one(fake, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
