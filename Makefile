@@ -183,6 +183,7 @@ leaderboard: dev  ## every system and two simple models on KuaiRand-Pure and Mov
 	$(PY) -m experiments.compare leaderboard_movielens_last --data.root "$(MOVIELENS)" $(LEADERBOARD)
 	$(PY) -m experiments.compare_speed leaderboard_kuairand --data.root "$(KUAIRAND)"
 	$(PY) -m experiments.compare_speed leaderboard_movielens --data.root "$(MOVIELENS)"
+	$(PY) -m experiments.compare_speed leaderboard_movielens_last --data.root "$(MOVIELENS)"
 
 # --- on a machine with a GPU ---
 
