@@ -78,31 +78,28 @@ def of_scaling_law(data: Data) -> Made:
     )
 
 
-MADE = (
-    {name: of_comparison(name) for name in NAMES}
-    | {f"{name}_speed": of_speed(name) for name in NAMES}
-    | {
-        "data_scaling": Made(
-            lambda c, path: data_scaling.picture(c["rows"], path), lambda c: data_scaling.markdown(c["rows"])
-        ),
-        "dryrun": Made(lambda c, path: dry_run_report.picture(c["rows"], path)),
-        "learns": Made(lambda c, path: learns.picture(c["rows"], path), lambda c: learns.markdown(c["rows"])),
-        "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
-        "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),
-        "parity": Made(parity.picture, parity.markdown),
-        "scaling_law": of_scaling_law("synthetic"),
-        "scaling_law_movielens": of_scaling_law("movielens"),
-        "scaling_speed": Made(
-            lambda c, path: scaling_speed_report.picture(c["rows"], BUDGETS["cpu"], path),
-            lambda c: scaling_speed_report.markdown(c["rows"], BUDGETS["cpu"]),
-        ),
-        **dict.fromkeys(
-            ("table_scaling", "table_scaling_devices"),
-            Made(lambda c, path: table_scaling.picture(c["sizes"], path), table_scaling.markdown),
-        ),
-        "window_scaling": Made(scaling.picture),
-    }
-)
+MADE = {name: of_comparison(name) for name in NAMES} | {
+    **{f"{name}_speed": of_speed(name) for name in NAMES},
+    "data_scaling": Made(
+        lambda c, path: data_scaling.picture(c["rows"], path), lambda c: data_scaling.markdown(c["rows"])
+    ),
+    "dryrun": Made(lambda c, path: dry_run_report.picture(c["rows"], path)),
+    "learns": Made(lambda c, path: learns.picture(c["rows"], path), lambda c: learns.markdown(c["rows"])),
+    "mfu": Made(lambda c, path: mfu_report.picture(c["rows"], path), lambda c: mfu_report.markdown(c["rows"])),
+    "mfu_bound": Made(lambda c, path: mfu_bound.picture(c["rows"], path), lambda c: mfu_bound.markdown(c["rows"])),
+    "parity": Made(parity.picture, parity.markdown),
+    "scaling_law": of_scaling_law("synthetic"),
+    "scaling_law_movielens": of_scaling_law("movielens"),
+    "scaling_speed": Made(
+        lambda c, path: scaling_speed_report.picture(c["rows"], BUDGETS["cpu"], path),
+        lambda c: scaling_speed_report.markdown(c["rows"], BUDGETS["cpu"]),
+    ),
+    **dict.fromkeys(
+        ("table_scaling", "table_scaling_devices"),
+        Made(lambda c, path: table_scaling.picture(c["sizes"], path), table_scaling.markdown),
+    ),
+    "window_scaling": Made(scaling.picture),
+}
 """Name of a file of results -> what is made of its contents."""
 
 
