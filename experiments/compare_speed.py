@@ -3,8 +3,8 @@
 Runs of `experiments.compare` are of many hours, beside whatever else the machine did, so their examples/s tell little
 of one system beside another. Here all rows that `experiments.train` trains take turns in one process, with whole
 training steps, tables and optimizers included, of the first batches of their runs. How much faster than the first one a
-system is, is the median of ratios of the same round. Rates that a comparison searches for are of no account. Nothing
-else should run beside it.
+system is, is the median of ratios of the same round. Rates that a comparison searches for are of no account. Nine
+systems take four to six minutes on a CPU core; nothing else should run beside it.
 
     python -m experiments.compare_speed leaderboard_movielens --data.root ml-1m
 

@@ -60,7 +60,7 @@ class RunSteps(StepTimes):
     Args:
       config: of the run.
       dataset: its data.
-      batches: how many of the first of the run steps are of.
+      batches: how many there are, the first of the run, which steps take in turn.
 
     Attributes:
       flops: useful forward FLOPs per example.

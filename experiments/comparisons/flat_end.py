@@ -4,7 +4,7 @@
 
 From 3.4 MFLOPs on Kunlun's law in the synthetic world gains little (`experiments.scaling_law`). Parts that the family
 grows slowly or not at all are made larger and smaller here, and GDPA's scale and values are changed, at the rate that
-the law's rule found. Two minutes a seed on a CPU core. What more layers do is told by `longer_pass`.
+the law's rule found. Three minutes a seed on a CPU core. What more layers do is told by `longer_pass`.
 """
 
 from experiments.compare import Comparison
